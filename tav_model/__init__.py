@@ -1,0 +1,34 @@
+"""Tune-A-Video as a library: an image diffusion model inflated to video, tuned on one clip, inverted and edited.
+
+The public names load on first use, because torch and diffusers take seconds to import.
+"""
+
+from importlib import import_module
+from typing import Any
+
+_HOMES = {
+    "BasicTransformerBlock": "attention",
+    "SparseCausalAttention": "attention",
+    "Transformer3DModel": "attention",
+    "Downsample3D": "resnet",
+    "InflatedConv3d": "resnet",
+    "ResnetBlock3D": "resnet",
+    "Upsample3D": "resnet",
+    "UNet3DConditionModel": "unet",
+    "ddim_inversion": "inversion",
+    "TuneAVideoPipeline": "pipeline",
+    "Tuner": "tuning",
+    "TuningConfig": "tuning",
+    "TavError": "errors",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,77 @@
+"""Between frames and latents: the VAE's posterior of each frame, samples of it, and the way back, in chunks of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from tav_model.errors import TavError
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+
+def _chunks(tensor: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
+    if size < 1:
+        raise ValueError(f"chunk_size: {size} must be at least 1")
+    yield from tensor.split(size)
+
+
+@torch.no_grad()
+def encode_frames(
+    vae: AutoencoderKL, frames: np.ndarray, chunk_size: int = 8, on_chunk: Callable[[int], None] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The posterior of each frame's latents, scaled to the unit variance that the UNet knows.
+
+    Args:
+        frames: uint8, `f h w 3`; height and width multiples of the VAE's factor.
+        chunk_size: frames at a time, which bounds the memory.
+        on_chunk: told how many frames each chunk had.
+
+    Returns:
+        Mean and standard deviation, each `1 c f h w` in float32; `mean + deviation * noise` is a sample.
+    """
+    scale = vae.config.scaling_factor
+    means, deviations = [], []
+    for chunk in _chunks(torch.from_numpy(frames), chunk_size):
+        images = rearrange(chunk.to(vae.device), "f h w c -> f c h w").to(vae.dtype) / 127.5 - 1.0
+        posterior = vae.encode(images).latent_dist
+        means.append(posterior.mean.float() * scale)
+        deviations.append(posterior.std.float() * scale)
+        if on_chunk is not None:
+            on_chunk(len(chunk))
+    mean, deviation = (rearrange(torch.cat(parts), "f c h w -> 1 c f h w").contiguous() for parts in (means, deviations))
+    if not (torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
+        raise TavError(f"the VAE's latents are not finite in {vae.dtype}: encode in float32")
+    return mean, deviation
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, chunk_size: int = 8) -> torch.Tensor:
+    """The frames of latents, `chunk_size` frames at a time: `b c f h w` -> `b 3 f H W` in [0, 1], float32, on the CPU.
+
+    A VAE in float16 is moved to float32 first: Stable Diffusion's overflows there, and the video would be black.
+
+    Raises:
+        TavError: the frames are not finite.
+    """
+    if vae.dtype == torch.float16:
+        vae.to(torch.float32)
+    b = latents.shape[0]
+    images = []
+    for chunk in _chunks(rearrange(latents, "b c f h w -> (b f) c h w"), chunk_size):
+        image = vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample
+        images.append((image.float().cpu() / 2 + 0.5).clamp(0, 1))
+    video = rearrange(torch.cat(images), "(b f) c h w -> b c f h w", b=b)
+    if not torch.isfinite(video).all():
+        raise TavError("the edited video is not finite: use float32, or fewer steps of tuning at a lower learning rate")
+    return video
+
+
+def to_frames(video: torch.Tensor) -> np.ndarray:
+    """One video `3 f H W` in [0, 1] as uint8 frames, `f H W 3`."""
+    return rearrange((video * 255).round().to(torch.uint8), "c f h w -> f h w c").numpy()

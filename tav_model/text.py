@@ -1,0 +1,32 @@
+"""Prompts as the text encoder's embeddings."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+logger = logging.getLogger(__name__)
+
+
+@torch.no_grad()
+def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> torch.Tensor:
+    """`b n c` text embeddings, padded to the tokenizer's length (77 in CLIP).
+
+    What lies beyond that length cannot be seen by the model; it is cut off, and a warning says what was.
+    """
+    limit = tokenizer.model_max_length
+    for prompt in prompts:
+        ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
+        if len(ids) > limit:
+            lost = tokenizer.decode(ids[limit - 1 : -1])
+            logger.warning("the prompt has more than %d tokens; not seen by the model: %r", limit, lost)
+    tokens = tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+    use_mask = getattr(text_encoder.config, "use_attention_mask", False)
+    mask = tokens.attention_mask.to(text_encoder.device) if use_mask else None
+    return text_encoder(tokens.input_ids.to(text_encoder.device), attention_mask=mask).last_hidden_state
