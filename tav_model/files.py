@@ -100,11 +100,28 @@ def read_json(path: str | Path) -> Any:
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
-    """Write ``tensors`` as safetensors. ``metadata`` says what they are (stage, shape order, scale, fps, inputs)."""
+    """Write ``tensors`` as safetensors. ``metadata`` says what they are (stage, shape order, scale, fps, inputs).
+
+    The same tensors and metadata give the same bytes.
+    """
     from safetensors.torch import save_file
 
     with atomic_file(path) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata of a safetensors file in order: the library writes it in that of a random hash."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) > length:
+            raise ValueError(f"{path}: the header does not fit its place")
+        file.seek(8)
+        file.write(ordered.ljust(length))
 
 
 def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -78,7 +78,7 @@ def estimate_motion(frames: np.ndarray) -> Motion:
 
 
 def warping_error(frames: np.ndarray, motion: Motion) -> float:
-    """Warping error of Lai et al. (ECCV 2018, "Learning Blind Video Temporal Consistency", section 4).
+    """Warping error of Lai et al. (ECCV 2018, "Learning Blind Video Temporal Consistency").
 
     Frame t+1 is warped back to frame t along ``motion``, which comes from the source video: an edit that keeps
     the source's motion and paints each thing the same in every frame has an error near 0. The error of a pair of

@@ -1,0 +1,51 @@
+"""Encode: the VAE's posterior of the frames, and the text embeddings of the caption and of the empty prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tav_model.errors import TavError
+from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
+from tasks.models import base_digest, load_part
+from tasks.progress import Progress
+
+
+def encode(
+    frames: Path, out: Path, *, base: str, caption: str, params: Any, device: str, chunk: int, progress: Progress
+) -> None:
+    """Write `latents.safetensors` (`mean`, `deviation`: `1 c f h w`) and `text.safetensors` (`caption`, `empty`: `1 n c`).
+
+    The posterior is kept rather than a sample of it, so that each tuning step still draws its own.
+
+    Raises:
+        TavError: frames whose size the VAE cannot halve often enough.
+    """
+    import torch
+
+    from tav_model.latents import encode_frames
+    from tav_model.text import encode_prompts
+
+    tensors, metadata = load_tensors(frames / "frames.safetensors")
+    pixels = tensors["frames"].numpy()
+    vae = load_part(base, "vae").to(device, getattr(torch, params.precision))
+    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    _, height, width, _ = pixels.shape
+    if height % factor or width % factor:
+        raise TavError(f"params.yaml: decode: {width}x{height} must be multiples of {factor} for this base model's VAE")
+    mean, deviation = encode_frames(vae, pixels, chunk, on_chunk=progress.update)
+    text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
+    embeddings = encode_prompts(tokenizer, text_encoder, [caption, ""]).cpu()
+    common = {"stage": "encode", "base": base_digest(base), "frames": digest(frames / "frames.safetensors")}
+    with atomic_folder(out) as folder:
+        save_tensors(
+            folder / "latents.safetensors",
+            {"mean": mean.cpu(), "deviation": deviation.cpu()},
+            common
+            | {"shape": "b c f h w", "scale": str(vae.config.scaling_factor), "fps": metadata["fps"]},
+        )
+        save_tensors(
+            folder / "text.safetensors",
+            {"caption": embeddings[:1], "empty": embeddings[1:]},
+            common | {"shape": "b n c", "text": caption},
+        )

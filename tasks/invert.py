@@ -1,0 +1,68 @@
+"""Invert: from the clip's latents to the noise that every edit starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tav_model.errors import TavError
+from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
+from tasks.models import load_part, load_tuned_unet
+from tasks.progress import Progress
+
+
+def invert(
+    latents: Path,
+    tuned: Path,
+    out: Path,
+    *,
+    base: str,
+    attention: Any,
+    params: Any,
+    device: str,
+    progress: Progress,
+) -> None:
+    """Write `inverted.safetensors`: `latents`, the last point of the trajectory, `1 c f h w` in float32.
+
+    Raises:
+        TavError: weights that were tuned on another clip.
+    """
+    import torch
+
+    from tav_model import ddim_inversion
+    from tav_model.text import encode_prompts
+
+    unet, info = load_tuned_unet(base, tuned, attention, device, getattr(torch, params.precision))
+    if info.get("clip_digest") != digest(latents):
+        raise TavError(f"{tuned}: tuned on other latents than {latents}; tune again (dvc repro)")
+    tensors, metadata = load_tensors(latents / "latents.safetensors", device)
+    if params.prompt:
+        text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
+        text = encode_prompts(tokenizer, text_encoder, [params.prompt])
+    else:
+        text = load_tensors(latents / "text.safetensors", device)[0]["empty"]
+    trajectory = ddim_inversion(
+        unet,
+        load_part(base, "scheduler"),
+        tensors["mean"],
+        text.to(unet.dtype),
+        params.steps,
+        on_step=progress.update,
+    )
+    if not torch.isfinite(trajectory[-1]).all():
+        raise TavError("invert: the inverted latents are not finite; set invert.precision to float32")
+    with atomic_folder(out) as folder:
+        save_tensors(
+            folder / "inverted.safetensors",
+            {"latents": trajectory[-1].cpu()},
+            {
+                "stage": "invert",
+                "shape": "b c f h w",
+                "scale": metadata["scale"],
+                "fps": metadata["fps"],
+                "steps": str(params.steps),
+                "prompt": params.prompt,
+                "latents": digest(latents),
+                "tuned": info["sha256"],
+            },
+        )

@@ -1,0 +1,88 @@
+"""Tune: the trained weights of the inflated UNet on one clip, with checkpoints outside the results."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tav_model.files import atomic_folder, digest, load_tensors
+from tasks.models import base_digest, load_part
+from tasks.progress import Progress
+
+if TYPE_CHECKING:
+    from tav_model.tuning import StepRecord
+
+
+def tune(
+    latents: Path,
+    out: Path,
+    *,
+    base: str,
+    base_name: str,
+    attention: Any,
+    params: Any,
+    seed: int,
+    device: str,
+    gradient_checkpointing: bool,
+    checkpoints: Path,
+    checkpoint_every: int,
+    progress: Progress,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> None:
+    """Write `tuned.safetensors`, `tuned.json` and `loss.csv` into `out`.
+
+    A run that was stopped goes on from the newest checkpoint in `checkpoints` with the same inputs and settings, to the
+    same bits on the same device; the folder is emptied at the end.
+
+    Args:
+        on_step: told each step's record, those of a resumed run's earlier steps first.
+    """
+    import pandas as pd
+    import torch
+
+    from tav_model import UNet3DConditionModel
+    from tav_model.tuning import Tuner, TuningConfig
+    from tav_model.tuning import tune as run_tuning
+
+    tensors, _ = load_tensors(latents / "latents.safetensors", device)
+    text, _ = load_tensors(latents / "text.safetensors", device)
+    settings = params.model_dump()
+    clip = digest(latents)
+    identity = digest(clip, base_digest(base), repr(sorted(settings.items())), repr(attention), str(seed))
+    torch.manual_seed(seed)  # The first weights of the temporal attention.
+    unet = UNet3DConditionModel.from_pretrained_2d(
+        base, attention=tuple(attention.spatial), temporal=attention.temporal
+    ).to(device)
+    config = TuningConfig(**settings, seed=seed, gradient_checkpointing=gradient_checkpointing)
+    tuner = Tuner(unet, load_part(base, "scheduler"), config)
+
+    def report(record: StepRecord) -> None:
+        progress.update(loss=record.loss)
+        if on_step is not None:
+            on_step(record)
+
+    history = run_tuning(
+        tuner,
+        tensors["mean"],
+        tensors["deviation"],
+        text["caption"],
+        checkpoints=checkpoints,
+        checkpoint_every=checkpoint_every,
+        identity=identity,
+        on_step=report,
+    )
+    with atomic_folder(out) as folder:
+        unet.save_tuned(
+            folder,
+            config.trainable,
+            base_model=base_name,
+            base_digest=base_digest(base),
+            clip_digest=clip,
+            steps=config.steps,
+            seed=seed,
+        )
+        columns = ["step", "loss", "learning_rate", "gradient_norm", "timestep"]
+        pd.DataFrame(history)[columns].to_csv(folder / "loss.csv", index=False)
+    shutil.rmtree(checkpoints, ignore_errors=True)
