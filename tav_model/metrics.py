@@ -133,7 +133,9 @@ class ClipScorer:
         # transformers fills what a folder lacks with random weights and a tokenizer without words, and goes on.
         unfit = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
         if unfit:
-            raise TavError(f"{model}: not a CLIP model; {len(unfit)} weights are missing or of another shape, as {unfit[0]}")
+            raise TavError(
+                f"{model}: not a CLIP model; {len(unfit)} weights are missing or of another shape, as {unfit[0]}"
+            )
         text = clip.config.text_config
         if not len(self.tokenizer.all_special_ids) < len(self.tokenizer) <= text.vocab_size:
             raise TavError(
