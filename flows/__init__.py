@@ -1,0 +1,1 @@
+"""Prefect: the flow `tav` and what it needs of DVC. Orchestration only."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +24,18 @@ def choose_device(name: str) -> str:
     Raises:
         TavError: a device that this machine does not have.
     """
+    # CUDA's matrix products give the same bits each time only with this workspace.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(1, device=name)
     except (RuntimeError, AssertionError) as error:
         first = str(error).partition("\n")[0]
         raise TavError(f"params.yaml: runtime.device: {name!r} is not usable here ({first})") from None
+    torch.use_deterministic_algorithms(True, warn_only=True)
     return name
 
 

@@ -1,0 +1,35 @@
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN = $(VENV)/bin
+# Stages that DVC starts must find this environment's python first.
+RUN = PATH="$(abspath $(BIN)):$$PATH"
+
+.PHONY: help install demo test test-long lint
+
+help:
+	@echo "make demo       set up $(VENV) and edit the sample clip from end to end"
+	@echo "make test       set up $(VENV) and run the tests"
+	@echo "make test-long  the same with full fuzzing and repetition"
+	@echo "make lint       ruff"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	@$(RUN) python -m toyworld.standin models/standin
+	@$(RUN) dvc repro
+	@$(RUN) python -m tasks show
+
+test: install
+	@$(RUN) python -m pytest -m "not long"
+
+test-long: install
+	@$(RUN) python -m pytest --timeout 7200
+
+lint: install
+	@$(RUN) ruff check .
+	@$(RUN) ruff format --check .

@@ -1,0 +1,156 @@
+"""The flow `tav`: the six stages for each clip, one task run each, and one for each row of the prompt CSV.
+
+What is up to date by DVC's lock file is not run, what DVC has in its cache is restored, and what was run is committed to
+DVC: after this flow `dvc repro` has nothing to do, and the other way round.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import flow_run, task_run
+from prefect.states import Completed, Failed, State
+
+from flows.versions import Versions
+from tasks.edit import Edit, EditBatch, one_line
+from tasks.params import load_params, write_overrides
+from tasks.progress import Progress
+from tasks.stages import STAGES, ClipStages
+from tav_model.errors import TavError
+
+if TYPE_CHECKING:
+    from prefect import Task
+    from prefect.client.schemas.objects import TaskRun
+
+
+def transient(_task: Task, _run: TaskRun, state: State) -> bool:
+    """Whether trying again may help: after trouble with files or memory, not after a mistake in what was given."""
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, (OSError, MemoryError)) or "out of memory" in str(error).lower()
+
+
+RETRIES = {"retries": 2, "retry_delay_seconds": [2, 10], "retry_condition_fn": transient, "cache_policy": NO_CACHE}
+
+
+def _row_name() -> str:
+    return f"edit: {task_run.parameters['edit'].prompt}"
+
+
+def _flow_name() -> str:
+    clips = flow_run.parameters.get("clips")
+    return f"{', '.join(clips) if clips else 'all clips'} ({flow_run.scheduled_start_time:%Y-%m-%d %H:%M:%S})"
+
+
+@task(task_run_name="{stage}: {clip}", **RETRIES)
+def run_stage(stage: str, clip: str, root: Path) -> State | None:
+    """One stage of one clip. A user's mistake is a failed state with its one line, not an exception with a traceback."""
+    try:
+        ClipStages(root, clip).run(stage)
+    except TavError as error:
+        return Failed(message=str(error))
+    return Completed(message=f"{stage} of {clip} done")
+
+
+@task(name="edit row", task_run_name=_row_name, **RETRIES)
+def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progress) -> State | None:
+    """One row of the prompt CSV, into the store of rendered rows."""
+    try:
+        batch.render(edit, on_step=progress.update)
+    except TavError as error:
+        return Failed(message=str(error))
+    stages.runs.edit(edit, batch)
+    return Completed(message=f"{edit.name}: {edit.prompt}")
+
+
+def edit_rows(clip: str, root: Path) -> None:
+    """The stage `edit` with a task run for each row that is to do; rows that fail, fail alone."""
+    stages = ClipStages(root, clip)
+    with stages.locked("edit"), stages.runs.reporting("edit"):
+        batch = stages.edit_batch()
+        todo = batch.todo()
+        if todo:
+            batch.pipeline  # noqa: B018 (a model that cannot be loaded is no fault of a row)
+        failed = {}
+        with stages.edit_progress(todo) as progress:
+            for edit in todo:
+                state = render_row(batch, edit, stages, progress, return_state=True)
+                if not state.is_completed():
+                    failed[edit.name] = state.message or state.name
+        batch.finish(failed)
+
+
+def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:
+    """Bring one clip up to date; returns its mean scores.
+
+    Raises:
+        TavError: a stage has failed.
+    """
+    logger = get_run_logger()
+    for stage in STAGES:
+        if versions.is_current(stage, clip):
+            logger.info("%s: %s is up to date", clip, stage)
+            continue
+        if versions.restore(stage, clip):
+            logger.info("%s: %s restored from DVC's cache", clip, stage)
+            continue
+        before = versions.snapshot(stage, clip)
+        if stage == "edit":
+            edit_rows(clip, root)
+        else:
+            state = run_stage.with_options(name=stage)(stage, clip, root, return_state=True)
+            if not state.is_completed():
+                raise TavError(state.message or f"{stage}: {state.name}")
+        versions.commit(stage, clip, before)
+        logger.info("%s: %s done", clip, stage)
+    scores = json.loads((ClipStages(root, clip).project.scores(clip) / "metrics.json").read_text(encoding="utf-8"))
+    return scores["mean"]
+
+
+@flow(name="tav", flow_run_name=_flow_name)
+def tav(
+    clips: list[str] | None = None, prompts: str | None = None, overrides: dict[str, Any] | None = None
+) -> State | dict[str, dict[str, Any]]:
+    """Edit clips by the prompts in their CSVs: decode, encode, tune, invert, edit, score.
+
+    Args:
+        clips: Names of clips in params.yaml. Empty: all of them.
+        prompts: Path of a prompt CSV in the project to use for these clips. It is written to params.yaml.
+        overrides: Parameters to change, by dotted key, such as {"tune.steps": 300, "attention.spatial": ["first"]}.
+            They are written to params.yaml, as `dvc exp run -S` does, so that DVC knows what the results stand on.
+    """
+    logger = get_run_logger()
+    root = Path.cwd()
+    try:
+        chosen = _choose(root, clips, prompts, overrides or {})
+    except TavError as error:
+        return Failed(message=str(error))
+    versions = Versions(root)
+    scores, failed = {}, {}
+    for clip in chosen:
+        try:
+            scores[clip] = run_clip(clip, root, versions)
+            logger.info("%s: %s", clip, ", ".join(f"{name} {value:.4f}" for name, value in scores[clip].items()))
+        except TavError as error:
+            failed[clip] = one_line(error)
+            logger.error("%s: %s", clip, error)
+    if failed:
+        return Failed(message="; ".join(f"{clip}: {reason}" for clip, reason in failed.items()))
+    return scores
+
+
+def _choose(root: Path, clips: list[str] | None, prompts: str | None, overrides: dict[str, Any]) -> list[str]:
+    """The clips to work on, after the overrides are written to params.yaml."""
+    path = root / "params.yaml"
+    params = load_params(path)
+    chosen = clips or list(params.clips)
+    for clip in chosen:
+        params.clip(clip)
+    if prompts is not None:
+        overrides = {**overrides, **{f"clips.{clip}.prompts": prompts for clip in chosen}}
+    if overrides:
+        write_overrides(path, overrides)
+    return chosen

@@ -1,0 +1,59 @@
+"""The command line of the stages: `python -m tasks STAGE --clip NAME`, run in the project's folder."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from tav_model.errors import TavError
+
+HELP = {
+    "decode": "read the clip's frames, at the size and rate of params.yaml",
+    "encode": "the VAE's latents of the frames, and the caption's embeddings",
+    "tune": "tune the inflated UNet on the clip",
+    "invert": "the noise that the tuned model turns into the clip (DDIM inversion)",
+    "edit": "render each row of the clip's prompt CSV",
+    "score": "score the edits, and put them on a contact sheet",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks",
+        description="Run one stage of the pipeline, as dvc.yaml does. `dvc repro` runs all that is needed.",
+        epilog="example: python -m tasks tune --clip ball",
+    )
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    for stage, text in HELP.items():
+        one = stages.add_parser(stage, help=text, description=text)
+        one.add_argument("--clip", metavar="NAME", help="a clip of params.yaml (default: all of them)")
+    chosen = parser.parse_args(arguments)
+    try:
+        run(chosen.stage, chosen.clip)
+    except TavError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"error: {chosen.stage}: {where}{error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(stage: str, clip: str | None) -> None:
+    from tasks.params import load_params
+    from tasks.stages import ClipStages
+
+    root = Path.cwd()
+    for name in [clip] if clip else load_params(root / "params.yaml").clips:
+        ClipStages(root, name).run(stage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

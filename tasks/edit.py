@@ -1,0 +1,264 @@
+"""Edit: one video for each row of a prompt CSV, from the clip's inverted latents.
+
+A row is the unit of work. Its identity is a digest of everything that its video depends on; rows that were rendered
+before, and whose files are still somewhere, are not rendered again, and a row that fails fails alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tav_model.errors import TavError
+from tav_model.files import atomic_folder, digest, load_tensors, read_json, write_json
+from tasks.models import base_digest, load_pipeline
+from tasks.progress import Progress
+from tasks.prompts import PromptRow
+from tasks.restored import previous_output
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tav_model import TuneAVideoPipeline
+
+logger = logging.getLogger(__name__)
+
+# Part of every identity: a change of the files that a row leaves asks for new ones.
+FORMAT = "1"
+SUFFIXES = (".mp4", ".webp", ".json")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A row with every setting filled in: the row's own where it has one, else those of params.yaml."""
+
+    name: str
+    prompt: str
+    category: str | None
+    negative_prompt: str
+    guidance_scale: float
+    steps: int
+    seed: int
+    identity: str
+
+    @property
+    def batch_key(self) -> tuple[float, int]:
+        """Edits that agree in this can be sampled in one batch."""
+        return self.guidance_scale, self.steps
+
+
+class EditBatch:
+    """The edits of one clip: which are done, how to render one, and the results folder of them all.
+
+    Args:
+        store: a folder for rendered rows, by identity; what a killed run has finished is found there.
+        batch_size: edits sampled together. A batch is rendered when the first of its edits is asked for.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[PromptRow],
+        inverted: Path,
+        tuned: Path,
+        out: Path,
+        *,
+        root: Path,
+        base: str,
+        attention: Any,
+        params: Any,
+        seed: int,
+        device: str,
+        store: Path,
+        batch_size: int = 1,
+        decode_chunk: int = 8,
+    ) -> None:
+        self.inverted, self.tuned, self.out, self.root, self.store = inverted, tuned, out, root, store
+        self.base, self.attention, self.params, self.device = base, attention, params, device
+        self.batch_size, self.decode_chunk = batch_size, decode_chunk
+        inputs = digest(FORMAT, inverted, tuned, base_digest(base), repr(attention), params.start, params.precision)
+        self.edits = [self._fill_in(row, seed, inputs) for row in rows]
+        self._frames: dict[str, np.ndarray] = {}
+        self._adopt_previous()
+
+    def _fill_in(self, row: PromptRow, seed: int, inputs: str) -> Edit:
+        params = self.params
+        settings = {
+            "prompt": row.prompt,
+            "negative_prompt": params.negative_prompt if row.negative_prompt is None else row.negative_prompt,
+            "guidance_scale": float(params.guidance_scale if row.guidance_scale is None else row.guidance_scale),
+            "steps": params.steps if row.steps is None else row.steps,
+            "seed": seed if row.seed is None else row.seed,
+        }
+        identity = digest(inputs, json.dumps(settings, sort_keys=True))
+        return Edit(name=row.name, category=row.category, identity=identity, **settings)
+
+    # What is done
+
+    def is_done(self, edit: Edit) -> bool:
+        """Whether the edit's files are in the store, whole."""
+        folder = self.store / edit.identity
+        video = folder / "edit.mp4"
+        return video.exists() and _record(folder / "edit.json").get("video") == digest(video)
+
+    def todo(self) -> list[Edit]:
+        return [edit for edit in self.edits if not self.is_done(edit)]
+
+    def _adopt_previous(self) -> None:
+        """Put into the store what an earlier run left in the results, or what DVC keeps of it in its cache."""
+        if not self.todo():
+            return
+        previous = {path.name: path for path in self.out.glob("*.*")} if self.out.is_dir() else {}
+        previous = {**previous_output(self.root, self.out.relative_to(self.root).as_posix()), **previous}
+        wanted = {edit.identity for edit in self.todo()}
+        for name, path in previous.items():
+            stem = name.removesuffix(".json")
+            if stem == name or not all(stem + suffix in previous for suffix in SUFFIXES):
+                continue
+            record = _record(path)
+            if record.get("identity") in wanted:
+                with atomic_folder(self.store / record["identity"]) as folder:
+                    for suffix in SUFFIXES:
+                        shutil.copyfile(previous[stem + suffix], folder / f"edit{suffix}")
+
+    # Rendering
+
+    @cached_property
+    def pipeline(self) -> TuneAVideoPipeline:
+        import torch
+
+        return load_pipeline(
+            self.base, self.tuned, self.attention, self.device, getattr(torch, self.params.precision)
+        )
+
+    def render(self, edit: Edit, on_step: Callable[[int], None] | None = None) -> None:
+        """Render the edit into the store (with the rest of its batch in memory, until they are asked for)."""
+        from tasks.media import write_mp4, write_preview
+
+        if edit.identity not in self._frames:
+            self._sample(self._batch_of(edit), on_step)
+        frames = self._frames.pop(edit.identity)
+        fps = Fraction(load_tensors(self.inverted / "inverted.safetensors")[1]["fps"])
+        with atomic_folder(self.store / edit.identity) as folder:
+            write_mp4(folder / "edit.mp4", frames, fps)
+            write_preview(folder / "edit.webp", frames, fps)
+            record = {
+                "name": edit.name,
+                "prompt": edit.prompt,
+                "category": edit.category,
+                "negative_prompt": edit.negative_prompt,
+                "guidance_scale": edit.guidance_scale,
+                "steps": edit.steps,
+                "seed": edit.seed,
+                "identity": edit.identity,
+                "frames": len(frames),
+                "height": frames.shape[1],
+                "width": frames.shape[2],
+                "fps": str(fps),
+                "video": digest(folder / "edit.mp4"),
+            }
+            write_json(folder / "edit.json", record)
+
+    def _batch_of(self, edit: Edit) -> list[Edit]:
+        rest = [other for other in self.todo() if other.batch_key == edit.batch_key and other != edit]
+        return [edit, *rest[: self.batch_size - 1]]
+
+    def _sample(self, edits: list[Edit], on_step: Callable[[int], None] | None) -> None:
+        import torch
+
+        from tav_model.latents import to_frames
+
+        latents = load_tensors(self.inverted / "inverted.safetensors")[0]["latents"]
+        if self.params.start == "random":
+            noise = [torch.randn(latents.shape, generator=torch.Generator().manual_seed(e.seed)) for e in edits]
+            latents = torch.cat(noise)
+
+        def after_step(*_: Any) -> dict:
+            if on_step is not None:
+                on_step(len(edits))
+            return {}
+
+        video = self.pipeline(
+            [edit.prompt for edit in edits],
+            latents=latents,
+            num_inference_steps=edits[0].steps,
+            guidance_scale=edits[0].guidance_scale,
+            negative_prompt=[edit.negative_prompt for edit in edits],
+            output_type="pt",
+            callback_on_step_end=after_step,
+            decode_chunk_size=self.decode_chunk,
+        ).frames
+        self._frames |= {edit.identity: to_frames(one) for edit, one in zip(edits, video, strict=True)}
+
+    # The results folder
+
+    def finish(self, failed: dict[str, str]) -> None:
+        """Put the files of all rows under their names into `out`, and drop from the store what the CSV no longer asks for.
+
+        Args:
+            failed: names of the edits that could not be rendered, with the reason.
+
+        Raises:
+            TavError: some have failed; the others stay in the store, and only the failed ones are rendered next time.
+        """
+        if failed:
+            reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+            done = len(self.edits) - len(failed)
+            raise TavError(f"edit: {len(failed)} of {len(self.edits)} rows failed: {reasons}. {done} done and kept")
+        with atomic_folder(self.out) as folder:
+            for edit in self.edits:
+                source = self.store / edit.identity
+                for suffix in (".mp4", ".webp"):
+                    shutil.copyfile(source / f"edit{suffix}", folder / f"{edit.name}{suffix}")
+                record = read_json(source / "edit.json")
+                # A row that was only renamed or put into another category keeps its video.
+                write_json(folder / f"{edit.name}.json", record | {"name": edit.name, "category": edit.category})
+        wanted = {edit.identity for edit in self.edits}
+        for path in self.store.iterdir():
+            if path.name not in wanted:
+                shutil.rmtree(path)
+
+
+def edit(batch: EditBatch, progress: Progress, on_done: Callable[[Edit], None] | None = None) -> None:
+    """Render what is to do, one row after the other, and leave the results folder.
+
+    Args:
+        on_done: told each edit that was rendered now.
+
+    Raises:
+        TavError: rows that failed, after the others are done.
+    """
+    todo = batch.todo()
+    if todo:
+        batch.pipeline  # noqa: B018 (a model that cannot be loaded is no fault of a row)
+    failed = {}
+    for row in todo:
+        try:
+            batch.render(row, on_step=progress.update)
+        except Exception as error:
+            logger.exception("row %s failed", row.name)
+            failed[row.name] = one_line(error)
+        else:
+            if on_done is not None:
+                on_done(row)
+    batch.finish(failed)
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What the JSON of a rendered row says; nothing where it is missing or somebody has damaged it."""
+    try:
+        record = read_json(path)
+    except TavError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an error, or its kind where it has no text."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

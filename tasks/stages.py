@@ -1,0 +1,182 @@
+"""The six stages with their files and parameters filled in: what `dvc repro` and the Prefect flow both run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+
+from tav_model.errors import TavError
+from tasks.edit import Edit, EditBatch
+from tasks.params import load_params
+from tasks.paths import Project, project_path, resolve_model
+from tasks.progress import Progress
+from tasks.runs import ClipRuns
+
+STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
+
+
+class ClipStages:
+    """The stages of one clip of the project in `root`, by the params.yaml that lies there now.
+
+    Raises:
+        TavError: parameters that are not allowed, or no such clip.
+    """
+
+    def __init__(self, root: Path, clip: str) -> None:
+        self.root, self.clip = root, clip
+        self.project = Project(root)
+        self.params = load_params(root / "params.yaml")
+        self.settings = self.params.clip(clip)
+        self.runs = ClipRuns(root, clip, self.params)
+
+    def run(self, stage: str) -> None:
+        """Run one stage; nobody else may work on the clip meanwhile."""
+        with self.locked(stage), self.runs.reporting(stage):
+            getattr(self, stage)()
+
+    @contextlib.contextmanager
+    def locked(self, stage: str) -> Iterator[None]:
+        """Hold the clip's lock, which goes with the process, however that ends.
+
+        Raises:
+            TavError: another process holds it.
+        """
+        path = self.project.work / "locks" / f"{self.clip}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise TavError(f"{stage}: the clip {self.clip} is being worked on by {holder}; wait for it") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} (stage {stage})\n")
+            file.flush()
+            yield
+
+    # The stages
+
+    def decode(self) -> None:
+        from tasks.decode import decode
+
+        video = project_path(self.root, self.settings.video, f"params.yaml: clips.{self.clip}.video")
+        decode(video, self.project.frames(self.clip), self.params.decode_for(self.clip), clip=self.clip)
+
+    def encode(self) -> None:
+        from tasks.encode import encode
+
+        frames = self.params.decode_for(self.clip).frames
+        with self._progress("encode", frames, "frame") as progress:
+            encode(
+                self.project.frames(self.clip),
+                self.project.latents(self.clip),
+                base=self.base,
+                caption=self.settings.caption,
+                params=self.params.encode,
+                device=self.device,
+                chunk=self.params.runtime.decode_chunk,
+                progress=progress,
+            )
+
+    def tune(self) -> None:
+        from tasks.tune import tune
+
+        params = self.params
+        with self._progress("tune", params.tune.steps, "step") as progress:
+            with self.runs.tuning() as on_step:
+                tune(
+                    self.project.latents(self.clip),
+                    self.project.tuned(self.clip),
+                    base=self.base,
+                    base_name=params.base_model,
+                    attention=params.attention,
+                    params=params.tune,
+                    seed=params.seed,
+                    device=self.device,
+                    gradient_checkpointing=params.runtime.gradient_checkpointing,
+                    checkpoints=self.project.work / "checkpoints" / self.clip,
+                    checkpoint_every=params.runtime.checkpoint_every,
+                    progress=progress,
+                    on_step=on_step,
+                )
+
+    def invert(self) -> None:
+        from tasks.invert import invert
+
+        with self._progress("invert", self.params.invert.steps, "step") as progress:
+            invert(
+                self.project.latents(self.clip),
+                self.project.tuned(self.clip),
+                self.project.inverted(self.clip),
+                base=self.base,
+                attention=self.params.attention,
+                params=self.params.invert,
+                device=self.device,
+                progress=progress,
+            )
+
+    def edit(self) -> None:
+        from tasks.edit import edit
+
+        batch = self.edit_batch()
+        with self.edit_progress(batch.todo()) as progress:
+            edit(batch, progress, on_done=lambda done: self.runs.edit(done, batch))
+
+    def edit_batch(self) -> EditBatch:
+        from tasks.prompts import read_prompts
+
+        what = f"params.yaml: clips.{self.clip}.prompts"
+        return EditBatch(
+            read_prompts(project_path(self.root, self.settings.prompts, what)),
+            self.project.inverted(self.clip),
+            self.project.tuned(self.clip),
+            self.project.edits(self.clip),
+            root=self.root,
+            base=self.base,
+            attention=self.params.attention,
+            params=self.params.edit,
+            seed=self.params.seed,
+            device=self.device,
+            store=self.project.work / "rows" / self.clip,
+            batch_size=self.params.runtime.edit_batch,
+            decode_chunk=self.params.runtime.decode_chunk,
+        )
+
+    def edit_progress(self, edits: list[Edit]) -> Progress:
+        return self._progress("edit", sum(edit.steps for edit in edits), "step")
+
+    def score(self) -> None:
+        from tasks.score import score
+
+        with self._progress("score", None, "video") as progress:
+            score(
+                self.project.frames(self.clip),
+                self.project.edits(self.clip),
+                self.project.scores(self.clip),
+                caption=self.settings.caption,
+                params=self.params.score,
+                resolve_model=lambda name: resolve_model(self.root, name),
+                device=self.device,
+                progress=progress,
+            )
+        self.runs.scores()
+
+    # What they share
+
+    @cached_property
+    def base(self) -> str:
+        return resolve_model(self.root, self.params.base_model)
+
+    @cached_property
+    def device(self) -> str:
+        from tasks.models import choose_device
+
+        return choose_device(self.params.runtime.device)
+
+    def _progress(self, stage: str, total: int | None, unit: str) -> Progress:
+        return Progress(f"{stage} {self.clip}", total=total, unit=unit, log=self.project.log(self.clip, stage))
