@@ -49,12 +49,7 @@ def flicker(frames: np.ndarray) -> float:
 
 
 def estimate_motion(frames: np.ndarray) -> Motion:
-    """The motion of a video, by dense inverse search (Kroeger et al., ECCV 2016, arXiv 1603.03590).
-
-    A pixel of frame t counts as visible in frame t+1 when its flow w stays inside the frame, when the flow back
-    w' from where it leads returns to it, ``|w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5``, and when it does not lie
-    on a motion boundary, ``|grad u|^2 + |grad v|^2 <= 0.01 |w|^2 + 0.002`` (Sundaram et al., ECCV 2010; the check
-    of Ruder et al., arXiv 1604.08610, that Lai et al. use).
+    """The motion of a video ``f h w c``, by dense inverse search (Kroeger et al., ECCV 2016, arXiv 1603.03590).
 
     Raises:
         TavError: frames of another kind, or smaller than 12x12 where there is more than one.
@@ -73,8 +68,28 @@ def estimate_motion(frames: np.ndarray) -> Motion:
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     for t in range(count - 1):
         flow[t] = search.calc(gray[t], gray[t + 1], None)
-        visible[t] = _visible(flow[t], search.calc(gray[t + 1], gray[t], None))
+        visible[t] = visible_pixels(flow[t], search.calc(gray[t + 1], gray[t], None))
     return Motion(flow, visible)
+
+
+def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
+    """Which pixels of frame t are seen in frame t+1, h w, from the flow there and the flow back, each ``h w 2``.
+
+    Those whose flow w = (u, v) stays inside the frame, from where it leads the flow back w' returns,
+    ``|w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5``, and which lie on no motion boundary,
+    ``|grad u|^2 + |grad v|^2 <= 0.01 |w|^2 + 0.002`` (Sundaram et al., ECCV 2010; Lai et al. check the same).
+    """
+    height, width, _ = forward.shape
+    x, y = _target(forward)
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+
+    back = _warp(backward, forward)
+    length = (forward**2).sum(-1)
+    returns = ((forward + back) ** 2).sum(-1) <= 0.01 * (length + (back**2).sum(-1)) + 0.5
+
+    along_y, along_x = np.gradient(forward, axis=(0, 1))
+    smooth = (along_x**2 + along_y**2).sum(-1) <= 0.01 * length + 0.002
+    return inside & returns & smooth
 
 
 def warping_error(frames: np.ndarray, motion: Motion) -> float:
@@ -117,18 +132,3 @@ def _warp(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
     import cv2
 
     return cv2.remap(image, *_target(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
-
-def _visible(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """The pixels of `Motion.visible`, from the flow of frame t to t+1 and the flow back, each h w 2."""
-    height, width, _ = forward.shape
-    x, y = _target(forward)
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-
-    back = _warp(backward, forward)
-    length = (forward**2).sum(-1)
-    returns = ((forward + back) ** 2).sum(-1) <= 0.01 * (length + (back**2).sum(-1)) + 0.5
-
-    along_y, along_x = np.gradient(forward, axis=(0, 1))
-    smooth = (along_x**2 + along_y**2).sum(-1) <= 0.01 * length + 0.002
-    return inside & returns & smooth

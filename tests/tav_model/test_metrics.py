@@ -4,17 +4,16 @@ import json
 import math
 import shutil
 import socket
-import string
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tav_model.errors import TavError
 from tav_model.metrics import (
@@ -26,7 +25,8 @@ from tav_model.metrics import (
     pick_score,
     textual_alignment,
 )
-from tav_model.motion import estimate_motion, flicker, warping_error
+from tav_model.motion import estimate_motion, flicker, visible_pixels, warping_error
+from tests.tiny_clip import make_clip, texture
 
 RIGHT, UP = [1.0, 0.0], [0.0, 1.0]
 DIAGONAL = [1.0, 1.0]
@@ -82,7 +82,7 @@ def test_frame_consistency_equals_its_definition(images):
     assert frame_consistency(images) == pytest.approx(sum(pairs) / len(pairs), abs=1e-9)
 
 
-@given(embeddings(), st.integers(-300, 300), st.randoms(use_true_random=False))
+@given(embeddings(), st.integers(-600, 600), st.randoms(use_true_random=False))
 def test_lengths_never_matter_and_order_matters_to_neighbours_only(images, exponent, random):
     text = np.ones(images.shape[1])
     scaled = images * 2.0**exponent
@@ -107,13 +107,6 @@ def test_an_embedding_without_a_direction_is_an_error(bad):
 # ----------------------------------------------------------------------------------------------------- from pixels
 
 
-def texture(height, width, seed=0):
-    """A smooth random pattern, h w c uint8, that optical flow can follow."""
-    noise = np.random.default_rng(seed).random((height, width, 3), dtype=np.float32)
-    smooth = cv2.normalize(cv2.GaussianBlur(noise, (0, 0), 3), None, 0, 255, cv2.NORM_MINMAX)
-    return smooth.astype(np.uint8)
-
-
 def panning(shift, count=4, size=48):
     """A window that moves over a still pattern by ``shift`` (x, y) pixels a frame: f h w c."""
     pattern = texture(size + 40, size + 40)
@@ -129,6 +122,37 @@ def test_motion_of_a_pan_is_the_pan(shift):
     assert motion.visible.mean() > 0.6
     error = np.linalg.norm(motion.flow - np.array(shift), axis=-1)[motion.visible]
     assert np.median(error) < 0.1
+
+
+def test_motion_is_found_at_full_resolution():
+    motion = estimate_motion(panning((1, 0), count=2, size=128))
+    error = np.linalg.norm(motion.flow - np.array((1, 0)), axis=-1)[motion.visible]
+    assert np.percentile(error, 90) < 0.02
+
+
+def test_a_pixel_that_the_flow_back_does_not_return_to_is_hidden():
+    forward, backward = np.zeros((2, 16, 16, 2), np.float32)
+    assert visible_pixels(forward, backward).all()
+    backward[:8, :, 0] = 3
+    visible = visible_pixels(forward, backward)
+    assert not visible[:8].any()
+    assert visible[8:].all()
+    backward[:8, :, 0] = 0.7  # 0.49 is within the tolerance of 0.5
+    assert visible_pixels(forward, backward).all()
+
+    forward[..., 0], backward[..., 0] = 3, -3
+    backward[:, 10, 0] = 0  # what stood at 7 should have come from 10
+    assert np.flatnonzero(~visible_pixels(forward, backward)[0]).tolist() == [7, 13, 14, 15]
+
+
+def test_pixels_beside_a_motion_boundary_are_hidden():
+    forward = np.zeros((16, 16, 2), np.float32)
+    forward[8:, :, 0] = 2  # the lower half moves to the right, the upper stays
+    visible = visible_pixels(forward, -forward)
+    assert visible[:7].all()
+    assert not visible[7:9].any()
+    assert visible[9:, :14].all()
+    assert not visible[9:, 14:].any()  # leaves the frame
 
 
 def test_what_leaves_the_frame_is_not_visible():
@@ -177,9 +201,9 @@ def test_flicker_is_the_mean_change_of_luma():
     assert flicker(frames) == pytest.approx(0.2)
     frames[2] = 51
     assert flicker(frames) == pytest.approx(0.1)
-    green = np.zeros((2, 4, 5, 3), np.uint8)
-    green[1, ..., 1] = 255
-    assert flicker(green) == pytest.approx(0.587, abs=0.002)
+    red = np.zeros((2, 4, 5, 3), np.uint8)
+    red[1, ..., 0] = 255
+    assert flicker(red) == pytest.approx(0.299, abs=0.002)
 
 
 @settings(max_examples=20)
@@ -215,30 +239,6 @@ def test_frames_that_do_not_fit_are_named():
 
 
 # ------------------------------------------------------------------------------------------------- the CLIP model
-
-
-def make_clip(folder):
-    """A CLIP model of random weights that spells its texts, in the layout of the real ones, without the network."""
-    letters = [*string.ascii_lowercase, *(letter + "</w>" for letter in string.ascii_lowercase)]
-    vocabulary = {token: i for i, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
-    last = len(vocabulary) - 1
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    special = {"bos_token_id": last - 1, "eos_token_id": last, "pad_token_id": last}
-    config = CLIPConfig(
-        text_config={**small, **special, "vocab_size": len(vocabulary), "max_position_embeddings": 12},
-        vision_config={**small, "image_size": 16, "patch_size": 8},
-        projection_dim=8,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = CLIPModel(config)
-        for parameter in model.parameters():  # spread the tiny model's embeddings apart
-            if parameter.ndim > 1:
-                torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    CLIPTokenizer(vocab=vocabulary, merges=[]).save_pretrained(folder)
-    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -360,3 +360,25 @@ def test_a_truncated_file_or_another_model_is_one_line(clip, tmp_path, capfd):
         ClipScorer(broken)
     assert_one_line(error, str(broken), "not a CLIP model")
     assert capfd.readouterr().err == ""
+
+
+def test_frames_of_another_kind_are_not_embedded(clip):
+    with pytest.raises(TavError, match="f h w c"):
+        ClipScorer(clip).embed_frames(np.zeros((2, 16, 16, 3), np.float32))
+
+
+def test_frames_three_pixels_high_are_not_taken_for_channels(clip):
+    frame = texture(3, 40)
+    pixels = CLIPImageProcessorPil.from_pretrained(clip)(images=Image.fromarray(frame), return_tensors="pt")
+    with torch.no_grad():
+        expected = normalise(CLIPModel.from_pretrained(clip).get_image_features(**pixels).pooler_output.numpy())
+    np.testing.assert_allclose(ClipScorer(clip).embed_frames(frame[None]), expected, atol=1e-5)
+
+
+def test_pickled_weights_are_not_read(clip, tmp_path):
+    pickled = copied(clip, tmp_path)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(TavError) as error:
+        ClipScorer(pickled)
+    assert_one_line(error, str(pickled), "safetensors")
