@@ -1,0 +1,212 @@
+"""Progress of long loops: a bar for people, lines for logs; and where a stage's log records go."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TextIO
+
+from tav_model.errors import TavError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+STDERR_SECONDS = 10.0
+LOG_SECONDS = 5.0
+STAMP = "%Y-%m-%dT%H:%M:%S%z"
+
+
+@dataclass
+class _Lines:
+    """Where lines go, and when and at what count the last one went there."""
+
+    stream: TextIO
+    interval: float
+    stamped: bool
+    at: float
+    done: int
+
+    def write(self, text: str, now: float, done: int) -> None:
+        stamp = datetime.now().astimezone().strftime(STAMP) + " " if self.stamped else ""
+        self.stream.write(f"{stamp}{text}\n")
+        self.stream.flush()
+        self.at, self.done = now, done
+
+
+class Progress:
+    """How far a loop is: a bar on a terminal, else a line on stderr about every 10 s; and lines in a log file.
+
+    ``with Progress("tune ball", total=300, unit="step") as progress: progress.update(loss=0.12)``
+
+    TAV_QUIET=1 in the environment keeps stderr empty; the log file is written all the same.
+
+    Args:
+        total: how many updates there will be, where that is known. May be set later.
+        unit: what is counted, in the singular.
+        log: a file to append to, with a time on each line: start, at most one line in 5 s, and the end or failure.
+        initial: how many were done before; rates leave them out.
+        on_update: called after each update with the number done, `total` (0: unknown) and the values. What it raises
+            ends the loop.
+
+    Raises:
+        TavError: the log file cannot be written.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int | None = None,
+        unit: str = "step",
+        log: Path | None = None,
+        initial: int = 0,
+        on_update: Callable[[int, int, dict[str, Any]], None] | None = None,
+    ) -> None:
+        self.title, self.total, self.unit, self.initial, self.done = title, total, unit, initial, initial
+        self._log, self._on_update = log, on_update
+        self._values: dict[str, Any] = {}
+        self._lines: list[_Lines] = []
+        self._bar: tqdm | None = None
+
+    def __enter__(self) -> Progress:
+        self._start = now = time.monotonic()
+        if self._log is not None:
+            self._lines.append(_Lines(_open_log(self._log), LOG_SECONDS, True, now, self.done))
+        if os.environ.get("TAV_QUIET", "0") in ("", "0"):
+            if sys.stderr.isatty():
+                from tqdm import tqdm
+
+                self._bar = tqdm(
+                    desc=self.title,
+                    total=self.total,
+                    unit=self.unit,
+                    initial=self.initial,
+                    file=sys.stderr,
+                    dynamic_ncols=True,
+                )
+            else:
+                self._lines.append(_Lines(sys.stderr, STDERR_SECONDS, False, now, self.done))
+        self._say(f"{self.title}: {'goes on at' if self.initial else 'starts,'} {self._count()}", now)
+        return self
+
+    def update(self, n: int = 1, **values: Any) -> None:
+        """Count `n` more, and show `values` (the latest of each name)."""
+        self.done += n
+        self._values |= values
+        if self._bar is not None:
+            self._bar.total = self.total
+            self._bar.set_postfix_str(self._shown_values(), refresh=False)
+            self._bar.update(n)
+        now = time.monotonic()
+        for lines in self._lines:
+            if now - lines.at >= lines.interval:
+                lines.write(self._state(now - lines.at, self.done - lines.done), now, self.done)
+        if self._on_update is not None:
+            self._on_update(self.done, self.total or 0, dict(self._values))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        now = time.monotonic()
+        seconds = now - self._start
+        if error is None:
+            parts = [f"done, {self._count()} in {_clock(seconds)}"]
+            parts += [_rate(self.done - self.initial, seconds, self.unit), self._shown_values()]
+        else:
+            parts = ["stopped" if isinstance(error, KeyboardInterrupt) else "failed"]
+            parts[0] += f" at {self._count()} after {_clock(seconds)}"
+            parts.append(": ".join(filter(None, [type(error).__name__, str(error).strip().partition("\n")[0]])))
+        self._say(f"{self.title}: {', '.join(part for part in parts if part)}", now)
+        if self._log is not None:
+            self._lines[0].stream.close()
+        self._lines.clear()
+
+    def _say(self, text: str, now: float) -> None:
+        for lines in self._lines:
+            lines.write(text, now, self.done)
+
+    def _state(self, seconds: float, done: int) -> str:
+        parts = [f"{self.title}: {self._count()}", _rate(done, seconds, self.unit)]
+        if self.total is not None and done > 0:
+            parts.append(f"{_clock((self.total - self.done) * seconds / done)} left")
+        parts.append(self._shown_values())
+        return ", ".join(part for part in parts if part)
+
+    def _count(self) -> str:
+        if self.total is None:
+            return f"{self.done} {self.unit}{'' if self.done == 1 else 's'}"
+        return f"{self.done}/{self.total} {self.unit}{'' if self.total == 1 else 's'}"
+
+    def _shown_values(self) -> str:
+        return ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in self._values.items()
+        )
+
+
+@contextlib.contextmanager
+def stage_log(path: Path) -> Iterator[None]:
+    """Meanwhile, append what the project's modules log (INFO and above, with tracebacks) to the file `path`.
+
+    stderr gets warnings and errors, a line each and around a progress bar, unless the root logger has handlers.
+
+    Raises:
+        TavError: the file cannot be written.
+    """
+    stream = _open_log(path)
+    to_file = logging.StreamHandler(stream)
+    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", STAMP))
+    handlers: list[logging.Handler] = [to_file]
+    if not logging.getLogger().handlers:
+        handlers.append(_StderrLines(logging.WARNING))
+    loggers = [logging.getLogger(name) for name in ("flows", "tasks", "toyworld", "tav_model")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.INFO)
+        for handler in handlers:
+            logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+            for handler in handlers:
+                logger.removeHandler(handler)
+        stream.close()
+
+
+class _StderrLines(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(f"{record.levelname.lower()}: {record.getMessage()}", file=sys.stderr)
+
+
+def _open_log(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a", encoding="utf-8")
+    except OSError as error:
+        raise TavError(f"{path}: the log cannot be written ({error.strerror})") from None
+
+
+def _clock(seconds: float) -> str:
+    """`0:07`, `12:03`, `1:00:00`."""
+    minutes, seconds = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _rate(done: int, seconds: float, unit: str) -> str:
+    if done <= 0 or seconds <= 0:
+        return ""
+    return f"{done / seconds:.2f} {unit}/s" if done >= seconds else f"{seconds / done:.2f} s/{unit}"
