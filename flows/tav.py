@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 
 def transient(_task: Task, _run: TaskRun, state: State) -> bool:
     """Whether trying again may help: after trouble with files or memory, not after a mistake in what was given."""
-    error = state.result(raise_on_failure=False)
-    return isinstance(error, (OSError, MemoryError)) or "out of memory" in str(error).lower()
+    error = state.data
+    return isinstance(error, (OSError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
+    )
 
 
 RETRIES = {"retries": 2, "retry_delay_seconds": [2, 10], "retry_condition_fn": transient, "cache_policy": NO_CACHE}
@@ -62,7 +64,7 @@ def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progr
         batch.render(edit, on_step=progress.update)
     except TavError as error:
         return Failed(message=str(error))
-    stages.runs.edit(edit, batch)
+    stages.runs.edit(edit)
     return Completed(message=f"{edit.name}: {edit.prompt}")
 
 

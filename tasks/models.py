@@ -56,7 +56,9 @@ def load_part(base: str, part: str, **kwargs: Any) -> Any:
     """
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # Of the weights' loading, in the midst of ours.
     classes = {
         "scheduler": DDIMScheduler,
         "text_encoder": CLIPTextModel,

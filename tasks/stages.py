@@ -9,14 +9,16 @@ from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 
-from tav_model.errors import TavError
 from tasks.edit import Edit, EditBatch
 from tasks.params import load_params
 from tasks.paths import Project, project_path, resolve_model
 from tasks.progress import Progress
 from tasks.runs import ClipRuns
+from tav_model.errors import TavError
+from tav_model.files import read_json
 
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
+SHEET_ROWS = 24  # More than that is no picture to look at.
 
 
 class ClipStages:
@@ -125,7 +127,7 @@ class ClipStages:
 
         batch = self.edit_batch()
         with self.edit_progress(batch.todo()) as progress:
-            edit(batch, progress, on_done=lambda done: self.runs.edit(done, batch))
+            edit(batch, progress, on_done=self.runs.edit)
 
     def edit_batch(self) -> EditBatch:
         from tasks.prompts import read_prompts
@@ -164,7 +166,17 @@ class ClipStages:
                 device=self.device,
                 progress=progress,
             )
+        self._contact_sheet()
         self.runs.scores()
+
+    def _contact_sheet(self) -> None:
+        from tasks.media import contact_sheet, read_mp4
+
+        edits = self.project.edits(self.clip)
+        rows = [(f"source: {self.settings.caption}", read_mp4(self.project.frames(self.clip) / "source.mp4")[0])]
+        for path in sorted(edits.glob("*.mp4"))[:SHEET_ROWS]:
+            rows.append((read_json(path.with_suffix(".json"))["prompt"], read_mp4(path)[0]))
+        contact_sheet(self.project.contact_sheet(self.clip), rows)
 
     # What they share
 

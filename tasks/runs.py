@@ -1,0 +1,145 @@
+"""What a clip's stages tell MLflow: one run for the pipeline, and child runs for the tuning and for each edit."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from tasks.paths import Project
+from tasks.tracking import Run, Tracker, flatten
+from tav_model.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from tasks.edit import Edit
+    from tasks.params import Params
+    from tav_model.tuning import StepRecord
+
+# The sections of params.yaml that decide a result.
+RESULT_SECTIONS = ("base_model", "seed", "attention", "encode", "tune", "invert", "edit", "score")
+TRACKED_STAGES = ("tune", "edit", "score")
+
+
+class ClipRuns:
+    """The MLflow runs of one clip under the parameters of now. Nothing is imported before the first is asked for."""
+
+    def __init__(self, root: Path, clip: str, params: Params) -> None:
+        self.root, self.clip, self.params = root, clip, params
+        self.project = Project(root)
+        self.tracker = Tracker(params.tracking.uri, params.tracking.experiment, root)
+
+    @cached_property
+    def pipeline(self) -> Run:
+        """The parent run: every parameter, and later the mean scores and the contact sheet."""
+        sections = self.params.model_dump(mode="json")
+        settings = {name: sections[name] for name in RESULT_SECTIONS}
+        settings["decode"] = self.params.decode_for(self.clip).model_dump(mode="json")
+        settings["caption"] = self.params.clip(self.clip).caption
+        return self.tracker.pipeline(self.clip, flatten(settings))
+
+    @contextlib.contextmanager
+    def reporting(self, stage: str) -> Iterator[None]:
+        """Note how long the stage takes and how it ends; short stages that have no run of their own wait for the score."""
+        tracked = stage in TRACKED_STAGES
+        start = time.monotonic()
+        try:
+            with self.tracker:
+                yield
+        except BaseException as error:
+            if tracked:
+                self.pipeline.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        timings = self._timings() | {stage: round(time.monotonic() - start, 3)}
+        write_json(self._timings_path, timings)
+        if tracked:
+            self.pipeline.log_metrics({f"seconds.{name}": seconds for name, seconds in timings.items()})
+            self.pipeline.finish()
+
+    @contextlib.contextmanager
+    def tuning(self) -> Iterator[Callable[[StepRecord], None]]:
+        """The tuning's run, open while it lasts; yields what is to be told of each step."""
+        run = self.pipeline.child("tune", "tune", f"tune {self.clip}")
+        run.log_params(flatten({"tune": self.params.tune.model_dump(mode="json")}))
+        last = time.monotonic()
+
+        def on_step(record: StepRecord) -> None:
+            nonlocal last
+            now = time.monotonic()
+            values = {"loss": record.loss, "learning_rate": record.learning_rate, "gradient_norm": record.gradient_norm}
+            run.log_metrics(values | {"steps_per_second": 1 / max(now - last, 1e-9)}, step=record.step)
+            last = now
+
+        try:
+            yield on_step
+        except BaseException as error:
+            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            raise
+        folder = self.project.tuned(self.clip)
+        info = read_json(folder / "tuned.json")
+        run.log_params({"tuned.parameters": info["parameters"]})
+        run.set_tags({"tav.tuned.sha256": info["sha256"], **self._dvc_hashes("decode", "encode")})
+        for name in ("tuned.json", "loss.csv"):
+            run.log_artifact(folder / name)
+        run.finish()
+
+    def edit(self, edit: Edit) -> None:
+        """One edit that was rendered now: its settings; its video and scores follow with the others'."""
+        run = self._edit_run(edit.identity, edit.name)
+        run.log_params(_edit_params(vars(edit)))
+        run.set_tags(self._dvc_hashes("decode", "encode", "tune", "invert"))
+        run.finish()
+
+    def scores(self) -> None:
+        """The scores of each edit, their means, and the contact sheet.
+
+        An edit that has no run under these parameters yet, because DVC restored it or only the scoring has changed, gets
+        one with its settings and its video.
+        """
+        metrics = read_json(self.project.scores(self.clip) / "metrics.json")
+        for name, values in metrics["edits"].items():
+            record = read_json(self.project.edits(self.clip) / f"{name}.json")
+            run = self._edit_run(record["identity"], name)
+            run.log_params(_edit_params(record))
+            run.log_artifact(self.project.edits(self.clip) / f"{name}.mp4")
+            run.log_metrics(values)
+            run.finish()
+        self.pipeline.log_metrics(metrics["mean"])
+        self.pipeline.log_metrics({f"source.{name}": value for name, value in metrics["source"].items()})
+        self.pipeline.set_tags(self._dvc_hashes("decode", "encode", "tune", "invert", "edit"))
+        self.pipeline.log_artifact(self.project.scores(self.clip) / "scores.csv")
+        self.pipeline.log_artifact(self.project.contact_sheet(self.clip))
+
+    def _edit_run(self, identity: str, name: str) -> Run:
+        return self.pipeline.child("edit", identity, f"edit {name}")
+
+    def _dvc_hashes(self, *stages: str) -> dict[str, str]:
+        """What DVC calls the video and the outputs of these stages, as tags."""
+        try:
+            locked = yaml.safe_load((self.root / "dvc.lock").read_text(encoding="utf-8"))["stages"]
+        except (OSError, yaml.YAMLError, KeyError, TypeError):
+            return {}
+        tags = {}
+        for stage in stages:
+            entry = locked.get(f"{stage}@{self.clip}", {})
+            if stage == "decode" and entry.get("deps"):
+                tags["dvc.video"] = entry["deps"][0].get("md5", "")
+            if entry.get("outs"):
+                tags[f"dvc.{stage}"] = entry["outs"][0].get("md5", "")
+        return tags
+
+    @property
+    def _timings_path(self) -> Path:
+        return self.project.work / "timings" / f"{self.clip}.json"
+
+    def _timings(self) -> dict[str, float]:
+        return read_json(self._timings_path) if self._timings_path.exists() else {}
+
+
+def _edit_params(settings: dict[str, Any]) -> dict[str, Any]:
+    names = ("name", "prompt", "category", "negative_prompt", "guidance_scale", "steps", "seed")
+    return {name: settings[name] for name in names}

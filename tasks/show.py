@@ -1,0 +1,36 @@
+"""The scores of the clips as a table for a terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tasks.params import load_params
+from tasks.paths import Project
+from tav_model.errors import TavError
+from tav_model.files import read_json
+
+
+def show(root: Path, clips: list[str]) -> str:
+    """A table for each clip that has scores, the source first and the mean last, and where its pictures are.
+
+    Raises:
+        TavError: none of the clips has scores.
+    """
+    import pandas as pd
+
+    project = Project(root)
+    attention = load_params(root / "params.yaml").attention
+    parts = []
+    for clip in clips:
+        path = project.scores(clip) / "metrics.json"
+        if not path.exists():
+            continue
+        metrics = read_json(path)
+        table = pd.DataFrame.from_dict({"(source)": metrics["source"], **metrics["edits"], "(mean)": metrics["mean"]}, orient="index")
+        title = f"{clip}: attention {', '.join(attention.spatial)}{' + temporal' if attention.temporal else ''}"
+        sheet = project.contact_sheet(clip).relative_to(root)
+        edits = project.edits(clip).relative_to(root)
+        parts.append(f"{title}\n\n{table.to_string(na_rep='', float_format='{:.4f}'.format)}\n\nvideos:  {edits}/\npicture: {sheet}")
+    if not parts:
+        raise TavError(f"no scores yet for {', '.join(clips)}: dvc repro")
+    return "\n\n".join(parts)

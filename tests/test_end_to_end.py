@@ -1,0 +1,222 @@
+"""The main job on a real clip, by both doors: real DVC, a real Prefect server and worker, a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import pytest
+
+from tests.projects import QUICK, change_params, environment, fresh_clone, run
+
+EDITS = {
+    "mickey": "mickey mouse is skiing on the snow",
+    "spider": "spider man is skiing on the beach, cartoon style",
+    "wonder": "wonder woman, wearing a cowboy hat, is skiing",
+    "pink": "a man, wearing pink clothes, is skiing at sunset",
+}
+CLIP = "man-skiing"
+
+
+def skiing_project(folder: Path) -> Path:
+    clips = os.environ.get("TAV_TEST_CLIPS")
+    if not clips:
+        pytest.skip("TAV_TEST_CLIPS does not name the folder of the real clips")
+    project = fresh_clone(folder)
+    shutil.copy(Path(clips) / "man-skiing.mp4", project / "data" / "man-skiing.mp4")
+    write_prompts(project, EDITS)
+    clip = {"video": "data/man-skiing.mp4", "caption": "a man is skiing", "prompts": "data/man-skiing.csv", "decode": {}}
+    change_params(project, QUICK, {CLIP: clip})
+    run(project, "python", "-m", "toyworld.standin", "models/standin")
+    return project
+
+
+def write_prompts(project: Path, edits: dict[str, str]) -> None:
+    lines = [f'{name},"{prompt}"' for name, prompt in edits.items()]
+    (project / "data" / "man-skiing.csv").write_text("\n".join(["name,prompt", *lines, ""]))
+
+
+def logged_runs(project: Path) -> list[dict]:
+    """Name, kind, parameters, metrics and artifacts of every MLflow run in the project's store."""
+    script = """
+import json, mlflow
+from mlflow import MlflowClient
+client = MlflowClient("sqlite:///mlflow.db")
+mlflow.set_tracking_uri("sqlite:///mlflow.db")
+out = []
+for run in client.search_runs([e.experiment_id for e in client.search_experiments()]):
+    files, folders = [], [""]
+    while folders:
+        for item in client.list_artifacts(run.info.run_id, folders.pop() or None):
+            (folders if item.is_dir else files).append(item.path)
+    out.append({"id": run.info.run_id, "name": run.info.run_name, "status": run.info.status, "tags": run.data.tags,
+                "parent": run.data.tags.get("mlflow.parentRunId"), "params": run.data.params, "metrics": run.data.metrics,
+                "losses": len(client.get_metric_history(run.info.run_id, "loss")), "files": files})
+print("RUNS", json.dumps(out))
+"""
+    text = run(project, "python", "-c", script).stdout
+    return json.loads(next(line for line in text.splitlines() if line.startswith("RUNS "))[5:])
+
+
+def check_results(project: Path, edits: dict[str, str]) -> None:
+    results = project / "results" / CLIP
+    for name, prompt in edits.items():
+        with av.open(str(results / "edits" / f"{name}.mp4")) as container:
+            stream = container.streams.video[0]
+            assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
+            assert sum(1 for _ in container.decode(stream)) == QUICK["decode"]["frames"]
+        assert json.loads((results / "edits" / f"{name}.json").read_text())["prompt"] == prompt
+        assert (results / "edits" / f"{name}.webp").stat().st_size > 0
+    metrics = json.loads((results / "scores" / "metrics.json").read_text())
+    assert set(metrics["edits"]) == set(edits)
+    assert {"frame_consistency", "textual_alignment", "frame_accuracy"} <= set(metrics["mean"])
+    assert (results / "contact-sheet.png").stat().st_size > 0
+
+
+def check_runs(project: Path, edits: dict[str, str]) -> None:
+    runs = logged_runs(project)
+    (parent,) = [one for one in runs if one["parent"] is None]
+    children = [one for one in runs if one["parent"] == parent["id"]]
+    assert len(runs) == 1 + len(children)
+    assert {one["status"] for one in runs} == {"FINISHED"}
+    assert parent["params"]["attention.spatial"] == "first,former"
+    assert parent["params"]["tune.steps"] == str(QUICK["tune"]["steps"])
+    assert "frame_consistency" in parent["metrics"]
+    assert any(file.endswith("contact-sheet.png") for file in parent["files"])
+    (tuning,) = [one for one in children if one["tags"]["tav.kind"] == "tune"]
+    assert tuning["losses"] == QUICK["tune"]["steps"]
+    rendered = {one["params"]["prompt"]: one for one in children if one["tags"]["tav.kind"] == "edit"}
+    assert set(rendered) == set(edits.values())
+    for one in rendered.values():
+        assert "frame_consistency" in one["metrics"]
+        assert any(file.endswith(".mp4") for file in one["files"])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def prefect(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """The environment that names a running Prefect server of this test's own."""
+    port = free_port()
+    settings = {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    with (tmp_path / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
+            env=environment(**settings), stdout=log, stderr=log, start_new_session=True, cwd=tmp_path,
+        )  # fmt: skip
+    try:
+        wait_until_healthy(settings["PREFECT_API_URL"], server)
+        yield settings
+    finally:
+        stop(server)
+
+
+def wait_until_healthy(url: str, server: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except OSError:
+            time.sleep(0.5)
+    raise AssertionError("the Prefect server did not answer in two minutes")
+
+
+def stop(process: subprocess.Popen) -> None:
+    os.killpg(process.pid, 15)
+    try:
+        process.wait(20)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def deploy(project: Path, prefect: dict[str, str]) -> subprocess.Popen:
+    """Deploy `tav/edit-batch` from the project and start a worker that serves it."""
+    run(project, "prefect", "work-pool", "create", "tav", "--type", "process", **prefect)
+    run(project, "prefect", "--no-prompt", "deploy", "--all", **prefect)
+    log = (project / "worker.log").open("w")
+    return subprocess.Popen(
+        ["prefect", "worker", "start", "--pool", "tav"],
+        env=environment(**prefect), stdout=log, stderr=log, start_new_session=True, cwd=project,
+    )  # fmt: skip
+
+
+def task_runs(prefect: dict[str, str], project: Path) -> list[str]:
+    """The names of all task runs that the server knows, in the order they started."""
+    script = """
+import asyncio, json
+from prefect import get_client
+async def main():
+    async with get_client() as client:
+        runs = await client.read_task_runs(limit=200)
+        print("TASKS", json.dumps([r.name for r in sorted(runs, key=lambda r: r.start_time)]))
+asyncio.run(main())
+"""
+    text = run(project, "python", "-c", script, **prefect).stdout
+    return json.loads(next(line for line in text.splitlines() if line.startswith("TASKS "))[6:])
+
+
+def run_deployment(project: Path, prefect: dict[str, str], *parameters: str) -> None:
+    given = [word for parameter in parameters for word in ("--param", parameter)]
+    done = run(project, "prefect", "deployment", "run", "tav/edit-batch", "--watch", *given, check=False, **prefect)
+    log = (project / "worker.log").read_text()
+    assert done.returncode == 0, f"{done.stdout}\n{log}"
+
+
+@pytest.mark.timeout(900)
+def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
+    by_dvc = skiing_project(tmp_path / "by-dvc")
+    run(by_dvc, "dvc", "repro")
+    check_results(by_dvc, EDITS)
+    check_runs(by_dvc, EDITS)
+
+    by_prefect = skiing_project(tmp_path / "by-prefect")
+    worker = deploy(by_prefect, prefect)
+    try:
+        run_deployment(by_prefect, prefect)
+        check_results(by_prefect, EDITS)
+        check_runs(by_prefect, EDITS)
+        stages = ("decode", "encode", "tune", "invert")
+        edits = [f"edit: {prompt}" for prompt in EDITS.values()]
+        assert task_runs(prefect, by_prefect) == [f"{stage}: {CLIP}" for stage in stages] + edits + [f"score: {CLIP}"]
+
+        # One pipeline: the same lock file to the byte, and the other door finds nothing to do.
+        assert (by_prefect / "dvc.lock").read_bytes() == (by_dvc / "dvc.lock").read_bytes()
+        assert "up to date" in run(by_prefect, "dvc", "status").stdout
+        known = len(task_runs(prefect, by_prefect))
+        run_deployment(by_prefect, prefect)
+        assert len(task_runs(prefect, by_prefect)) == known
+
+        # A row more renders one row, and an override runs what is downstream of it.
+        more = EDITS | {"robot": "a robot is skiing"}
+        write_prompts(by_prefect, more)
+        run_deployment(by_prefect, prefect)
+        assert task_runs(prefect, by_prefect)[known:] == ["edit: a robot is skiing", f"score: {CLIP}"]
+        check_results(by_prefect, more)
+        assert "up to date" in run(by_prefect, "dvc", "status").stdout
+
+        known = len(task_runs(prefect, by_prefect))
+        run_deployment(by_prefect, prefect, 'overrides={"invert.steps": 2}')
+        redone = [f"invert: {CLIP}", *(f"edit: {prompt}" for prompt in more.values()), f"score: {CLIP}"]
+        assert task_runs(prefect, by_prefect)[known:] == redone
+        assert "up to date" in run(by_prefect, "dvc", "status").stdout
+    finally:
+        stop(worker)
