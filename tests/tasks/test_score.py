@@ -1,0 +1,184 @@
+"""The stage score on a made folder of edits: what it writes, that it writes the same twice, what it refuses."""
+
+import csv
+import json
+from fractions import Fraction
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.media import read_mp4, write_mp4
+from tasks.progress import Progress
+from tasks.score import score
+from tav_model.errors import TavError
+from tav_model.files import save_tensors, write_json
+from tav_model.metrics import (
+    ClipScorer,
+    consecutive_consistency,
+    frame_accuracy,
+    frame_consistency,
+    textual_alignment,
+)
+from tests.tiny_clip import make_clip, texture
+
+PLAIN = {"warping_error", "flicker"}
+CLIP = {"frame_consistency", "consecutive_consistency", "textual_alignment"}
+COMPARED = {"excess_flicker", "frame_accuracy"}
+FRAMES, SIZE = 4, 32
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_clip(tmp_path_factory.mktemp("models") / "scorer")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """A still pattern that lights up a little at its end, and two edits: ``steady`` repaints it, ``wild`` is noise."""
+    source = np.repeat(texture(SIZE, SIZE)[None] // 2, FRAMES, axis=0)
+    source[-1] += 12
+    add_source(tmp_path, source)
+    add_edit(tmp_path, "steady", 255 - source, prompt='a "cat", drawn', category="style")
+    noise = np.random.default_rng(0).integers(0, 256, source.shape, dtype=np.uint8)
+    add_edit(tmp_path, "wild", noise, prompt="dogs", category=None)
+    return tmp_path
+
+
+def add_source(folder, frames):
+    save_tensors(folder / "frames/frames.safetensors", {"frames": torch.from_numpy(frames)}, {"fps": "8"})
+    write_mp4(folder / "frames/source.mp4", frames, Fraction(8))
+
+
+def add_edit(folder, name, frames, **record):
+    (folder / "edits").mkdir(exist_ok=True)
+    write_mp4(folder / "edits" / f"{name}.mp4", frames, Fraction(8))
+    write_json(folder / "edits" / f"{name}.json", {"name": name, **record})
+
+
+def run(clip, model=None, pickscore=None, out="scores", **options):
+    params = SimpleNamespace(clip_model=model and "the scorer", pickscore_model=pickscore and "the other")
+    paths = {"the scorer": str(model), "the other": str(pickscore)}
+    return score(
+        clip / "frames", clip / "edits", clip / out, caption="a cat", params=params, resolve_model=paths.get, **options
+    )
+
+
+def test_metrics_without_a_model(clip):
+    metrics = run(clip)
+    assert set(metrics) == {"source", "mean", "edits"}
+    assert set(metrics["source"]) == PLAIN
+    assert set(metrics["edits"]) == {"steady", "wild"}
+    assert metrics["source"]["warping_error"] < 0.005
+    assert metrics["source"]["flicker"] == pytest.approx(12 / 255 / (FRAMES - 1), rel=0.2)
+
+    steady, wild = metrics["edits"]["steady"], metrics["edits"]["wild"]
+    assert set(steady) == set(wild) == set(metrics["mean"]) == {*PLAIN, "excess_flicker"}
+    for name in steady:
+        assert steady[name] < 0.02 < wild[name]
+        assert metrics["mean"][name] == pytest.approx((steady[name] + wild[name]) / 2, abs=2e-6)
+    assert wild["excess_flicker"] == pytest.approx(wild["flicker"] - metrics["source"]["flicker"], abs=2e-6)
+
+
+def test_metrics_with_both_models(clip, model):
+    metrics = run(clip, model, pickscore=model)
+    assert set(metrics["source"]) == {*PLAIN, *CLIP, "pick_score"}
+    for values in metrics["edits"].values():
+        assert set(values) == {*PLAIN, *CLIP, *COMPARED, "pick_score"}
+        assert values["frame_accuracy"] * FRAMES % 1 == 0
+    assert metrics["source"]["frame_consistency"] > 0.9
+    steady, wild = metrics["edits"]["steady"], metrics["edits"]["wild"]
+    assert wild["frame_consistency"] < steady["frame_consistency"] <= 1
+    assert wild["consecutive_consistency"] < steady["consecutive_consistency"] <= 1
+    # here both models are one, with CLIP's initial temperature, exp(2.6592)
+    for values in (metrics["source"], steady, wild, metrics["mean"]):
+        assert values["pick_score"] == pytest.approx(np.exp(2.6592) * values["textual_alignment"], abs=1e-4)
+
+
+def test_each_edit_is_scored_with_its_own_prompt_and_the_source_with_the_caption(clip, model):
+    metrics = run(clip, model)
+    scorer = ClipScorer(model)
+    caption, *prompts = scorer.embed_texts(["a cat", 'a "cat", drawn', "dogs"])
+    source = scorer.embed_frames(read_mp4(clip / "frames/source.mp4")[0])
+    assert metrics["source"]["textual_alignment"] == pytest.approx(textual_alignment(source, caption), abs=1e-5)
+    for name, prompt in zip(("steady", "wild"), prompts, strict=True):
+        images, values = scorer.embed_frames(read_mp4(clip / f"edits/{name}.mp4")[0]), metrics["edits"][name]
+        assert values["textual_alignment"] == pytest.approx(textual_alignment(images, prompt), abs=1e-5)
+        assert values["frame_accuracy"] == frame_accuracy(images, prompt, caption)
+        assert values["frame_consistency"] == pytest.approx(frame_consistency(images), abs=1e-5)
+        assert values["consecutive_consistency"] == pytest.approx(consecutive_consistency(images), abs=1e-5)
+
+
+def test_the_files_hold_what_is_returned_and_are_the_same_twice(clip, model):
+    (clip / "edits/.tmp-1.mp4").write_bytes(b"left by a killed run")
+    metrics = run(clip, model)
+    assert json.loads((clip / "scores/metrics.json").read_text()) == metrics
+    with (clip / "scores/scores.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(row["name"], row["prompt"], row["category"]) for row in rows] == [
+        ("steady", 'a "cat", drawn', "style"),
+        ("wild", "dogs", ""),
+    ]
+    for row in rows:
+        numbers = {name: float(row[name]) for name in row if name not in ("name", "prompt", "category")}
+        assert numbers == metrics["edits"][row["name"]]
+
+    run(clip, model, out="again")
+    assert sorted(path.name for path in (clip / "again").iterdir()) == ["metrics.json", "scores.csv"]
+    for name in ("metrics.json", "scores.csv"):
+        assert (clip / "again" / name).read_bytes() == (clip / "scores" / name).read_bytes()
+
+
+def test_scores_of_an_earlier_run_are_replaced_whole(clip):
+    (clip / "scores").mkdir()
+    (clip / "scores/old.csv").write_text("old")
+    run(clip)
+    assert not (clip / "scores/old.csv").exists()
+
+
+def test_progress_counts_videos(clip, monkeypatch):
+    monkeypatch.setenv("TAV_QUIET", "1")
+    with Progress("score", None, "video") as progress:
+        run(clip, progress=progress)
+    assert progress.done == progress.total == 3  # the source and two edits
+
+
+def test_one_frame(tmp_path, model):
+    frame = texture(SIZE, SIZE)[None]
+    add_source(tmp_path, frame)
+    add_edit(tmp_path, "one", frame, prompt="dogs", category=None)
+    metrics = run(tmp_path, model)
+    for values in (metrics["source"], metrics["edits"]["one"]):
+        assert values["warping_error"] == values["flicker"] == 0
+        assert values["frame_consistency"] == values["consecutive_consistency"] == 1
+
+
+def test_no_edits(clip):
+    for path in (clip / "edits").iterdir():
+        path.unlink()
+    with pytest.raises(TavError, match="no edit to score"):
+        run(clip)
+    (clip / "edits").rmdir()
+    with pytest.raises(TavError, match="no edit to score"):
+        run(clip)
+
+
+def test_what_is_wrong_with_an_edit_is_named_and_nothing_is_written(clip):
+    edit = clip / "edits/wild.json"
+    for text, message in (("[]", "no prompt"), ('{"prompt": 3}', "no prompt"), ("{", "not a JSON file")):
+        edit.write_text(text)
+        with pytest.raises(TavError, match=f"wild.json: {message}"):
+            run(clip)
+    edit.unlink()
+    with pytest.raises(TavError, match=r"wild\.json: no such file"):
+        run(clip)
+    add_edit(clip, "wild", np.zeros((FRAMES - 1, SIZE, SIZE, 3), np.uint8), prompt="dogs")
+    with pytest.raises(TavError, match=r"wild\.mp4: frames: 3 of 32x32, but the source has 4 of 32x32"):
+        run(clip)
+    assert not (clip / "scores").exists()
+
+
+def test_a_model_that_is_not_there(clip, tmp_path):
+    with pytest.raises(TavError, match="nowhere: not a folder"):
+        run(clip, tmp_path / "nowhere")
