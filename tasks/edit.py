@@ -82,7 +82,7 @@ class EditBatch:
         self.inverted, self.tuned, self.out, self.root, self.store = inverted, tuned, out, root, store
         self.base, self.attention, self.params, self.device = base, attention, params, device
         self.batch_size, self.decode_chunk = batch_size, decode_chunk
-        inputs = digest(FORMAT, inverted, tuned, base_digest(base), repr(attention), params.start, params.precision)
+        inputs = digest(FORMAT, inverted, tuned / "tuned.json", base_digest(base), repr(attention), params.start, params.precision)
         self.edits = [self._fill_in(row, seed, inputs) for row in rows]
         self._frames: dict[str, np.ndarray] = {}
         self._adopt_previous()
