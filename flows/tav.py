@@ -71,7 +71,7 @@ def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progr
 def edit_rows(clip: str, root: Path) -> None:
     """The stage `edit` with a task run for each row that is to do; rows that fail, fail alone."""
     stages = ClipStages(root, clip)
-    with stages.locked("edit"), stages.runs.reporting("edit"):
+    with stages.session("edit"):
         batch = stages.edit_batch()
         todo = batch.todo()
         if todo:

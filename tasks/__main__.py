@@ -1,4 +1,4 @@
-"""The command line of the stages: `python -m tasks STAGE --clip NAME`, run in the project's folder."""
+"""The command line of the stages, `python -m tasks STAGE --clip NAME`, and of their scores, `python -m tasks show`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ HELP = {
     "invert": "the noise that the tuned model turns into the clip (DDIM inversion)",
     "edit": "render each row of the clip's prompt CSV",
     "score": "score the edits, and put them on a contact sheet",
+    "show": "print the scores there are, and where the pictures lie",
 }
 
 
@@ -48,10 +49,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(stage: str, clip: str | None) -> None:
     from tasks.params import load_params
-    from tasks.stages import ClipStages
 
     root = Path.cwd()
-    for name in [clip] if clip else load_params(root / "params.yaml").clips:
+    params = load_params(root / "params.yaml")
+    clips = [clip] if clip else list(params.clips)
+    if stage == "show":
+        from tasks.show import show
+
+        print(show(root, [name for name in clips if params.clip(name)]))
+        return
+    from tasks.stages import ClipStages
+
+    for name in clips:
         ClipStages(root, name).run(stage)
 
 

@@ -238,15 +238,16 @@ def edit(batch: EditBatch, progress: Progress, on_done: Callable[[Edit], None] |
     if todo:
         batch.pipeline  # noqa: B018 (a model that cannot be loaded is no fault of a row)
     failed = {}
-    for row in todo:
-        try:
-            batch.render(row, on_step=progress.update)
-        except Exception as error:
-            logger.exception("row %s failed", row.name)
-            failed[row.name] = one_line(error)
-        else:
-            if on_done is not None:
-                on_done(row)
+    with progress:
+        for row in todo:
+            try:
+                batch.render(row, on_step=progress.update)
+            except Exception as error:
+                logger.exception("row %s failed", row.name)
+                failed[row.name] = one_line(error)
+            else:
+                if on_done is not None:
+                    on_done(row)
     batch.finish(failed)
 
 

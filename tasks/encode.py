@@ -28,12 +28,13 @@ def encode(
 
     tensors, metadata = load_tensors(frames / "frames.safetensors")
     pixels = tensors["frames"].numpy()
-    vae = load_part(base, "vae").to(device, getattr(torch, params.precision))
+    vae = load_part(base, "vae", torch_dtype=getattr(torch, params.precision)).to(device)
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     _, height, width, _ = pixels.shape
     if height % factor or width % factor:
         raise TavError(f"params.yaml: decode: {width}x{height} must be multiples of {factor} for this base model's VAE")
-    mean, deviation = encode_frames(vae, pixels, chunk, on_chunk=progress.update)
+    with progress:
+        mean, deviation = encode_frames(vae, pixels, chunk, on_chunk=progress.update)
     text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
     embeddings = encode_prompts(tokenizer, text_encoder, [caption, ""]).cpu()
     common = {"stage": "encode", "base": base_digest(base), "frames": digest(frames / "frames.safetensors")}

@@ -41,14 +41,11 @@ def invert(
         text = encode_prompts(tokenizer, text_encoder, [params.prompt])
     else:
         text = load_tensors(latents / "text.safetensors", device)[0]["empty"]
-    trajectory = ddim_inversion(
-        unet,
-        load_part(base, "scheduler"),
-        tensors["mean"],
-        text.to(unet.dtype),
-        params.steps,
-        on_step=progress.update,
-    )
+    scheduler = load_part(base, "scheduler")
+    with progress:
+        trajectory = ddim_inversion(
+            unet, scheduler, tensors["mean"], text.to(unet.dtype), params.steps, on_step=progress.update
+        )
     if not torch.isfinite(trajectory[-1]).all():
         raise TavError("invert: the inverted latents are not finite; set invert.precision to float32")
     with atomic_folder(out) as folder:

@@ -92,10 +92,10 @@ def load_tuned_unet(
             "tune again (dvc repro -f, for the stage tune)"
         )
     unet = UNet3DConditionModel.from_pretrained_2d(
-        base, attention=tuple(attention.spatial), temporal=attention.temporal
+        base, attention=tuple(attention.spatial), temporal=attention.temporal, torch_dtype=dtype
     )
     unet.load_tuned(tuned)
-    return unet.to(device, dtype), info
+    return unet.to(device), info
 
 
 def load_pipeline(base: str, tuned: Path, attention: Any, device: str, dtype: torch.dtype) -> TuneAVideoPipeline:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tasks.edit import Edit, EditBatch
 from tasks.params import load_params
 from tasks.paths import Project, project_path, resolve_model
-from tasks.progress import Progress
+from tasks.progress import Progress, stage_log
 from tasks.runs import ClipRuns
 from tav_model.errors import TavError
 from tav_model.files import read_json
@@ -36,12 +36,18 @@ class ClipStages:
         self.runs = ClipRuns(root, clip, self.params)
 
     def run(self, stage: str) -> None:
-        """Run one stage; nobody else may work on the clip meanwhile."""
-        with self.locked(stage), self.runs.reporting(stage):
+        """Run one stage."""
+        with self.session(stage):
             getattr(self, stage)()
 
     @contextlib.contextmanager
-    def locked(self, stage: str) -> Iterator[None]:
+    def session(self, stage: str) -> Iterator[None]:
+        """What a stage runs in: nobody else works on the clip, its log is kept, MLflow is told how it ends."""
+        with self._locked(stage), stage_log(self.project.log(self.clip, stage)), self.runs.reporting(stage):
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, stage: str) -> Iterator[None]:
         """Hold the clip's lock, which goes with the process, however that ends.
 
         Raises:
@@ -73,61 +79,57 @@ class ClipStages:
         from tasks.encode import encode
 
         frames = self.params.decode_for(self.clip).frames
-        with self._progress("encode", frames, "frame") as progress:
-            encode(
-                self.project.frames(self.clip),
-                self.project.latents(self.clip),
-                base=self.base,
-                caption=self.settings.caption,
-                params=self.params.encode,
-                device=self.device,
-                chunk=self.params.runtime.decode_chunk,
-                progress=progress,
-            )
+        encode(
+            self.project.frames(self.clip),
+            self.project.latents(self.clip),
+            base=self.base,
+            caption=self.settings.caption,
+            params=self.params.encode,
+            device=self.device,
+            chunk=self.params.runtime.decode_chunk,
+            progress=self._progress("encode", frames, "frame"),
+        )
 
     def tune(self) -> None:
         from tasks.tune import tune
 
         params = self.params
-        with self._progress("tune", params.tune.steps, "step") as progress:
-            with self.runs.tuning() as on_step:
-                tune(
-                    self.project.latents(self.clip),
-                    self.project.tuned(self.clip),
-                    base=self.base,
-                    base_name=params.base_model,
-                    attention=params.attention,
-                    params=params.tune,
-                    seed=params.seed,
-                    device=self.device,
-                    gradient_checkpointing=params.runtime.gradient_checkpointing,
-                    checkpoints=self.project.work / "checkpoints" / self.clip,
-                    checkpoint_every=params.runtime.checkpoint_every,
-                    progress=progress,
-                    on_step=on_step,
-                )
+        with self.runs.tuning() as on_step:
+            tune(
+                self.project.latents(self.clip),
+                self.project.tuned(self.clip),
+                base=self.base,
+                base_name=params.base_model,
+                attention=params.attention,
+                params=params.tune,
+                seed=params.seed,
+                device=self.device,
+                gradient_checkpointing=params.runtime.gradient_checkpointing,
+                checkpoints=self.project.work / "checkpoints" / self.clip,
+                checkpoint_every=params.runtime.checkpoint_every,
+                progress=self._progress("tune", params.tune.steps, "step"),
+                on_step=on_step,
+            )
 
     def invert(self) -> None:
         from tasks.invert import invert
 
-        with self._progress("invert", self.params.invert.steps, "step") as progress:
-            invert(
-                self.project.latents(self.clip),
-                self.project.tuned(self.clip),
-                self.project.inverted(self.clip),
-                base=self.base,
-                attention=self.params.attention,
-                params=self.params.invert,
-                device=self.device,
-                progress=progress,
-            )
+        invert(
+            self.project.latents(self.clip),
+            self.project.tuned(self.clip),
+            self.project.inverted(self.clip),
+            base=self.base,
+            attention=self.params.attention,
+            params=self.params.invert,
+            device=self.device,
+            progress=self._progress("invert", self.params.invert.steps, "step"),
+        )
 
     def edit(self) -> None:
         from tasks.edit import edit
 
         batch = self.edit_batch()
-        with self.edit_progress(batch.todo()) as progress:
-            edit(batch, progress, on_done=self.runs.edit)
+        edit(batch, self.edit_progress(batch.todo()), on_done=self.runs.edit)
 
     def edit_batch(self) -> EditBatch:
         from tasks.prompts import read_prompts

@@ -63,16 +63,17 @@ def tune(
         if on_step is not None:
             on_step(record)
 
-    history = run_tuning(
-        tuner,
-        tensors["mean"],
-        tensors["deviation"],
-        text["caption"],
-        checkpoints=checkpoints,
-        checkpoint_every=checkpoint_every,
-        identity=identity,
-        on_step=report,
-    )
+    with progress:
+        history = run_tuning(
+            tuner,
+            tensors["mean"],
+            tensors["deviation"],
+            text["caption"],
+            checkpoints=checkpoints,
+            checkpoint_every=checkpoint_every,
+            identity=identity,
+            on_step=report,
+        )
     with atomic_folder(out) as folder:
         unet.save_tuned(
             folder,

@@ -255,7 +255,7 @@ def tune(
     Args:
         mean, deviation: the posterior of the clip's latents, `1 c f h w`.
         encoder_hidden_states: its caption, `1 n c`.
-        on_step: called with the record of each step.
+        on_step: called with the record of each step, those before an interruption included.
 
     Returns:
         The records of all steps, those before an interruption included.
@@ -267,6 +267,8 @@ def tune(
                     break
             except TavError:
                 path.unlink()  # Damaged from outside; the one before it still serves.
+    for record in tuner.history if on_step else ():
+        on_step(record)
     while len(tuner.history) < tuner.config.steps:
         record = tuner.step(mean, deviation, encoder_hidden_states)
         if on_step is not None:
