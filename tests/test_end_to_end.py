@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,56 +108,32 @@ def free_port() -> int:
 
 
 @pytest.fixture
-def prefect(tmp_path: Path) -> Iterator[dict[str, str]]:
-    """The environment that names a running Prefect server of this test's own."""
-    port = free_port()
-    settings = {
+def prefect(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Prefect server of this test's own."""
+    return {
         "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+        "TAV_MLFLOW_PORT": str(free_port()),
     }
-    with (tmp_path / "server.log").open("w") as log:
-        server = subprocess.Popen(
-            ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
-            env=environment(**settings), stdout=log, stderr=log, start_new_session=True, cwd=tmp_path,
-        )  # fmt: skip
+
+
+@contextlib.contextmanager
+def serving(project: Path, prefect: dict[str, str]) -> Iterator[None]:
+    """Server, deployment, worker and MLflow UI, as the README starts them."""
+    log = project / "serve.log"
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            ["python", "-m", "flows.serve"], cwd=project, env=environment(**prefect), stdout=output, stderr=output
+        )
     try:
-        wait_until_healthy(settings["PREFECT_API_URL"], server)
-        yield settings
-    finally:
-        stop(server)
-
-
-def wait_until_healthy(url: str, server: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except OSError:
+        deadline = time.monotonic() + 180
+        while "ready:" not in log.read_text():
+            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.5)
-    raise AssertionError("the Prefect server did not answer in two minutes")
-
-
-def stop(process: subprocess.Popen) -> None:
-    os.killpg(process.pid, 15)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, 9)
-        process.wait()
-
-
-def deploy(project: Path, prefect: dict[str, str]) -> subprocess.Popen:
-    """Deploy `tav/edit-batch` from the project and start a worker that serves it."""
-    run(project, "prefect", "work-pool", "create", "tav", "--type", "process", **prefect)
-    run(project, "prefect", "--no-prompt", "deploy", "--all", **prefect)
-    log = (project / "worker.log").open("w")
-    return subprocess.Popen(
-        ["prefect", "worker", "start", "--pool", "tav"],
-        env=environment(**prefect), stdout=log, stderr=log, start_new_session=True, cwd=project,
-    )  # fmt: skip
+        yield
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
 
 
 def task_runs(prefect: dict[str, str], project: Path) -> list[str]:
@@ -177,7 +154,7 @@ asyncio.run(main())
 def run_deployment(project: Path, prefect: dict[str, str], *parameters: str) -> None:
     given = [word for parameter in parameters for word in ("--param", parameter)]
     done = run(project, "prefect", "deployment", "run", "tav/edit-batch", "--watch", *given, check=False, **prefect)
-    log = (project / "worker.log").read_text()
+    log = (project / "logs" / "prefect-worker.log").read_text()
     assert done.returncode == 0, f"{done.stdout}\n{log}"
 
 
@@ -189,8 +166,7 @@ def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
     check_runs(by_dvc, EDITS)
 
     by_prefect = skiing_project(tmp_path / "by-prefect")
-    worker = deploy(by_prefect, prefect)
-    try:
+    with serving(by_prefect, prefect):
         run_deployment(by_prefect, prefect)
         check_results(by_prefect, EDITS)
         check_runs(by_prefect, EDITS)
@@ -218,5 +194,3 @@ def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
         redone = [f"invert: {CLIP}", *(f"edit: {prompt}" for prompt in more.values()), f"score: {CLIP}"]
         assert task_runs(prefect, by_prefect)[known:] == redone
         assert "up to date" in run(by_prefect, "dvc", "status").stdout
-    finally:
-        stop(worker)

@@ -1,0 +1,138 @@
+"""`python -m flows.serve`: a Prefect server, the deployment `tav/edit-batch`, a worker for it and the MLflow UI.
+
+All of them listen on 127.0.0.1 and end with this command. Ports: that of Prefect's `api.url` (prefect.toml, or
+PREFECT_API_URL in the environment), and TAV_MLFLOW_PORT (5000).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from tav_model.errors import TavError
+
+POOL = "tav"
+START_SECONDS = 120
+STOP_SECONDS = 15
+
+
+def serve(root: Path) -> None:
+    """Start everything, print the addresses, and wait for an interrupt or for one of the processes to end.
+
+    Raises:
+        TavError: a port is taken, or something does not start; whatever was started is ended.
+    """
+    from prefect.settings import PREFECT_API_URL
+
+    from tasks.params import load_params
+    from tasks.tracking import resolve_uri
+
+    api = urlsplit(PREFECT_API_URL.value() or "")
+    if api.hostname not in ("127.0.0.1", "localhost") or api.port is None:
+        raise TavError(f"prefect.toml: api.url: {api.geturl()!r} must be http://127.0.0.1:PORT/api to be served from here")
+    mlflow_port = _port("TAV_MLFLOW_PORT", 5000)
+    uri = resolve_uri(load_params(root / "params.yaml").tracking.uri, root)
+    _check_free(api.port, "prefect.toml: api.url")
+    _check_free(mlflow_port, "TAV_MLFLOW_PORT")
+    logs = root / "logs"
+    logs.mkdir(exist_ok=True)
+    python = [sys.executable, "-m"]
+
+    with ExitStack() as stack:
+        children: dict[str, subprocess.Popen] = {}
+
+        def start(name: str, *command: str) -> None:
+            log = stack.enter_context((logs / f"{name}.log").open("a"))
+            child = subprocess.Popen([*python, *command], cwd=root, stdout=log, stderr=log, start_new_session=True)
+            stack.callback(_stop, child)
+            children[name] = child
+
+        start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
+        if not uri.startswith("http"):
+            store = ("--host", "127.0.0.1", "--port", str(mlflow_port), "--backend-store-uri", uri)
+            start("mlflow-server", "mlflow", "server", *store)
+        _wait(f"{api.geturl()}/health", children, "prefect-server")
+        for step in (
+            ("work-pool", "create", POOL, "--type", "process", "--overwrite"),
+            ("--no-prompt", "deploy", "--all"),
+        ):
+            done = subprocess.run([*python, "prefect", *step], cwd=root, capture_output=True, text=True)
+            if done.returncode:
+                (logs / "deploy.log").write_text(done.stdout + done.stderr)
+                raise TavError(f"prefect {' '.join(step)} failed; logs/deploy.log says why")
+        start("prefect-worker", "prefect", "worker", "start", "--pool", POOL)
+        if "mlflow-server" in children:
+            _wait(f"http://127.0.0.1:{mlflow_port}/health", children, "mlflow-server")
+        print(f"Prefect   http://127.0.0.1:{api.port}")
+        print(f"MLflow    {uri if uri.startswith('http') else f'http://127.0.0.1:{mlflow_port}'}")
+        print("ready: prefect deployment run tav/edit-batch --watch      (Ctrl-C ends everything)", flush=True)
+        while True:
+            for name, child in children.items():
+                if child.poll() is not None:
+                    raise TavError(f"{name} has ended; logs/{name}.log says why")
+            time.sleep(1)
+
+
+def _port(variable: str, default: int) -> int:
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise TavError(f"{variable}: {text!r} must be a port, 1 to 65535")
+    return int(text)
+
+
+def _check_free(port: int, setting: str) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            raise TavError(f"port {port} is taken; end what uses it, or choose another one ({setting})") from None
+
+
+def _wait(url: str, children: dict[str, subprocess.Popen], name: str) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if children[name].poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.3)
+    raise TavError(f"{name} does not answer; logs/{name}.log says why")
+
+
+def _stop(child: subprocess.Popen) -> None:
+    """End a process with all that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(child.pid, number)
+            child.wait(STOP_SECONDS)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
+
+
+def main() -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        serve(Path.cwd())
+    except TavError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

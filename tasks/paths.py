@@ -1,0 +1,82 @@
+"""Where the files of a project lie, and which paths that parameters and CSVs name are allowed."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from tav_model.errors import TavError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def project_path(root: Path, text: str, what: str) -> Path:
+    """The path `text`, which must be relative and stay in the project.
+
+    Links inside the project may lead out of it: they are the owner's own doing.
+
+    Args:
+        what: where the text stands, for the message.
+
+    Raises:
+        TavError: an absolute path, one with `..`, or one with characters that no file name here has.
+    """
+    path = Path(text)
+    bad = not text.strip() or "\\" in text or any(ord(c) < 32 or ord(c) == 127 for c in text)
+    if bad or path.is_absolute() or ".." in path.parts or text.startswith("~"):
+        raise TavError(f"{what}: {text!r} is not allowed: must be a relative path inside the project, without '..'")
+    return root / path
+
+
+class Project:
+    """The layout of a project's results and work files; every clip has folders of its own."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.work = root / ".tav"
+
+    def frames(self, clip: str) -> Path:
+        return self.root / "results" / clip / "frames"
+
+    def latents(self, clip: str) -> Path:
+        return self.root / "results" / clip / "latents"
+
+    def tuned(self, clip: str) -> Path:
+        return self.root / "results" / clip / "tuned"
+
+    def inverted(self, clip: str) -> Path:
+        return self.root / "results" / clip / "inverted"
+
+    def edits(self, clip: str) -> Path:
+        return self.root / "results" / clip / "edits"
+
+    def scores(self, clip: str) -> Path:
+        return self.root / "results" / clip / "scores"
+
+    def contact_sheet(self, clip: str) -> Path:
+        return self.root / "results" / clip / "contact-sheet.png"
+
+    def log(self, clip: str, stage: str) -> Path:
+        return self.root / "logs" / clip / f"{stage}.log"
+
+
+def resolve_model(root: Path, name: str) -> str:
+    """The folder or hub id that the name of a model in the parameters means.
+
+    In this order: a folder inside the project, a folder below one of those in the environment's TAV_MODELS, a hub id.
+
+    Raises:
+        TavError: none of these, with where it was looked for.
+    """
+    folder = project_path(root, name, "params.yaml: model")
+    if folder.is_dir():
+        return str(folder)
+    elsewhere = [Path(part).expanduser() for part in os.environ.get("TAV_MODELS", "").split(os.pathsep) if part]
+    for models in elsewhere:
+        if (models / name).is_dir():
+            return str(models / name)
+    if HUB_ID.fullmatch(name) and not name.startswith(("models/", "data/")):
+        return name
+    looked = ", ".join(str(path) for path in [folder, *(models / name for models in elsewhere)])
+    raise TavError(f"params.yaml: no model {name!r}: it is neither a folder ({looked}) nor a hub id OWNER/NAME")
