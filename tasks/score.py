@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, load_tensors, read_json, write_json
@@ -13,18 +13,12 @@ from tav_model.files import atomic_folder, load_tensors, read_json, write_json
 if TYPE_CHECKING:
     import numpy as np
 
+    from tasks.params import Score
     from tasks.progress import Progress
     from tav_model.metrics import ClipScorer
     from tav_model.motion import Motion
 
 DECIMALS = 6
-
-
-class ScoreParams(Protocol):
-    """The fields of ``params.yaml``'s ``score`` section that this stage reads; None leaves a model out."""
-
-    clip_model: str | None
-    pickscore_model: str | None
 
 
 def score(
@@ -33,7 +27,7 @@ def score(
     out: Path,
     *,
     caption: str,
-    params: ScoreParams,
+    params: Score,
     resolve_model: Callable[[str], str],
     device: str = "cpu",
     progress: Progress | None = None,
@@ -45,6 +39,7 @@ def score(
         edits: folder of ``NAME.mp4`` with ``NAME.json`` (prompt and category); as many frames as the source, as large.
         out: folder that is replaced whole.
         caption: the prompt that describes the source.
+        params: the models that score; None leaves one out.
         resolve_model: from the name of a model in the parameters to a folder or hub id.
         progress: updated after each video; its total is set here.
 

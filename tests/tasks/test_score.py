@@ -3,13 +3,13 @@
 import csv
 import json
 from fractions import Fraction
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from tasks.media import read_mp4, write_mp4
+from tasks.params import Score
 from tasks.progress import Progress
 from tasks.score import score
 from tav_model.errors import TavError
@@ -58,7 +58,7 @@ def add_edit(folder, name, frames, **record):
 
 
 def run(clip, model=None, pickscore=None, out="scores", **options):
-    params = SimpleNamespace(clip_model=model and "the scorer", pickscore_model=pickscore and "the other")
+    params = Score(clip_model=model and "the scorer", pickscore_model=pickscore and "the other")
     paths = {"the scorer": str(model), "the other": str(pickscore)}
     return score(
         clip / "frames", clip / "edits", clip / out, caption="a cat", params=params, resolve_model=paths.get, **options
