@@ -73,7 +73,7 @@ class ClipStages:
         from tasks.decode import decode
 
         video = project_path(self.root, self.settings.video, f"params.yaml: clips.{self.clip}.video")
-        decode(video, self.project.frames(self.clip), self.params.decode_for(self.clip), clip=self.clip)
+        decode(video, self.project.frames(self.clip), self.params.decode_for(self.clip))
 
     def encode(self) -> None:
         from tasks.encode import encode

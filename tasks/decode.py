@@ -1,0 +1,29 @@
+"""Decode: the frames of a clip, at one size, as a tensor and as a video to look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tasks.media import write_mp4
+from tasks.reader import Selection, read_frames
+from tav_model.files import atomic_folder, digest, save_tensors
+
+
+def decode(video: Path, out: Path, params: Any) -> None:
+    """Write `frames.safetensors` (`frames`: uint8, `f h w c`) and `source.mp4` into `out`.
+
+    Args:
+        video: a video, or a folder of numbered images.
+        params: the section `decode` of params.yaml.
+
+    Raises:
+        TavError: see `tasks.reader.read_frames`.
+    """
+    import torch
+
+    frames, fps = read_frames(video, Selection(**params.model_dump()))
+    metadata = {"stage": "decode", "shape": "f h w c", "scale": "0..255", "fps": str(fps), "source": digest(video)}
+    with atomic_folder(out) as folder:
+        save_tensors(folder / "frames.safetensors", {"frames": torch.from_numpy(frames)}, metadata)
+        write_mp4(folder / "source.mp4", frames, fps)
