@@ -221,10 +221,17 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
         if Path(path).exists():
             kwargs.setdefault("local_files_only", True)
         try:
-            image_unet = UNet2DConditionModel.from_pretrained(path, subfolder=subfolder, **kwargs)
+            image_unet, loading = UNet2DConditionModel.from_pretrained(
+                path, subfolder=subfolder, output_loading_info=True, **kwargs
+            )
         except (OSError, ValueError, RuntimeError) as error:
             raise TavError(f"{path}: no image UNet can be loaded from it ({_first_line(error)})") from error
-        return cls.from_unet2d(image_unet, attention=attention, temporal=temporal)
+        if missing := sorted(loading["missing_keys"]):
+            raise TavError(f"{path}: its image UNet has no weights for {missing[0]} ({len(missing)} such names)")
+        try:
+            return cls.from_unet2d(image_unet, attention=attention, temporal=temporal)
+        except TavError as error:
+            raise TavError(f"{path}: {error}") from None
 
     @classmethod
     def from_unet2d(
@@ -267,9 +274,11 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
                     matched.add(pattern)
                     if self.config.temporal or ".attn_temp" not in f".{name}":
                         found |= {f"{name}.{key}": value for key, value in module.named_parameters()}
-        unmatched = [pattern for pattern in modules if pattern not in matched]
+        unmatched = [pattern for pattern in modules if pattern not in matched or not pattern]
         if unmatched or not found:
-            raise TavError(f"trainable: {', '.join(unmatched) or modules} selects no parameter of this model")
+            raise TavError(
+                f"trainable: {', '.join(map(repr, unmatched)) or modules} selects no parameter of this model"
+            )
         # In the order of the state dict, whatever the order of the patterns.
         return {name: value for name, value in self.named_parameters() if name in found}
 
@@ -297,8 +306,8 @@ def inflate_config(config: dict[str, Any]) -> dict[str, Any]:
         if key in ours:
             inflated[key] = value
         elif key in theirs and value != theirs[key].default:
-            # Heads per level given twice, or switched-off features spelt as False.
-            if not value or (key == "only_cross_attention" and not any(value)):
+            # Switched-off features may be spelt as False, or as a list of False.
+            if not value or (isinstance(value, (list, tuple)) and not any(value)):
                 continue
             raise TavError(f"a UNet with {key}={value!r} is not of Stable Diffusion's shape and cannot be inflated")
     for key in ("down_block_types", "up_block_types"):
