@@ -1,0 +1,16 @@
+"""For all tests: no network, two threads, and no deadline for hypothesis on a shared machine."""
+
+import os
+
+# Before anything imports torch or the hub's clients, and for the processes that tests start.
+for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+    os.environ[name] = "1"
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(name, "2")
+# Threads that wait do not spin: small tensors on a busy machine would else take many times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("tav", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tav")
