@@ -1,9 +1,10 @@
-"""One-shot tuning: the standard diffusion loss on the latents of one clip (Tune-A-Video, arXiv 2212.11565, section 3.3)."""
+"""One-shot tuning: the standard diffusion loss on the latents of a clip (Tune-A-Video, arXiv 2212.11565, section 3.3)."""
 
 from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -105,11 +106,10 @@ class Tuner:
             raise TavError(f"precision: {config.precision!r} must be one of {', '.join(PRECISIONS)}")
         self.unet, self.scheduler, self.config = unet, scheduler, config
         self.device = unet.device
-        unet.train()
+        unet.float().train()  # A base that was loaded in half precision, too.
         unet.requires_grad_(False)
         self.parameters = unet.trainable_parameters(config.trainable)
         for parameter in self.parameters.values():
-            parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
@@ -171,7 +171,9 @@ class Tuner:
         if self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-14:
             raise TavError("tune: float16 overflows at any scale; set tune.precision to bfloat16 or float32")
         self.optimizer.zero_grad(set_to_none=True)
-        self.schedule.step()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # That the optimizer has not stepped yet: float16 may skip its first steps.
+            self.schedule.step()
         record = StepRecord(len(self.history) + 1, loss, learning_rate, norm, timestep, float(updated))
         self.history.append(record)
         return record
@@ -205,7 +207,7 @@ class Tuner:
         state = {
             "identity": identity,
             "param_groups": optimizer["param_groups"],
-            "schedule": {key: value for key, value in self.schedule.state_dict().items() if key != "lr_lambdas"},
+            "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "config": asdict(self.config),
         }
@@ -275,7 +277,8 @@ def tune(
             on_step(record)
         if checkpoints is not None and record.step % checkpoint_every == 0:
             tuner.save(checkpoints / f"step-{record.step:06d}.safetensors", identity)
-            for old in sorted(checkpoints.glob("step-*.safetensors"))[:-2]:
+            # By age: another tuning may have left later steps behind.
+            for old in sorted(checkpoints.glob("step-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)[:-2]:
                 old.unlink()
     tuner.unet.eval()
     return tuner.history
