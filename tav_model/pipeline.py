@@ -15,6 +15,7 @@ from einops import rearrange
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from tav_model.inversion import ddim_changes
 from tav_model.latents import decode_latents, to_frames
 from tav_model.text import encode_prompts
 from tav_model.unet import UNet3DConditionModel
@@ -30,8 +31,8 @@ class TuneAVideoPipelineOutput(BaseOutput):
 class TuneAVideoPipeline(DiffusionPipeline):
     """Text to video with a tuned `UNet3DConditionModel` and the other parts of its Stable Diffusion base.
 
-    Any scheduler of the base is replaced by DDIM with the same betas and prediction type, because only DDIM
-    (deterministic at eta 0) leads back from the latents that DDIM inversion gave.
+    Any scheduler of the base is replaced by DDIM with the same betas, prediction type and spacing, because only DDIM
+    (deterministic at eta 0) leads back from the latents that DDIM inversion gave; see `tav_model.inversion.ddim_changes`.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -46,8 +47,10 @@ class TuneAVideoPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
     ) -> None:
         super().__init__()
-        if not isinstance(scheduler, DDIMScheduler):
-            scheduler = DDIMScheduler.from_config(scheduler.config)
+        changes = ddim_changes(scheduler)
+        fits = all(scheduler.config.get(name) == value for name, value in changes.items())
+        if not (isinstance(scheduler, DDIMScheduler) and fits):
+            scheduler = DDIMScheduler.from_config(scheduler.config, **changes)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
