@@ -10,7 +10,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # Threads that wait do not spin: small tensors on a busy machine would else take many times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile("tav", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tav")

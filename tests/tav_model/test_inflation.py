@@ -361,7 +361,7 @@ def test_options_that_are_spelt_out_as_off_can_be_inflated(changes):
 def test_arguments_that_contradict_each_other_are_refused(changes):
     config = {"block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": CONTEXT_DIM}
     config |= {"down_block_types": ["DownBlock3D"] * 2, "up_block_types": ["UpBlock3D"] * 2}
-    with pytest.raises(ValueError, match="\\A.*\\Z"):
+    with pytest.raises(ValueError, match=r"\A.*\Z"):
         UNet3DConditionModel(**config | changes)
 
 
@@ -387,7 +387,7 @@ def test_without_temporal_attention_only_queries_are_trained():
 
 @pytest.mark.parametrize("modules", [["attn1.to_x"], ["ttn1.to_q"], [], ["attn1.to_q", ""]], ids=str)
 def test_trainable_modules_that_are_not_there_are_refused(modules):
-    with pytest.raises(TavError, match="\\Atrainable: .*\\Z"):
+    with pytest.raises(TavError, match=r"\Atrainable: .*\Z"):
         video_unet().trainable_parameters(modules)
 
 

@@ -1,0 +1,233 @@
+"""DDIM inversion against its equation written by hand, for models that predict noise and for models that predict velocity."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tav_model import ddim_inversion
+from tests.tav_model.small import CONTEXT_DIM, SCHEDULER, SD2, noise, pipeline, relative, scheduler, video_unet
+
+KINDS = ("epsilon", "v_prediction")
+
+
+class GaussianModel:
+    """The exact prediction for latents that are normally distributed with `variance`: with `V = a * variance + 1 - a`,
+
+    e(x, t) = sqrt(1 - a) x / V,    x0(x, t) = sqrt(a) variance x / V,    v = sqrt(a) e - sqrt(1 - a) x0.
+    """
+
+    dtype = torch.float64
+
+    def __init__(self, variance: float, scheduler: DDIMScheduler) -> None:
+        self.variance, self.kind = variance, scheduler.config.prediction_type
+        self.alphas = scheduler.alphas_cumprod.double()
+
+    def spread(self, timestep: int) -> float:
+        """The standard deviation of noisy latents at a timestep."""
+        a = self.alphas[timestep].item()
+        return math.sqrt(a * self.variance + 1 - a)
+
+    def __call__(self, sample, timestep, _):
+        a = self.alphas[int(timestep)]
+        clean = a.sqrt() * self.variance * sample / self.spread(int(timestep)) ** 2
+        epsilon = (1 - a).sqrt() * sample / self.spread(int(timestep)) ** 2
+        return SimpleNamespace(
+            sample=epsilon if self.kind == "epsilon" else a.sqrt() * epsilon - (1 - a).sqrt() * clean
+        )
+
+
+def inversion_by_hand(model, alphas, first_alpha, timesteps, stride, kind, x):
+    """Equation 12 of the DDIM paper read backwards, in Python floats for the schedule."""
+    trajectory = [x]
+    for t in timesteps:
+        before = t - stride
+        a = alphas[min(before, len(alphas) - 1)] if before >= 0 else first_alpha
+        predicted = model(x, t)
+        if kind == "epsilon":
+            epsilon = predicted
+            clean = (x - math.sqrt(1 - a) * epsilon) / math.sqrt(a)
+        else:
+            epsilon = math.sqrt(a) * predicted + math.sqrt(1 - a) * x
+            clean = math.sqrt(a) * x - math.sqrt(1 - a) * predicted
+        x = math.sqrt(alphas[t]) * clean + math.sqrt(1 - alphas[t]) * epsilon
+        trajectory.append(x)
+    return torch.stack(trajectory)
+
+
+def sample(model, scheduler, x, steps):
+    """DDIM sampling without guidance."""
+    scheduler.set_timesteps(steps)
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(model(x, timestep, None).sample, timestep, x).prev_sample
+    return x
+
+
+@settings(max_examples=30)
+@given(
+    kind=st.sampled_from(KINDS),
+    steps=st.sampled_from([1, 2, 3, 7, 50]),
+    spacing=st.sampled_from(["leading", "trailing"]),
+    steps_offset=st.integers(0, 1),
+    to_one=st.booleans(),
+    variance=st.floats(0.1, 5),
+)
+def test_equation(kind, steps, spacing, steps_offset, to_one, variance):
+    base = scheduler(prediction_type=kind, timestep_spacing=spacing, steps_offset=steps_offset, set_alpha_to_one=to_one)
+    model = GaussianModel(variance, base)
+    alphas = base.alphas_cumprod.tolist()
+    if spacing == "leading":
+        timesteps = [i * (1000 // steps) + steps_offset for i in range(steps)]
+    else:
+        timesteps = [round(1000 - i * 1000 / steps) - 1 for i in reversed(range(steps))]
+    x = noise(1, 4, 2, 3, 3).double()
+    first_alpha = 1.0 if to_one else alphas[0]
+    expected = inversion_by_hand(
+        lambda x, t: model(x, t, None).sample, alphas, first_alpha, timesteps, 1000 // steps, kind, x
+    )
+    trajectory = ddim_inversion(model, base, x, torch.zeros(1, 1, 1), steps)
+    assert trajectory.shape == (steps + 1, *x.shape)
+    torch.testing.assert_close(trajectory, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("epsilon", {}), ("v_prediction", SD2)], ids=["sd1", "sd2"])
+def test_equation_with_a_network(kind, shape):
+    unet, base = video_unet(**shape), scheduler(prediction_type=kind)
+    x, text = noise(1, 4, 3, 8, 8), noise(1, 7, CONTEXT_DIM)
+    alphas = base.alphas_cumprod.tolist()
+
+    @torch.no_grad()
+    def model(x, t):
+        return unet(x, t, text).sample
+
+    expected = inversion_by_hand(model, alphas, alphas[0], [1, 201, 401, 601, 801], 200, kind, x)
+    assert relative(ddim_inversion(unet, base, x, text, 5), expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variance", [0.25, 1.0, 4.0])
+def test_inverted_latents_lead_back_to_the_start(kind, variance):
+    base = scheduler(prediction_type=kind)
+    model = GaussianModel(variance, base)
+    x = noise(1, 4, 2, 3, 3).double() * math.sqrt(variance)
+    errors = []
+    for steps in (125, 250, 500):
+        inverted = ddim_inversion(model, base, x, torch.zeros(1, 1, 1), steps)[-1]
+        errors.append(relative(sample(model, base, inverted, steps), x))
+    assert errors[2] < 0.01
+    assert errors[2] < 0.6 * errors[1] < 0.36 * errors[0]  # Half the step, half the error.
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("variance", [0.25, 1.0, 4.0])
+def test_inverted_latents_have_the_spread_of_noise(kind, variance):
+    base = scheduler(prediction_type=kind)
+    model = GaussianModel(variance, base)
+    x = torch.ones(1, 1, 1, 1, 1, dtype=torch.float64) * math.sqrt(variance)
+    inverted = ddim_inversion(model, base, x, torch.zeros(1, 1, 1), 500)[-1]
+    assert inverted.item() == pytest.approx(model.spread(999), rel=0.01)
+
+
+def as_velocity(unet, base):
+    """The same model, but it predicts `v = (e - sqrt(1 - a) x) / sqrt(a)`, by `x = sqrt(a) x0 + sqrt(1 - a) e`."""
+    predict_noise = unet.forward
+
+    def forward(sample, timestep, text, **kwargs):
+        output = predict_noise(sample, timestep, text, **kwargs)
+        a = base.alphas_cumprod[int(timestep)]
+        output.sample = (output.sample - (1 - a).sqrt() * sample) / a.sqrt()
+        return output
+
+    unet.forward = forward
+    return unet
+
+
+@pytest.fixture
+def noise_and_velocity():
+    """One model in both forms, with the scheduler of each."""
+    bases = [scheduler(prediction_type=kind) for kind in KINDS]
+    return [(video_unet(), bases[0]), (as_velocity(video_unet(), bases[1]), bases[1])]
+
+
+def test_velocity_model_edits_as_the_same_model_that_predicts_noise(noise_and_velocity):
+    text = {"prompt_embeds": noise(1, 7, CONTEXT_DIM), "negative_prompt_embeds": noise(1, 7, CONTEXT_DIM, seed=1)}
+    of_noise, of_velocity = (
+        pipeline(unet=unet, scheduler=base)(
+            **text, latents=noise(1, 4, 3, 8, 8), num_inference_steps=5, guidance_scale=7.5, output_type="latent"
+        ).frames
+        for unet, base in noise_and_velocity
+    )
+    assert relative(of_velocity, of_noise) < 1e-4
+
+
+def test_velocity_model_inverts_as_the_same_model_that_predicts_noise(noise_and_velocity):
+    # Within a step they differ (the conversion takes the level that the step comes from, the network is asked at the
+    # one it goes to), but less so with every step that is shorter.
+    x, text = noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
+    differences = []
+    for steps in (10, 40, 160):
+        of_noise, of_velocity = (ddim_inversion(unet, base, x, text, steps)[-1] for unet, base in noise_and_velocity)
+        differences.append(relative(of_velocity, of_noise))
+    assert differences[1] < 0.4 * differences[0]
+    assert differences[2] < 0.4 * differences[1]
+    assert differences[2] < 0.03
+
+
+def test_taking_velocity_for_noise_would_show(noise_and_velocity):
+    (unet, base), (velocity_unet, _) = noise_and_velocity
+    x, text = noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
+    right, wrong = (ddim_inversion(model, base, x, text, 160)[-1] for model in (unet, velocity_unet))
+    assert relative(wrong, right) > 0.3
+
+
+def test_trajectory_starts_with_the_latents_and_holds_every_step():
+    steps = []
+    x = noise(1, 4, 2, 8, 8)
+    trajectory = ddim_inversion(
+        video_unet(), scheduler(), x, noise(1, 7, CONTEXT_DIM), 4, on_step=lambda: steps.append(1)
+    )
+    assert trajectory.shape == (5, 1, 4, 2, 8, 8)
+    assert torch.equal(trajectory[0], x)
+    assert len(steps) == 4
+    assert not trajectory.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_trajectory_of_a_network_in_half_precision_stays_in_float32(dtype):
+    x, text = noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
+    exact = ddim_inversion(video_unet(), scheduler(), x, text, 4)
+    half = ddim_inversion(video_unet().to(dtype), scheduler(), x, text, 4)
+    assert half.dtype == torch.float32
+    assert relative(half, exact) < (2e-3 if dtype == torch.float16 else 2e-2)
+
+
+@pytest.mark.parametrize("kind", [DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler])
+@pytest.mark.parametrize("prediction", KINDS)
+def test_bases_scheduler_of_any_class_inverts_as_ddim(kind, prediction, tmp_path):
+    # As from a file, where all defaults are written out.
+    betas = {key: SCHEDULER[key] for key in ("beta_start", "beta_end", "beta_schedule", "steps_offset")}
+    kind(**betas, prediction_type=prediction).save_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path)
+    to_one = kind is not PNDMScheduler  # The only one of them that has this option, off by default.
+    x, text = 3 * noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
+    of_ddim, of_other = (
+        ddim_inversion(video_unet(), base, x, text, 4)
+        for base in (scheduler(prediction_type=prediction, set_alpha_to_one=to_one), loaded)
+    )
+    assert torch.equal(of_other, of_ddim)
+
+
+def test_latents_are_never_clipped():
+    x = 30 * noise(1, 4, 2, 8, 8)
+    text = noise(1, 7, CONTEXT_DIM)
+    free, clipping = (ddim_inversion(video_unet(), scheduler(clip_sample=clip), x, text, 4) for clip in (False, True))
+    assert torch.equal(free, clipping)
+
+
+def test_more_steps_than_timesteps_are_refused():
+    with pytest.raises(ValueError, match="1001.*1000"):
+        ddim_inversion(video_unet(), scheduler(), noise(1, 4, 1, 8, 8), noise(1, 7, CONTEXT_DIM), 1001)

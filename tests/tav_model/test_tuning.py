@@ -1,0 +1,302 @@
+"""Tuning: the loss by hand, what is drawn, what is trained, learning-rate schedules, and the errors."""
+
+import math
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from tav_model import TavError, Tuner, TuningConfig
+from tav_model.tuning import diffusion_loss, tune
+from tests.tav_model.small import CONTEXT_DIM, SCHEDULER, SD2, noise, relative, scheduler, seeded, video_unet
+
+MEAN, DEVIATION = noise(1, 4, 3, 8, 8), 0.1 * noise(1, 4, 3, 8, 8, seed=1).abs()
+CAPTION = noise(1, 7, CONTEXT_DIM, seed=2)
+
+
+def tuner(unet=None, base=None, **config) -> Tuner:
+    return Tuner(
+        unet or video_unet(), base or scheduler(), TuningConfig(**{"steps": 3, "learning_rate": 1e-3} | config)
+    )
+
+
+# The loss
+
+
+def loss_by_hand(unet, alphas, kind, latents, noise, timesteps, text):
+    squares = []
+    for x, e, t, words in zip(latents, noise, timesteps.tolist(), text, strict=True):
+        signal, spread = math.sqrt(alphas[t]), math.sqrt(1 - alphas[t])
+        target = e if kind == "epsilon" else signal * e - spread * x
+        predicted = unet((signal * x + spread * e)[None], t, words[None]).sample[0]
+        squares += ((predicted - target) ** 2).flatten().tolist()
+    return sum(squares) / len(squares)
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("epsilon", {}), ("v_prediction", SD2)], ids=["sd1", "sd2"])
+@pytest.mark.parametrize("base_class", [type(scheduler()), DDPMScheduler], ids=["DDIM", "DDPM"])
+@torch.no_grad()
+def test_loss(kind, shape, base_class):
+    unet, base = video_unet(**shape), base_class.from_config({**SCHEDULER, "prediction_type": kind})
+    latents, added = noise(2, 4, 3, 8, 8), noise(2, 4, 3, 8, 8, seed=1)
+    text, timesteps = noise(2, 7, CONTEXT_DIM), torch.tensor([3, 900])
+    alphas = base.alphas_cumprod.tolist()
+    expected = loss_by_hand(unet, alphas, kind, latents, added, timesteps, text)
+    assert diffusion_loss(unet, base, latents, added, timesteps, text).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_prediction_type_that_cannot_be_tuned_is_refused():
+    with pytest.raises(TavError, match=r"\Aprediction_type: 'sample' .*epsilon, v_prediction\Z"):
+        tuner(base=scheduler(prediction_type="sample")).step(MEAN, DEVIATION, CAPTION)
+
+
+# What a step draws
+
+
+def test_draws_are_samples_of_the_posterior():
+    one = tuner()
+    samples = torch.stack([one.draw(MEAN, DEVIATION)[0] for _ in range(800)])
+    assert (samples.mean(0) - MEAN).abs().mean() < 0.05 * DEVIATION.mean()
+    assert relative(samples.std(0), DEVIATION) < 0.05
+
+
+def test_draws_are_other_noise_and_timesteps_each_time():
+    one = tuner()
+    draws = [one.draw(MEAN, DEVIATION) for _ in range(50)]
+    assert len({float(noise.sum()) for _, noise, _ in draws}) == 50
+    timesteps = torch.cat([timestep for *_, timestep in draws])
+    assert timesteps.min() >= 0 and timesteps.max() < 1000 and len(timesteps.unique()) > 40
+
+
+def test_timesteps_of_a_batch_are_drawn_for_each_video():
+    *_, timesteps = tuner().draw(MEAN.repeat(8, 1, 1, 1, 1), DEVIATION.repeat(8, 1, 1, 1, 1))
+    assert timesteps.shape == (8,) and len(timesteps.unique()) > 1
+
+
+def test_same_seed_same_weights_other_seed_other_weights():
+    def weights(seed):
+        one = tuner(seed=seed)
+        for _ in range(2):
+            one.step(MEAN, DEVIATION, CAPTION)
+        return torch.cat([value.detach().flatten() for value in one.parameters.values()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_draws_do_not_depend_on_the_global_generator():
+    torch.manual_seed(0)
+    one = tuner().draw(MEAN, DEVIATION)
+    torch.manual_seed(1)
+    two = tuner().draw(MEAN, DEVIATION)
+    assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+# What is trained
+
+
+def test_only_the_trained_weights_change():
+    unet = video_unet()
+    before = {name: value.clone() for name, value in unet.state_dict().items()}
+    one = tuner(unet)
+    one.step(MEAN, DEVIATION, CAPTION)
+    changed = {name for name, value in unet.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed == one.parameters.keys()
+
+
+def test_tuning_lowers_the_loss_on_its_clip():
+    unet, base = video_unet(), scheduler()
+    draws = [(noise(1, 4, 3, 8, 8, seed=i), torch.tensor([100 * i])) for i in range(1, 9)]
+
+    @torch.no_grad()
+    def loss():
+        return sum(diffusion_loss(unet, base, MEAN, e, t, CAPTION).item() for e, t in draws) / len(draws)
+
+    before = loss()
+    tune(tuner(unet, base, steps=30, learning_rate=3e-3), MEAN, DEVIATION, CAPTION)
+    assert loss() < 0.97 * before
+
+
+def test_accumulated_step_is_one_step_on_the_mean_loss():
+    # With no weight decay and a huge epsilon, AdamW's first update is as linear in the gradient as that of SGD.
+    settings = {"weight_decay": 0.0, "adam_epsilon": 1e3, "learning_rate": 1e3, "max_gradient_norm": 1e9}
+    accumulated = tuner(accumulation_steps=2, **settings)
+    record = accumulated.step(MEAN, DEVIATION, CAPTION)
+    by_hand = tuner(**settings)
+    draws = [by_hand.draw(MEAN, DEVIATION) for _ in range(2)]
+    losses = [diffusion_loss(by_hand.unet, by_hand.scheduler, *draw, CAPTION) for draw in draws]
+    gradients = torch.autograd.grad(sum(losses) / 2, list(by_hand.parameters.values()))
+    for (name, start), gradient in zip(by_hand.parameters.items(), gradients, strict=True):
+        torch.testing.assert_close(accumulated.parameters[name], start - gradient, rtol=1e-3, atol=1e-6)
+    assert record.loss == pytest.approx(sum(losses).item() / 2)
+    assert record.timestep == pytest.approx(sum(t.item() for *_, t in draws) / 2)
+
+
+def test_gradient_norm_is_recorded_before_it_is_clipped():
+    free, clipped = tuner(max_gradient_norm=1e9), tuner(max_gradient_norm=1e-3)
+    assert free.step(MEAN, DEVIATION, CAPTION).gradient_norm == clipped.step(MEAN, DEVIATION, CAPTION).gradient_norm
+    assert free.history[0].gradient_norm > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "rates"),
+    [
+        ("constant", 0, [1, 1, 1, 1]),
+        ("constant_with_warmup", 2, [0, 0.5, 1, 1]),
+        ("linear", 0, [1, 0.75, 0.5, 0.25]),
+        ("cosine", 0, [1, (1 + math.cos(math.pi / 4)) / 2, 0.5, (1 - math.cos(math.pi / 4)) / 2]),
+        ("cosine", 2, [0, 0.5, 1, 0.5]),
+    ],
+)
+def test_learning_rates_of_a_schedule(schedule, warmup, rates):
+    one = tuner(steps=4, learning_rate=1e-2, learning_rate_schedule=schedule, warmup_steps=warmup)
+    history = tune(one, MEAN, DEVIATION, CAPTION)
+    assert [record.learning_rate for record in history] == pytest.approx([1e-2 * rate for rate in rates])
+
+
+def test_records_count_the_steps_and_are_told_as_they_come():
+    told = []
+    history = tune(tuner(), MEAN, DEVIATION, CAPTION, on_step=told.append)
+    assert told == history
+    assert [record.step for record in history] == [1, 2, 3]
+    assert all(math.isfinite(record.loss) and record.updated for record in history)
+
+
+def test_model_is_in_eval_mode_after_tuning():
+    one = tuner()
+    tune(one, MEAN, DEVIATION, CAPTION)
+    assert not one.unet.training
+
+
+# Errors
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(TavError, match=r"\Aprecision: 'float8' .*float32, bfloat16, float16\Z"):
+        tuner(precision="float8")
+
+
+def test_loss_that_is_not_finite_ends_the_tuning_with_what_to_change():
+    with pytest.raises(TavError, match=r"\Atune: the loss of step 1 is nan; .*learning_rate.*\Z"):
+        tuner().step(MEAN * math.nan, DEVIATION, CAPTION)
+
+
+def test_gradient_that_is_not_finite_ends_the_tuning_and_leaves_the_weights():
+    one = tuner()
+    before = {name: value.clone() for name, value in one.parameters.items()}
+    loss = one.backward(*one.draw(MEAN, DEVIATION), CAPTION)
+    next(iter(one.parameters.values())).grad.fill_(math.inf)
+    with pytest.raises(TavError, match=r"\Atune: the gradient of step 1 is (inf|nan); .*learning_rate\Z"):
+        one.update(loss, 1.0)
+    assert all(torch.equal(value, before[name]) for name, value in one.parameters.items())
+
+
+def test_base_in_half_precision_is_tuned_as_any_other():
+    full, half = video_unet(), video_unet().half()
+    losses = [tuner(unet).step(MEAN, DEVIATION, CAPTION).loss for unet in (full, half)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+
+# Gradient checkpointing
+
+
+def saved_bytes(unet, checkpointing):
+    """What autograd keeps for the backward pass of one loss, and the gradients."""
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    unet.train()
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    generator = seeded(0)
+    for parameter in unet.trainable_parameters().values():
+        parameter.grad = None
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        e = torch.randn(MEAN.shape, generator=generator)
+        loss = diffusion_loss(unet, scheduler(), MEAN, e, torch.tensor([500]), CAPTION)
+    kept_bytes = sum(kept.values())
+    loss.backward()
+    return kept_bytes, {name: value.grad.clone() for name, value in unet.trainable_parameters().items()}
+
+
+@pytest.mark.parametrize("shape", [{}, SD2], ids=["sd1", "sd2"])
+def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(shape):
+    all_kept, gradients = saved_bytes(video_unet(layers_per_block=2, **shape), checkpointing=False)
+    less_kept, same = saved_bytes(video_unet(layers_per_block=2, **shape), checkpointing=True)
+    assert less_kept < all_kept / 2
+    assert gradients.keys() == same.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same[name], gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gradient_checkpointing_gives_the_same_history(precision):
+    histories = [
+        tune(tuner(precision=precision, gradient_checkpointing=checkpointing), MEAN, DEVIATION, CAPTION)
+        for checkpointing in (False, True)
+    ]
+    for plain, checkpointed in zip(*histories, strict=True):
+        assert checkpointed == pytest.approx(plain, rel=1e-5)
+
+
+# Half precision
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+@pytest.mark.parametrize(("kind", "shape"), [("epsilon", {}), ("v_prediction", SD2)], ids=["sd1", "sd2"])
+def test_half_precision_losses_are_finite_and_nearly_those_of_float32(precision, kind, shape):
+    def losses(precision):
+        one = tuner(video_unet(**shape), scheduler(prediction_type=kind), precision=precision, steps=5)
+        return [record.loss for record in tune(one, MEAN, DEVIATION, CAPTION)]
+
+    half = losses(precision)
+    assert all(math.isfinite(loss) for loss in half)
+    assert half == pytest.approx(losses("float32"), rel=3e-3 if precision == "float16" else 3e-2)
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_keeps_trained_weights_and_norms_in_float32(precision):
+    one = tuner(precision=precision)
+    one.step(MEAN, DEVIATION, CAPTION)
+    dtypes = {name: value.dtype for name, value in one.unet.named_parameters()}
+    full = {name for name, dtype in dtypes.items() if dtype == torch.float32}
+    assert one.parameters.keys() <= full
+    assert all("norm" in name for name in full - one.parameters.keys())
+    assert {dtypes[name] for name in dtypes.keys() - full} == {getattr(torch, precision)}
+
+
+def test_small_gradients_do_not_vanish_in_float16():
+    # Of the size of 1e-9, below what float16 can hold, were the loss not scaled.
+    unets = [video_unet() for _ in range(2)]
+    for unet in unets:
+        unet.conv_out.weight.data *= 1e-6
+    norms = [
+        tuner(unet, precision=precision).step(MEAN, DEVIATION, CAPTION).gradient_norm
+        for unet, precision in zip(unets, ("float32", "float16"), strict=True)
+    ]
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=0.2)
+
+
+def test_float16_overflow_skips_the_update_and_halves_the_scale():
+    one = tuner(precision="float16", steps=30)
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = {name: value.clone() for name, value in one.parameters.items()}
+    record = one.step(MEAN, DEVIATION, CAPTION)
+    assert not record.updated
+    assert one.scaler.get_scale() == 2.0**39
+    assert all(torch.equal(value, before[name]) for name, value in one.parameters.items())
+    records = [one.step(MEAN, DEVIATION, CAPTION) for _ in range(29)]
+    assert records[-1].updated and math.isfinite(records[-1].gradient_norm)
+
+
+def test_float16_that_overflows_at_any_scale_ends_the_tuning():
+    one = tuner(precision="float16")
+    one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**-14)
+    one.backward(*one.draw(MEAN, DEVIATION), CAPTION)
+    next(iter(one.parameters.values())).grad.fill_(math.inf)
+    with pytest.raises(TavError, match=r"\Atune: float16 overflows .*bfloat16 or float32\Z"):
+        one.update(1.0, 1.0)
