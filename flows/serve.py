@@ -37,7 +37,9 @@ def serve(root: Path) -> None:
 
     api = urlsplit(PREFECT_API_URL.value() or "")
     if api.hostname not in ("127.0.0.1", "localhost") or api.port is None:
-        raise TavError(f"prefect.toml: api.url: {api.geturl()!r} must be http://127.0.0.1:PORT/api to be served from here")
+        raise TavError(
+            f"prefect.toml: api.url: {api.geturl()!r} must be http://127.0.0.1:PORT/api to be served from here"
+        )
     mlflow_port = _port("TAV_MLFLOW_PORT", 5000)
     uri = resolve_uri(load_params(root / "params.yaml").tracking.uri, root)
     _check_free(api.port, "prefect.toml: api.url")

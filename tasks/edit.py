@@ -16,12 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav_model.errors import TavError
-from tav_model.files import atomic_folder, digest, load_tensors, read_json, write_json
 from tasks.models import base_digest, load_pipeline
 from tasks.progress import Progress
 from tasks.prompts import PromptRow
 from tasks.restored import previous_output
+from tav_model.errors import TavError
+from tav_model.files import atomic_folder, digest, load_tensors, read_json, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -82,7 +82,9 @@ class EditBatch:
         self.inverted, self.tuned, self.out, self.root, self.store = inverted, tuned, out, root, store
         self.base, self.attention, self.params, self.device = base, attention, params, device
         self.batch_size, self.decode_chunk = batch_size, decode_chunk
-        inputs = digest(FORMAT, inverted, tuned / "tuned.json", base_digest(base), repr(attention), params.start, params.precision)
+        inputs = digest(
+            FORMAT, inverted, tuned / "tuned.json", base_digest(base), repr(attention), params.start, params.precision
+        )
         self.edits = [self._fill_in(row, seed, inputs) for row in rows]
         self._frames: dict[str, np.ndarray] = {}
         self._adopt_previous()
@@ -133,9 +135,7 @@ class EditBatch:
     def pipeline(self) -> TuneAVideoPipeline:
         import torch
 
-        return load_pipeline(
-            self.base, self.tuned, self.attention, self.device, getattr(torch, self.params.precision)
-        )
+        return load_pipeline(self.base, self.tuned, self.attention, self.device, getattr(torch, self.params.precision))
 
     def render(self, edit: Edit, on_step: Callable[[int], None] | None = None) -> None:
         """Render the edit into the store (with the rest of its batch in memory, until they are asked for)."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tav_model.errors import TavError
-from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
 from tasks.models import base_digest, load_part
 from tasks.progress import Progress
+from tav_model.errors import TavError
+from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
 
 
 def encode(
@@ -42,8 +42,7 @@ def encode(
         save_tensors(
             folder / "latents.safetensors",
             {"mean": mean.cpu(), "deviation": deviation.cpu()},
-            common
-            | {"shape": "b c f h w", "scale": str(vae.config.scaling_factor), "fps": metadata["fps"]},
+            common | {"shape": "b c f h w", "scale": str(vae.config.scaling_factor), "fps": metadata["fps"]},
         )
         save_tensors(
             folder / "text.safetensors",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tav_model.errors import TavError
-from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
 from tasks.models import load_part, load_tuned_unet
 from tasks.progress import Progress
+from tav_model.errors import TavError
+from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
 
 
 def invert(

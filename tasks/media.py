@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import ImageFont
 
+# One thread, and no looking ahead: what libx264's lookahead thread sees depends on the machine's load, and so would the file.
+X264 = {"crf": "17", "preset": "medium", "threads": "1", "x264-params": "rc-lookahead=0:sync-lookahead=0:mbtree=0"}
 BT709 = 1  # The code of this standard for primaries, transfer and matrix alike.
 PREVIEW_SIDE = 320
 CELL, GAP, MARGIN = 168, 6, 24
@@ -31,8 +33,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: Fraction) -> None:
     _, height, width, _ = frames.shape
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
     with atomic_file(path) as temporary, av.open(str(temporary), "w", options={"movflags": "+faststart"}) as container:
-        # One thread: with more, libx264's output depends on their number.
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "17", "preset": "medium", "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options=X264)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
+import unicodedata
+from pathlib import Path, PureWindowsPath
 
 from tav_model.errors import TavError
 
+LONGEST_NAME = 255  # bytes; file systems take no longer one
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -20,11 +22,15 @@ def project_path(root: Path, text: str, what: str) -> Path:
         what: where the text stands, for the message.
 
     Raises:
-        TavError: an absolute path, one with `..`, or one with characters that no file name here has.
+        TavError: an absolute path, the project itself, a path with `..`, or with what no file name here has: a
+            backslash, control characters, a part of more than 255 bytes.
     """
     path = Path(text)
-    bad = not text.strip() or "\\" in text or any(ord(c) < 32 or ord(c) == 127 for c in text)
-    if bad or path.is_absolute() or ".." in path.parts or text.startswith("~"):
+    # Control characters, halves of characters, and separators of lines.
+    unprintable = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+    leaves = path.is_absolute() or ".." in path.parts or text.startswith("~") or PureWindowsPath(text).anchor
+    too_long = any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts)
+    if unprintable or leaves or too_long or "\\" in text or not text.strip() or not path.parts:
         raise TavError(f"{what}: {text!r} is not allowed: must be a relative path inside the project, without '..'")
     return root / path
 

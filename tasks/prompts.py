@@ -17,6 +17,7 @@ from tav_model.errors import TavError
 
 COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category")
 CATEGORIES = ("style", "object", "background", "multiple", "colour")
+WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 _.-]{0,78}[A-Za-z0-9_-])?")
 # Names that Windows keeps for devices, with any suffix.
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -105,7 +106,8 @@ def _check_header(path: Path, lines: list[int], table: list[list[str]]) -> list[
 
 def _check_row(path: Path, record: dict[str, Any]) -> PromptRow:
     line = record["line"]
-    cells = {name: str(record.get(name, "")).strip() for name in COLUMNS}
+    # Git or an editor may change a file's line ends; the prompts, and so what was rendered, stay the same.
+    cells = {name: "\n".join(str(record.get(name, "")).splitlines()).strip() for name in COLUMNS}
 
     def fail(column: str, allowed: str) -> TavError:
         return TavError(f"{path}: line {line}: {column}: {cells[column]!r} is not {allowed}")
@@ -130,7 +132,9 @@ def _check_row(path: Path, record: dict[str, Any]) -> PromptRow:
         raise fail("category", f"one of {', '.join(CATEGORIES)}")
     name = cells["name"]
     if name and (not FILE_NAME.fullmatch(name) or RESERVED.fullmatch(name)):
-        raise fail("name", "a safe file name: 1 to 80 letters, digits, spaces and _ . -, beginning with a letter or digit")
+        raise fail(
+            "name", "a safe file name: 1 to 80 letters, digits, spaces and _ . -, beginning with a letter or digit"
+        )
     return PromptRow(
         line=line,
         prompt=cells["prompt"],

@@ -104,7 +104,9 @@ def read_frames(source: Path, selection: Selection, seconds: float = SECONDS) ->
         try:
             child = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
         except subprocess.TimeoutExpired:
-            raise TavError(f"{source}: reading it took more than {seconds:g} s; the file is broken or too long") from None
+            raise TavError(
+                f"{source}: reading it took more than {seconds:g} s; the file is broken or too long"
+            ) from None
         answer = _last_json(child.stdout)
         if "error" in answer:
             raise TavError(f"{source}: {answer['error']}")
@@ -235,7 +237,9 @@ def _read_folder(source: Path, selection: Selection) -> tuple[np.ndarray, Fracti
             with Image.open(path) as image:
                 _check_size(*image.size)
                 if size not in (None, image.size):
-                    raise TavError(f"{path.name} is {image.size[0]}x{image.size[1]}, the ones before are {size[0]}x{size[1]}")
+                    raise TavError(
+                        f"{path.name} is {image.size[0]}x{image.size[1]}, the ones before are {size[0]}x{size[1]}"
+                    )
                 size = image.size
                 frames.append(selection.resized(image))
         except OSError as error:

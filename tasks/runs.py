@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from tasks.paths import Project
+from tasks.score import read_scores
 from tasks.tracking import Run, Tracker, flatten
 from tav_model.files import read_json, write_json
 
@@ -101,7 +102,7 @@ class ClipRuns:
         one with its settings and its video.
         """
         metrics = read_json(self.project.scores(self.clip) / "metrics.json")
-        for name, values in metrics["edits"].items():
+        for name, values in read_scores(self.project.scores(self.clip)).items():
             record = read_json(self.project.edits(self.clip) / f"{name}.json")
             run = self._edit_run(record["identity"], name)
             run.log_params(_edit_params(record))

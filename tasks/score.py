@@ -32,7 +32,7 @@ def score(
     device: str = "cpu",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write ``metrics.json`` and ``scores.csv`` into ``out``, and return what the former holds.
+    """Write ``metrics.json`` (source and mean) and ``scores.csv`` (each edit) into ``out``, and return what both hold.
 
     Args:
         frames: folder of the source clip: ``frames.safetensors``, and ``source.mp4`` with the same frames.
@@ -83,10 +83,19 @@ def score(
         "edits": {name: _rounded(values) for name, values in scores.items()},
     }
     with atomic_folder(out) as folder:
-        write_json(folder / "metrics.json", metrics)
+        # Few numbers, so that `dvc metrics show` fits a screen; those of each edit are in the table.
+        write_json(folder / "metrics.json", {"source": metrics["source"], "mean": metrics["mean"]})
         rows = [{"name": path.stem, **prompts[path], **metrics["edits"][path.stem]} for path in paths]
         pd.DataFrame(rows).to_csv(folder / "scores.csv", index=False, lineterminator="\n")
     return metrics
+
+
+def read_scores(folder: Path) -> dict[str, dict[str, float]]:
+    """The metrics of each edit, by its name, from the ``scores.csv`` in ``folder``."""
+    import pandas as pd
+
+    table = pd.read_csv(folder / "scores.csv", dtype={"name": str}).set_index("name")
+    return table.drop(columns=["prompt", "category"]).to_dict("index")
 
 
 @dataclass(frozen=True)

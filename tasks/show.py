@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tasks.params import load_params
 from tasks.paths import Project
+from tasks.score import read_scores
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
@@ -26,11 +27,13 @@ def show(root: Path, clips: list[str]) -> str:
         if not path.exists():
             continue
         metrics = read_json(path)
-        table = pd.DataFrame.from_dict({"(source)": metrics["source"], **metrics["edits"], "(mean)": metrics["mean"]}, orient="index")
+        rows = {"(source)": metrics["source"], **read_scores(project.scores(clip)), "(mean)": metrics["mean"]}
+        table = pd.DataFrame.from_dict(rows, orient="index")
         title = f"{clip}: attention {', '.join(attention.spatial)}{' + temporal' if attention.temporal else ''}"
         sheet = project.contact_sheet(clip).relative_to(root)
         edits = project.edits(clip).relative_to(root)
-        parts.append(f"{title}\n\n{table.to_string(na_rep='', float_format='{:.4f}'.format)}\n\nvideos:  {edits}/\npicture: {sheet}")
+        numbers = table.to_string(na_rep="", float_format="{:.4f}".format)
+        parts.append(f"{title}\n\n{numbers}\n\nvideos:  {edits}/\npicture: {sheet}")
     if not parts:
         raise TavError(f"no scores yet for {', '.join(clips)}: dvc repro")
     return "\n\n".join(parts)

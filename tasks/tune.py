@@ -7,9 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav_model.files import atomic_folder, digest, load_tensors
 from tasks.models import base_digest, load_part
 from tasks.progress import Progress
+from tav_model.files import atomic_folder, digest, load_tensors
 
 if TYPE_CHECKING:
     from tav_model.tuning import StepRecord

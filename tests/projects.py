@@ -26,7 +26,10 @@ QUICK = {
 def fresh_clone(folder: Path) -> Path:
     """The project's files as git tracks them (with changes not committed yet) in a git repository of their own."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
     )
     for name in listed.stdout.decode().split("\0"):
         source = ROOT / name
@@ -60,7 +63,9 @@ def change_params(project: Path, changes: Mapping[str, Any], clips: Mapping[str,
 
 def environment(**extra: str) -> dict[str, str]:
     """The environment of a user who has activated the virtual environment these tests run in, offline."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "DVC_", "TAV_"))}
+    kept = {
+        key: value for key, value in os.environ.items() if not key.startswith(("PREFECT_", "MLFLOW_", "DVC_", "TAV_"))
+    }
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "DVC_NO_ANALYTICS": "1",
@@ -69,10 +74,18 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
-def run(project: Path, *command: str, check: bool = True, timeout: float = 300, **extra: str) -> subprocess.CompletedProcess:
+def run(
+    project: Path, *command: str, check: bool = True, timeout: float = 300, **extra: str
+) -> subprocess.CompletedProcess:
     """Run a command in the project; its output is text, standard error included."""
     done = subprocess.run(
-        command, cwd=project, env=environment(**extra), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=timeout
+        command,
+        cwd=project,
+        env=environment(**extra),
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        timeout=timeout,
     )
     if check and done.returncode:
         raise AssertionError(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}")

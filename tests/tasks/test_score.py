@@ -113,7 +113,8 @@ def test_each_edit_is_scored_with_its_own_prompt_and_the_source_with_the_caption
 def test_the_files_hold_what_is_returned_and_are_the_same_twice(clip, model):
     (clip / "edits/.tmp-1.mp4").write_bytes(b"left by a killed run")
     metrics = run(clip, model)
-    assert json.loads((clip / "scores/metrics.json").read_text()) == metrics
+    written = json.loads((clip / "scores/metrics.json").read_text())
+    assert written == {"source": metrics["source"], "mean": metrics["mean"]}
     with (clip / "scores/scores.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [(row["name"], row["prompt"], row["category"]) for row in rows] == [
