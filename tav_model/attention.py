@@ -245,7 +245,9 @@ class Transformer3DModel(nn.Module):
         inner_dim = num_attention_heads * attention_head_dim
         self.use_linear_projection = use_linear_projection
         self.norm = nn.GroupNorm(norm_num_groups, in_channels, eps=1e-6)
-        self.proj_in = nn.Linear(in_channels, inner_dim) if use_linear_projection else nn.Conv2d(in_channels, inner_dim, 1)
+        self.proj_in = (
+            nn.Linear(in_channels, inner_dim) if use_linear_projection else nn.Conv2d(in_channels, inner_dim, 1)
+        )
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(
                 inner_dim,
@@ -259,11 +261,13 @@ class Transformer3DModel(nn.Module):
             )
             for _ in range(num_layers)
         )
-        self.proj_out = nn.Linear(inner_dim, in_channels) if use_linear_projection else nn.Conv2d(inner_dim, in_channels, 1)
+        self.proj_out = (
+            nn.Linear(inner_dim, in_channels) if use_linear_projection else nn.Conv2d(inner_dim, in_channels, 1)
+        )
 
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         """`b c f h w` and the text `b m c'` -> `b c f h w`."""
-        b, _, f, h, w = hidden_states.shape
+        b, _, f, h, _ = hidden_states.shape
         text = repeat(encoder_hidden_states, "b m c -> (b f) m c", f=f)
         frames = rearrange(hidden_states, "b c f h w -> (b f) c h w")
         tokens = self.norm(frames)

@@ -95,6 +95,8 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise TavError(f"{path}: no such file") from None
+    except OSError as error:
+        raise TavError(f"{path}: cannot be read ({error.strerror})") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise TavError(f"{path}: not a JSON file ({error})") from None
 
@@ -134,7 +136,8 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch
 
     try:
         with safe_open(str(path), framework="pt", device=device) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
     except FileNotFoundError:
         raise TavError(f"{path}: no such file") from None
     except (SafetensorError, OSError) as error:

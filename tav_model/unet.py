@@ -246,7 +246,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
         with torch.device("meta"):
             unet = cls.from_config(config)
         unet.load_state_dict(image_unet.state_dict(), strict=False, assign=True)
-        for name, module in unet.named_modules():
+        for module in unet.modules():
             if isinstance(module, BasicTransformerBlock):
                 _materialise_temporal(module, image_unet.dtype, image_unet.device)
         left = [name for name, tensor in unet.state_dict().items() if tensor.is_meta]

@@ -1,0 +1,125 @@
+"""Mistakes of a user at the command line: one clear line, exit status 2, no traceback, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.projects import QUICK, change_params, fresh_clone, run
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    project = fresh_clone(tmp_path_factory.mktemp("project"))
+    change_params(project, QUICK)
+    return project
+
+
+@pytest.fixture
+def project(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "project"))
+
+
+def error_of(project: Path, stage: str, *arguments: str) -> str:
+    """The one line that a stage which must fail leaves on the terminal."""
+    done = run(project, "python", "-m", "tasks", stage, *arguments, check=False)
+    lines = [line for line in done.stdout.splitlines() if line]
+    assert done.returncode == 2, done.stdout
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stdout
+    assert not (project / "results").exists()
+    return lines[0]
+
+
+def replace_in_params(project: Path, old: str, new: str) -> None:
+    path = project / "params.yaml"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def test_a_missing_clip_file(project: Path) -> None:
+    (project / "data/ball.mp4").unlink()
+    assert "data/ball.mp4: no such file" in error_of(project, "decode")
+
+
+def test_a_clip_that_is_not_in_params(project: Path) -> None:
+    assert "no clip named 'cat'; there are: ball" in error_of(project, "decode", "--clip", "cat")
+
+
+def test_a_text_file_named_mp4(project: Path) -> None:
+    (project / "data/ball.mp4").write_text("this is no video\n" * 50)
+    assert "ball.mp4: not a video that can be read" in error_of(project, "decode")
+
+
+def test_a_truncated_video(project: Path) -> None:
+    video = project / "data/ball.mp4"
+    video.write_bytes(video.read_bytes()[: video.stat().st_size // 3])
+    assert "ball.mp4" in error_of(project, "decode")
+
+
+def test_a_clip_shorter_than_asked(project: Path) -> None:
+    change_params(project, {"decode": {"frames": 99}})
+    message = error_of(project, "decode")
+    assert "has 24 frames" in message and "99 are needed" in message
+
+
+def test_a_video_outside_the_project(project: Path) -> None:
+    change_params(
+        project, {}, {"ball": {"video": "../x.mp4", "caption": "a", "prompts": "data/ball.csv", "decode": {}}}
+    )
+    assert "'../x.mp4'" in error_of(project, "decode")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "no rows"),
+        ("prompt\n", "no rows"),
+        ("prompt,steps\na cat,abc\n", "line 2: steps: 'abc'"),
+        ("prompt,guidance_scale\na cat,7\na dog,nan\n", "line 3: guidance_scale: 'nan'"),
+        ("prompt,colour\na cat,red\n", "colour"),
+        ('prompt\n""\n"   "\n', "no rows"),
+        ("name,prompt\nx,\n", "line 2"),
+        ("name,prompt\nx,a\nX,b\n", "line 3"),
+        ("name,prompt\n../x,a\n", "line 2: name"),
+    ],
+)
+def test_prompt_files_that_are_wrong(project: Path, content: str, message: str) -> None:
+    (project / "data/ball.csv").write_text(content)
+    assert message in error_of(project, "edit")
+
+
+def test_a_missing_base_model(project: Path) -> None:
+    change_params(project, {"base_model": "models/none"})
+    frames = project / "results/ball/frames"
+    done = run(project, "python", "-m", "tasks", "decode")
+    assert done.returncode == 0 and (frames / "frames.safetensors").exists()
+    done = run(project, "python", "-m", "tasks", "encode", check=False)
+    assert done.returncode == 2
+    assert "error: " in done.stdout and "models/none" in done.stdout and "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "messages"),
+    [
+        ("  steps: 4", "  stepz: 4", ["tune.stepz", "steps"]),
+        ("  steps: 4", "  steps: 0", ["tune.steps", "0"]),
+        ("- first\n", "- frist\n", ["attention.spatial", "frist", "former"]),
+        ("seed: 33", "seed: many", ["seed", "many"]),
+        ("seed: 33", "seed: [33", ["line"]),
+    ],
+)
+def test_parameters_that_are_wrong(project: Path, old: str, new: str, messages: list[str]) -> None:
+    replace_in_params(project, old, new)
+    message = error_of(project, "decode")
+    assert "params.yaml" in message
+    for part in messages:
+        assert part in message
+
+
+def test_help_needs_no_heavy_import(project: Path) -> None:
+    script = "import sys, tasks.__main__\ntry: tasks.__main__.main(['--help'])\nexcept SystemExit: pass\n"
+    heavy = "print(sorted({'torch', 'diffusers', 'transformers', 'mlflow', 'dvc', 'pandas', 'cv2'} & set(sys.modules)))"
+    assert run(project, "python", "-c", script + heavy).stdout.splitlines()[-1] == "[]"

@@ -1,0 +1,174 @@
+"""Rows as the unit of work: each is rendered once, and one that fails fails alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.edit import EditBatch, edit
+from tasks.progress import Progress
+from tasks.prompts import PromptRow
+from tav_model.errors import TavError
+from tav_model.files import save_tensors, write_json
+
+
+class Renderer:
+    """In the pipeline's place: colours each video by its prompt, and notes what it was asked for."""
+
+    def __init__(self, broken: str | None = None) -> None:
+        self.calls: list[list[str]] = []
+        self.latents: list[torch.Tensor] = []
+        self.broken = broken
+
+    def __call__(self, prompts, *, latents, num_inference_steps, callback_on_step_end, **settings):
+        self.calls.append(list(prompts))
+        self.latents.append(latents)
+        if self.broken in prompts:
+            raise RuntimeError(f"cannot draw {self.broken}")
+        for step in range(num_inference_steps):
+            callback_on_step_end(self, step, None, {})
+        colours = [sum(prompt.encode()) % 200 / 255 for prompt in prompts]
+        video = torch.stack([torch.full((3, 3, 16, 16), colour) for colour in colours])
+        return SimpleNamespace(frames=video)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    latents = torch.arange(4 * 3 * 2 * 2, dtype=torch.float32).reshape(1, 4, 3, 2, 2)
+    save_tensors(tmp_path / "inverted/inverted.safetensors", {"latents": latents}, {"fps": "8"})
+    write_json(tmp_path / "tuned/tuned.json", {"sha256": "0"})
+    (tmp_path / "base/unet").mkdir(parents=True)
+    (tmp_path / "base/unet/config.json").write_text("{}")
+    return tmp_path
+
+
+def batch_of(project: Path, *prompts: str, renderer: Renderer | None = None, size: int = 1, **changes) -> EditBatch:
+    rows = [PromptRow(line=i + 2, prompt=prompt, name=prompt.replace(" ", "-")) for i, prompt in enumerate(prompts)]
+    return batch_of_rows(project, rows, renderer=renderer, size=size, **changes)
+
+
+def batch_of_rows(project: Path, rows, renderer: Renderer | None = None, size: int = 1, **changes) -> EditBatch:
+    settings = {"steps": 2, "guidance_scale": 7.5, "negative_prompt": "", "start": "inverted", "precision": "float32"}
+    batch = EditBatch(
+        rows,
+        project / "inverted",
+        project / "tuned",
+        project / "edits",
+        root=project,
+        base=str(project / "base"),
+        attention="attention",
+        params=SimpleNamespace(**settings | changes),
+        seed=1,
+        device="cpu",
+        store=project / "store",
+        batch_size=size,
+    )
+    batch.pipeline = renderer or Renderer()
+    return batch
+
+
+def render(batch: EditBatch) -> Renderer:
+    edit(batch, Progress("edit", total=1))
+    return batch.pipeline
+
+
+def files(project: Path) -> list[str]:
+    return sorted(path.name for path in (project / "edits").iterdir())
+
+
+def test_every_row_leaves_its_files(project: Path) -> None:
+    assert render(batch_of(project, "a cat", "a dog")).calls == [["a cat"], ["a dog"]]
+    assert files(project) == [f"a-{animal}.{kind}" for animal in ("cat", "dog") for kind in ("json", "mp4", "webp")]
+    record = json.loads((project / "edits/a-cat.json").read_text())
+    assert (record["prompt"], record["steps"], record["frames"], record["fps"]) == ("a cat", 2, 3, "8")
+
+
+def test_a_row_that_is_done_is_not_rendered_again(project: Path) -> None:
+    render(batch_of(project, "a cat", "a dog"))
+    before = {path.name: path.read_bytes() for path in (project / "edits").iterdir()}
+    assert render(batch_of(project, "a dog", "a cat")).calls == []
+    assert {path.name: path.read_bytes() for path in (project / "edits").iterdir()} == before
+
+
+def test_a_row_more_renders_one_row_and_a_row_less_goes(project: Path) -> None:
+    render(batch_of(project, "a cat", "a dog"))
+    assert render(batch_of(project, "a cat", "a dog", "a fish")).calls == [["a fish"]]
+    assert render(batch_of(project, "a fish")).calls == []
+    assert files(project) == ["a-fish.json", "a-fish.mp4", "a-fish.webp"]
+    assert len(list((project / "store").iterdir())) == 1
+
+
+def test_a_row_with_another_name_keeps_its_video(project: Path) -> None:
+    render(batch_of(project, "a cat"))
+    renamed = batch_of_rows(project, [PromptRow(line=2, prompt="a cat", name="felix", category="object")])
+    assert render(renamed).calls == []
+    assert files(project) == ["felix.json", "felix.mp4", "felix.webp"]
+    record = json.loads((project / "edits/felix.json").read_text())
+    assert (record["name"], record["category"]) == ("felix", "object")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 3},
+        {"guidance_scale": 8.0},
+        {"negative_prompt": "grey"},
+        {"start": "random"},
+        {"precision": "bfloat16"},
+    ],
+)
+def test_another_setting_renders_again(project: Path, changes: dict) -> None:
+    render(batch_of(project, "a cat"))
+    assert render(batch_of(project, "a cat", **changes)).calls == [["a cat"]]
+
+
+def test_other_inputs_render_again(project: Path) -> None:
+    render(batch_of(project, "a cat"))
+    write_json(project / "tuned/tuned.json", {"sha256": "1"})
+    assert render(batch_of(project, "a cat")).calls == [["a cat"]]
+
+
+def test_a_row_that_fails_fails_alone(project: Path) -> None:
+    failing = batch_of(project, "a cat", "a dog", "a fish", renderer=Renderer(broken="a dog"))
+    with pytest.raises(TavError, match=r"1 of 3 rows failed: a-dog \(cannot draw a dog\)\. 2 done and kept"):
+        render(failing)
+    assert not (project / "edits").exists()
+    assert render(batch_of(project, "a cat", "a dog", "a fish")).calls == [["a dog"]]
+    assert len(files(project)) == 9
+
+
+def test_rows_in_the_results_are_found_without_the_store(project: Path) -> None:
+    render(batch_of(project, "a cat", "a dog"))
+    shutil.rmtree(project / "store")
+    assert render(batch_of(project, "a cat", "a dog", "a fish")).calls == [["a fish"]]
+
+
+def test_a_damaged_video_in_the_store_is_rendered_again(project: Path) -> None:
+    render(batch_of(project, "a cat"))
+    shutil.rmtree(project / "edits")
+    (video,) = (project / "store").glob("*/edit.mp4")
+    video.write_bytes(video.read_bytes()[:100])
+    assert render(batch_of(project, "a cat")).calls == [["a cat"]]
+
+
+def test_batches_hold_rows_that_agree_in_their_settings(project: Path) -> None:
+    rows = [PromptRow(line=i, prompt=f"cat {i}", name=f"cat-{i}", steps=2 + i % 2) for i in range(5)]
+    rendered = render(batch_of_rows(project, rows, size=2))
+    assert rendered.calls == [["cat 0", "cat 2"], ["cat 1", "cat 3"], ["cat 4"]]
+    assert len(files(project)) == 15
+
+
+def test_random_starts_are_drawn_per_row(project: Path) -> None:
+    rows = [PromptRow(line=i, prompt=f"cat {i}", name=f"cat-{i}", seed=i) for i in range(2)]
+    (together,) = render(batch_of_rows(project, rows, size=2, start="random")).latents
+    shutil.rmtree(project / "store")
+    shutil.rmtree(project / "edits")
+    alone = render(batch_of_rows(project, rows, size=1, start="random")).latents
+    np.testing.assert_array_equal(together, torch.cat(alone))
+    assert not torch.equal(alone[0], alone[1])
