@@ -1,4 +1,4 @@
-"""Between frames and latents: the VAE's posterior of each frame, samples of it, and the way back, in chunks of frames."""
+"""Between frames and latents: the VAE's posterior of each frame, and the way back, in chunks of frames."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def encode_frames(
         deviations.append(posterior.std.float() * scale)
         if on_chunk is not None:
             on_chunk(len(chunk))
-    mean, deviation = (rearrange(torch.cat(parts), "f c h w -> 1 c f h w").contiguous() for parts in (means, deviations))
+    mean, deviation = (
+        rearrange(torch.cat(parts), "f c h w -> 1 c f h w").contiguous() for parts in (means, deviations)
+    )
     if not (torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
         raise TavError(f"the VAE's latents are not finite in {vae.dtype}: encode in float32")
     return mean, deviation
@@ -65,11 +67,12 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, chunk_size: int = 
     images = []
     for chunk in _chunks(rearrange(latents, "b c f h w -> (b f) c h w"), chunk_size):
         image = vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample
+        if not torch.isfinite(image).all():
+            raise TavError(
+                "the edited video is not finite: use float32, or fewer steps of tuning at a lower learning rate"
+            )
         images.append((image.float().cpu() / 2 + 0.5).clamp(0, 1))
-    video = rearrange(torch.cat(images), "(b f) c h w -> b c f h w", b=b)
-    if not torch.isfinite(video).all():
-        raise TavError("the edited video is not finite: use float32, or fewer steps of tuning at a lower learning rate")
-    return video
+    return rearrange(torch.cat(images), "(b f) c h w -> b c f h w", b=b)
 
 
 def to_frames(video: torch.Tensor) -> np.ndarray:

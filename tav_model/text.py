@@ -16,11 +16,12 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> torch.Tensor:
-    """`b n c` text embeddings, padded to the tokenizer's length (77 in CLIP).
+    """`b n c` text embeddings, padded to the length that the encoder knows (77 in CLIP).
 
     What lies beyond that length cannot be seen by the model; it is cut off, and a warning says what was.
     """
-    limit = tokenizer.model_max_length
+    # The files of some tokenizers do not say how long the encoder's input may be.
+    limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     for prompt in prompts:
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(ids) > limit:
