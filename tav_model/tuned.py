@@ -83,6 +83,9 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     needed = {"attention", "trainable_modules", "sha256"}
     if not isinstance(info, dict) or needed - info.keys():
         raise TavError(f"{path}: not the description of tuned weights ({', '.join(sorted(needed))} are needed)")
+    modules = info["trainable_modules"]
+    if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
+        raise TavError(f"{path}: trainable_modules: {modules!r} must be a list of names")
     return info
 
 
