@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
@@ -47,6 +47,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
     ) -> None:
         super().__init__()
+        if isinstance(unet, UNet2DConditionModel):
+            raise ValueError("unet: an image UNet must be inflated first, by UNet3DConditionModel.from_pretrained_2d")
         changes = ddim_changes(scheduler)
         fits = all(scheduler.config.get(name) == value for name, value in changes.items())
         if not (isinstance(scheduler, DDIMScheduler) and fits):
@@ -63,7 +65,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         num_frames: int | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 12.5,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = None,
         eta: float = 0.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -81,9 +83,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             prompt: one, or a list of b. `prompt_embeds` (`b n c`) may be given instead.
             height, width, num_frames: of the video; by default those of `latents`, or the base model's size.
             guidance_scale: classifier-free guidance (Ho and Salimans, arXiv 2207.12598); 1 or less turns it off.
-            negative_prompt: what to steer away from, one for all or one per prompt.
+            negative_prompt: what to steer away from, one for all or one per prompt; by default the empty prompt.
             eta: the DDIM paper's; 0 is deterministic.
-            generator: one, or one per video; noise is drawn per video, so that a video is the same in any batch.
+            generator: one for all, or one per video; then each video's noise is its own, and the same in any batch.
             latents: the start, `1 c f h w` shared by all prompts, or `b c f h w`. By default random noise.
             output_type: "np", "pt", "pil" or "latent".
             callback_on_step_end: called as `(pipeline, step, timestep, tensors)`; may return changed tensors.
@@ -95,13 +97,18 @@ class TuneAVideoPipeline(DiffusionPipeline):
         if output_type not in ("np", "pt", "pil", "latent"):
             raise ValueError(f"output_type: {output_type!r} must be np, pt, pil or latent")
         if unknown := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
-            raise ValueError(f"callback_on_step_end_tensor_inputs: {sorted(unknown)} not in {self._callback_tensor_inputs}")
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs: {sorted(unknown)} not in {self._callback_tensor_inputs}"
+            )
         device = self._execution_device
         prompt_embeds = self._embed(prompt, prompt_embeds, "prompt")
         b = prompt_embeds.shape[0]
+        if isinstance(generator, list) and len(generator) != b:
+            raise ValueError(f"generator: {len(generator)} for {b} prompts")
         guided = guidance_scale > 1.0
         if guided:
-            negatives = [negative_prompt] * b if isinstance(negative_prompt, str) else negative_prompt
+            negatives = negative_prompt or ""
+            negatives = [negatives] * b if isinstance(negatives, str) else negatives
             negative_prompt_embeds = self._embed(negatives, negative_prompt_embeds, "negative_prompt")
             if negative_prompt_embeds.shape != prompt_embeds.shape:
                 raise ValueError(f"negative_prompt: {negative_prompt_embeds.shape[0]} for {b} prompts")
@@ -162,7 +169,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
             return noise * self.scheduler.init_noise_sigma
         if latents.ndim != 5 or latents.shape[0] not in (1, b) or latents.shape[1] != self.unet.config.in_channels:
-            raise ValueError(f"latents: {tuple(latents.shape)} must be 1 or {b}, {self.unet.config.in_channels}, f, h, w")
+            raise ValueError(
+                f"latents: {tuple(latents.shape)} must be 1 or {b}, {self.unet.config.in_channels}, f, h, w"
+            )
         asked = (num_frames, height, width)
         given = (latents.shape[2], latents.shape[3] * factor, latents.shape[4] * factor)
         for name, want, have in zip(("num_frames", "height", "width"), asked, given, strict=True):
