@@ -1,4 +1,4 @@
-"""DDIM inversion against its equation written by hand, for models that predict noise and for models that predict velocity."""
+"""DDIM inversion against its equation written by hand, with models that predict noise and such that predict velocity."""
 
 import math
 from types import SimpleNamespace
@@ -229,5 +229,5 @@ def test_latents_are_never_clipped():
 
 
 def test_more_steps_than_timesteps_are_refused():
-    with pytest.raises(ValueError, match="1001.*1000"):
+    with pytest.raises(ValueError, match=r"1001.*1000"):
         ddim_inversion(video_unet(), scheduler(), noise(1, 4, 1, 8, 8), noise(1, 7, CONTEXT_DIM), 1001)
