@@ -80,7 +80,7 @@ def test_encoding_in_chunks_gives_the_same_latents_and_bounds_them(count, chunk)
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_chunks_of_no_frames_are_refused(size):
-    with pytest.raises(ValueError, match="chunk_size: .* at least 1"):
+    with pytest.raises(ValueError, match=r"chunk_size: .* at least 1"):
         decode_latents(image_vae(), noise(1, 4, 1, 4, 4), chunk_size=size)
 
 
