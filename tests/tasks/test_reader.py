@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 
 import av
@@ -65,7 +66,7 @@ def test_selected_frames_exist_and_go_forward(available: int, frames: int, start
         assert len(set(indexes)) == frames and indexes == sorted(indexes)
         assert start == indexes[0] and indexes[-1] < available
         if sampling == "stride":
-            assert all(b - a == stride for a, b in zip(indexes, indexes[1:], strict=False))
+            assert all(b - a == stride for a, b in pairwise(indexes))
         elif frames > 1:
             assert indexes[-1] == available - 1
 
