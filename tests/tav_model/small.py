@@ -1,6 +1,7 @@
 """Small models of Stable Diffusion's shapes with random weights, made on the spot."""
 
 import string
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -134,14 +135,18 @@ def stable_diffusion_folder(folder: Path, scheduler: Any, seed: int = 0) -> Path
     """What `StableDiffusionPipeline.save_pretrained` leaves, with a scheduler of any class."""
     from diffusers import StableDiffusionPipeline
 
-    StableDiffusionPipeline(
-        vae=image_vae(seed),
-        text_encoder=text_encoder(seed),
-        tokenizer=tokenizer(),
-        unet=image_unet(seed),
-        scheduler=scheduler,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    ).save_pretrained(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # It has its own opinion on schedulers, and changes their options.
+        pipe = StableDiffusionPipeline(
+            vae=image_vae(seed),
+            text_encoder=text_encoder(seed),
+            tokenizer=tokenizer(),
+            unet=image_unet(seed),
+            scheduler=scheduler,
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    pipe.save_pretrained(folder)
+    scheduler.save_pretrained(folder / "scheduler")
     return folder

@@ -56,7 +56,7 @@ def image_and_video(
         return image(sample[:, :, 0], timesteps, text).sample, video(sample, timesteps, text).sample
 
 
-@settings(max_examples=25)
+@settings(max_examples=16)
 @given(
     config=image_configs(), size=sizes(), batch=st.integers(1, 2), attention=st.sampled_from(["self", "first", "all"])
 )

@@ -169,18 +169,18 @@ def test_velocity_model_inverts_as_the_same_model_that_predicts_noise(noise_and_
     # one it goes to), but less so with every step that is shorter.
     x, text = noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
     differences = []
-    for steps in (10, 40, 160):
+    for steps in (5, 20, 80):
         of_noise, of_velocity = (ddim_inversion(unet, base, x, text, steps)[-1] for unet, base in noise_and_velocity)
         differences.append(relative(of_velocity, of_noise))
     assert differences[1] < 0.4 * differences[0]
     assert differences[2] < 0.4 * differences[1]
-    assert differences[2] < 0.03
+    assert differences[2] < 0.08
 
 
 def test_taking_velocity_for_noise_would_show(noise_and_velocity):
     (unet, base), (velocity_unet, _) = noise_and_velocity
     x, text = noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
-    right, wrong = (ddim_inversion(model, base, x, text, 160)[-1] for model in (unet, velocity_unet))
+    right, wrong = (ddim_inversion(model, base, x, text, 20)[-1] for model in (unet, velocity_unet))
     assert relative(wrong, right) > 0.3
 
 
