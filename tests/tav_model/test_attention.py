@@ -157,17 +157,23 @@ def test_keys_that_all_frames_share_are_not_copied(monkeypatch):
     assert seen == [(4 * 3, 3)]
 
 
-def test_upcast_computes_the_products_in_float32():
-    # Products of these overflow float16.
-    layer = spatial_attention(("first", "former"), upcast=True).half()
-    tokens = noise(3, 4, 8)
-    layer.to_q.weight.data *= 300
-    layer.to_k.weight.data *= 300
-    with torch.no_grad():
-        ours = layer(tokens.half(), 3)
-        exact = slow_attention(layer.float(), tokens.half().float(), 3)
-    assert ours.dtype == torch.float16
-    assert relative(ours.float(), exact) < 2e-3
+@pytest.mark.parametrize("under_autocast", [False, True])
+@pytest.mark.parametrize("upcast", [False, True])
+def test_upcast_computes_the_products_in_float32(monkeypatch, upcast, under_autocast):
+    seen = set()
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def spy(*tensors):
+        out = attend(*tensors)
+        seen.update(tensor.dtype for tensor in (*tensors, out))  # Autocast acts inside, and shows in what comes out.
+        return out
+
+    monkeypatch.setattr("tav_model.attention.F.scaled_dot_product_attention", spy)
+    layer = spatial_attention(("first", "former"), upcast=upcast).bfloat16()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=under_autocast):
+        out = layer(noise(3, 4, 8).bfloat16(), 3)
+    assert out.dtype == torch.bfloat16
+    assert seen == {torch.float32 if upcast else torch.bfloat16}
 
 
 def test_attention_to_a_context_of_another_width():
@@ -181,6 +187,13 @@ def test_attention_to_a_context_of_another_width():
         )
         expected = layer.to_out[0](((q @ k.mT / 2).softmax(-1) @ v).transpose(1, 2).flatten(2))
         assert relative(layer(tokens, context), expected) < 1e-9
+
+
+def test_a_new_blocks_temporal_attention_is_silent():
+    block = BasicTransformerBlock(8, 2, 4, 6)
+    tokens = noise(3, 5, 8)
+    assert not block.attn_temp(tokens).any()
+    assert block.attn1(tokens, 3).any()
 
 
 def test_temporal_attention_is_over_the_frames_of_one_position():
