@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import difflib
 import io
-import re
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.error import MarkedYAMLError
 
+from tasks.paths import project_path
 from tav_model.errors import TavError
 from tav_model.files import write_text
 
-CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+def _in_project(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            project_path(Path(), text, "")
+        except TavError as error:
+            raise ValueError(str(error).rpartition(": ")[2]) from None
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must be a text that is not blank")
+    return text
+
 
 AttentionFrame = Literal["first", "former", "self", "middle", "next", "all"]
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -24,17 +41,22 @@ Side = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 GuidanceScale = Annotated[float, Field(ge=1, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+InProject = AfterValidator(_in_project)
+# As part of a file's and of a DVC stage's name.
+ClipName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
 
 
 class _Section(BaseModel):
-    # Strict: a bool is no number, "3" is no 3. JSON's numbers have no NaN.
+    # Strict: a bool is no number, "3" is no 3.
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Runtime(_Section):
     """What decides speed and memory only."""
 
-    device: str = Field("auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="auto, cpu, mps, cuda or cuda:NUMBER"
+    )
     decode_chunk: int = Field(8, ge=1, le=1024, description="frames that the VAE sees at a time")
     checkpoint_every: int = Field(50, ge=1, le=100000, description="tuning steps from one checkpoint to the next")
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
@@ -75,18 +97,18 @@ class Tune(_Section):
     """The tuning; the paper's settings by default."""
 
     steps: int = Field(500, ge=1, le=100000, description="updates of the weights")
-    learning_rate: float = Field(3e-5, gt=0, le=1)
+    learning_rate: float = Field(3e-5, gt=0, le=1, description="of AdamW, where the schedule has it at its height")
     learning_rate_schedule: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
     ] = Field("constant", description="as diffusers names them")
-    warmup_steps: int = Field(0, ge=0, le=100000)
+    warmup_steps: int = Field(0, ge=0, le=100000, description="updates until the learning rate is at its height")
     accumulation_steps: int = Field(1, ge=1, le=1000, description="backward passes to an update")
     precision: Precision = Field("float32", description="of the products; trained weights stay in float32")
-    max_gradient_norm: float = Field(1.0, gt=0)
-    weight_decay: float = Field(1e-2, ge=0, le=1)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.999, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0, le=1)
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients of a larger norm are scaled down to it")
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="of AdamW")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of the gradients")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of the squared gradients")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="what AdamW adds to the divisor")
     trainable: list[str] = Field(
         ["attn1.to_q", "attn2.to_q", "attn_temp"], min_length=1, description="modules, by the end of their names"
     )
@@ -113,8 +135,12 @@ class Edit(_Section):
 class Score(_Section):
     """The models that score."""
 
-    clip_model: str | None = Field(None, description="a CLIP model; null: only the metrics that need none")
-    pickscore_model: str | None = Field(None, description="yuvalkirstain/PickScore_v1; null: none")
+    clip_model: Annotated[str | None, InProject] = Field(
+        None, description="a CLIP model; null: only the metrics that need none"
+    )
+    pickscore_model: Annotated[str | None, InProject] = Field(
+        None, description="yuvalkirstain/PickScore_v1; null: none"
+    )
 
 
 class Tracking(_Section):
@@ -124,44 +150,43 @@ class Tracking(_Section):
     experiment: str = Field("tav", min_length=1, max_length=200, description="MLflow's experiment")
 
 
+# Only what is given counts: None here is no value that a file may have, except for `end`.
 DecodeOverrides = create_model(
     "DecodeOverrides",
     __base__=_Section,
-    **{name: (field.rebuild_annotation() | None, None) for name, field in Decode.model_fields.items()},
+    **{
+        name: (field.rebuild_annotation(), Field(None, description=field.description))
+        for name, field in Decode.model_fields.items()
+    },
 )
 
 
 class Clip(_Section):
     """One clip, its caption and its edits."""
 
-    video: str = Field(min_length=1, description="a video, or a folder of numbered images, in the project")
-    caption: str = Field(min_length=1, description="what is seen in it")
-    prompts: str = Field(min_length=1, description="a CSV of edits, in the project")
+    video: Annotated[str, InProject] = Field(description="a video, or a folder of numbered images, in the project")
+    caption: Annotated[str, AfterValidator(_not_blank)] = Field(description="what is seen in it")
+    prompts: Annotated[str, InProject] = Field(description="a CSV of edits, in the project")
     decode: DecodeOverrides = Field(description="what this clip wants otherwise than the section decode; may be {}")
-
-
-def _safe_names(clips: dict[str, Clip]) -> dict[str, Clip]:
-    for name in clips:
-        if not CLIP_NAME.fullmatch(name):
-            raise ValueError(f"the clip name {name!r} must be 1 to 64 of a-z, 0-9, _ and -, not starting with _ or -")
-    return clips
 
 
 class Params(_Section):
     """All of params.yaml. DVC watches keys and sections of the file, so they must be there even where empty."""
 
-    base_model: str = Field(min_length=1, description="a folder in the project, a name in $TAV_MODELS, or a hub id")
+    base_model: Annotated[str, InProject] = Field(
+        description="a folder in the project, a name in $TAV_MODELS, or a hub id"
+    )
     seed: Seed = Field(description="of every random number")
-    attention: Attention
-    decode: Decode
-    encode: Encode
-    tune: Tune
-    invert: Invert
-    edit: Edit
-    score: Score
-    runtime: Runtime = Runtime()
-    tracking: Tracking = Tracking()
-    clips: Annotated[dict[str, Clip], Field(min_length=1), AfterValidator(_safe_names)]
+    attention: Attention = Field(description="which frames a frame looks at")
+    decode: Decode = Field(description="which frames of the clip, and how large")
+    encode: Encode = Field(description="frames to latents")
+    tune: Tune = Field(description="the tuning")
+    invert: Invert = Field(description="the inversion")
+    edit: Edit = Field(description="the sampling of the edits")
+    score: Score = Field(description="the models that score")
+    runtime: Runtime = Field(Runtime(), description="what decides speed and memory only")
+    tracking: Tracking = Field(Tracking(), description="where the runs are logged")
+    clips: dict[ClipName, Clip] = Field(min_length=1, description="the clips, by name")
 
     def clip(self, name: str) -> Clip:
         """One clip's entry. Raises TavError where there is none of this name."""
@@ -175,131 +200,231 @@ class Params(_Section):
         return self.decode.model_copy(update=wanted)
 
 
-def load_params(path: Path) -> Params:
+def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> Params:
     """Read and check params.yaml.
+
+    Args:
+        overrides: values to take instead of the file's, by dotted key, such as `{"tune.steps": 300}`. A text stands for
+            the YAML value that it spells, as on a command line, where the key does not want a text itself.
 
     Raises:
         TavError: with the file, the key, the value and what is allowed, for the first mistake and how many there are.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise TavError(f"{path}: no such file; run this in the project's folder") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise TavError(f"{path}: cannot be read ({error})") from None
-    return _check(path.name, _parse(path.name, text))
+    content = _parse(path.name, _read(path))
+    for dotted, value in (overrides or {}).items():
+        _override(path.name, content, dotted, value)
+    return _check(path.name, content)
 
 
 def write_overrides(path: Path, overrides: Mapping[str, Any]) -> Params:
     """Change values in params.yaml by dotted key, keeping comments and order; returns the new parameters.
 
-    A clip's `decode` may get a key that it does not have yet; every other key must be there already. A file whose values
-    are these already is left as it is.
+    A file whose values are these already is left as it is.
+
+    Args:
+        overrides: as for `load_params`.
 
     Raises:
         TavError: an unknown key or a value that is not allowed; the file is as it was.
     """
-    from ruamel.yaml import YAML
-    from ruamel.yaml.comments import CommentedSeq
-
-    params = load_params(path)
+    params = load_params(path, overrides)
+    text = _read(path)
     round_trip = YAML()
     round_trip.representer.add_representer(
         type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
     )
     round_trip.preserve_quotes = True
     round_trip.width = 10000
-    content = round_trip.load(path.read_text(encoding="utf-8"))
-    changed = False
-    for dotted, value in overrides.items():
-        *sections, key = dotted.split(".")
-        place = content
-        for section in sections:
-            place = place.get(section) if isinstance(place, Mapping) else None
-        known = place.keys() if isinstance(place, Mapping) else ()
-        if sections[:1] == ["clips"] and sections[2:] == ["decode"]:
-            known = Decode.model_fields.keys()
-        elif sections and sections[0] in Params.model_fields and len(sections) == 1:
-            known = dict.fromkeys([*known, *getattr(Params.model_fields[sections[0]].annotation, "model_fields", ())])
-        if key not in known:
-            raise TavError(f"override {dotted}: no such key in {path.name}{_suggest(key, known)}")
-        if place.get(key) != value or key not in place:
-            if isinstance(value, list):
-                value = CommentedSeq(value)
-                value.fa.set_flow_style()
-            place[key] = value
-            changed = True
-    if not changed:
+    content = round_trip.load(text.replace("\r\n", "\n"))
+    changes = [_override(path.name, content, dotted, value) for dotted, value in overrides.items()]
+    if not any(changes):
         return params
     stream = io.StringIO()
     round_trip.dump(content, stream)
-    params = _check(path.name, _parse(path.name, stream.getvalue()))
-    write_text(path, stream.getvalue())
+    changed = stream.getvalue()
+    params = _check(path.name, _parse(path.name, changed))
+    # Through a link, and with the line ends that the file has.
+    write_text(path.resolve(), changed.replace("\n", "\r\n") if "\r\n" in text else changed)
     return params
 
 
-class _Loader(yaml.SafeLoader):
-    """Safe YAML, less the surprises: a key given twice is an error, and 3e-5 is a number, as DVC reads it."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, str):
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} twice", key_node.start_mark)
-                seen.add(key)
-        return super().construct_mapping(node, deep)
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise TavError(f"{path}: no such file; run this in the project's folder") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise TavError(f"{path}: line {line}: not UTF-8") from None
+    except OSError as error:
+        raise TavError(f"{path}: cannot be read ({error.strerror})") from None
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+def _load_yaml(text: str) -> Any:
+    """YAML 1.2 by the reader that DVC has: 3e-5 is a number, `no` a text, and a key given twice an error."""
+    return YAML(typ="safe", pure=True).load(text)
 
 
 def _parse(name: str, text: str) -> dict[str, Any]:
     try:
-        content = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.MarkedYAMLError as error:
+        content = _load_yaml(text)
+    except MarkedYAMLError as error:
         mark = error.problem_mark
         where = f" line {mark.line + 1}, column {mark.column + 1}:" if mark else ""
-        raise TavError(f"{name}:{where} {error.problem}") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TavError(f"{name}: not YAML ({str(error).partition(chr(10))[0]})") from None
+        raise TavError(f"{name}:{where} {_first_line(error.problem)}") from None
+    except RecursionError:
+        raise TavError(f"{name}: nested too deeply") from None
+    # Dates, numbers and tags that are none make the reader fail in many ways of its own.
+    except Exception as error:
+        raise TavError(f"{name}: not YAML ({_first_line(error)})") from None
     if not isinstance(content, dict):
-        raise TavError(f"{name}: must be a mapping of sections")
+        raise TavError(f"{name}: must be a mapping of sections, such as 'tune: {{steps: 500}}'")
     return content
+
+
+def _first_line(error: object) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _override(name: str, content: MutableMapping, dotted: str, value: Any) -> bool:
+    """Set one value in what a file holds; whether it was another one before."""
+    place, kind = content, Params
+    *sections, key = dotted.split(".")
+    for section in sections:
+        kind = _kind(name, dotted, section, kind, place)
+        if not isinstance(place.get(section), MutableMapping):
+            place[section] = type(place)()
+        place = place[section]
+    kind = _kind(name, dotted, key, kind, place)
+    if isinstance(value, str):
+        value = _from_text(value, kind)
+    # True is 1 to Python, and a mistake here.
+    if key in place and place[key] == value and isinstance(place[key], bool) == isinstance(value, bool):
+        return False
+    if isinstance(value, list):
+        value = CommentedSeq(value)
+        value.fa.set_flow_style()
+    place[key] = value
+    return True
+
+
+def _kind(name: str, dotted: str, key: str, above: Any, place: Mapping) -> Any:
+    """What stands under a key of a section, or of `clips`: a section or the type of a value."""
+    if get_origin(above) is dict:
+        if key not in place:
+            raise TavError(f"{name}: override {_plain(dotted)}: no clip named {key!r}; there are: {', '.join(place)}")
+    elif not _is_section(above) or key not in above.model_fields:
+        allowed = above.model_fields if _is_section(above) else ()
+        raise TavError(f"{name}: override {_plain(dotted)}: unknown key{_suggest(key, allowed)}")
+    return _inner(above, key)
+
+
+def _is_section(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _inner(above: Any, key: str) -> Any:
+    return above.model_fields[key].annotation if _is_section(above) else Clip
+
+
+def _from_text(text: str, kind: Any) -> Any:
+    """What a text on a command line means for a key of this type."""
+    kinds = (kind,) if get_origin(kind) in (None, list, dict, Literal) else get_args(kind)
+    if text == "null" and type(None) in kinds:
+        return None
+    if any(one is str or get_origin(one) is Literal for one in kinds):
+        return text
+    try:
+        return _load_yaml(text)
+    except Exception:
+        return text  # What is wrong with it then stands in the error of the key.
 
 
 def _check(name: str, content: dict[str, Any]) -> Params:
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        problems = error.errors()
+        # A key that is unknown explains one that is missing.
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
         raise TavError(f"{name}: {_describe(problems[0])}{more}") from None
 
 
 def _describe(problem: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        allowed = _allowed_keys(problem["loc"][:-1])
-        return f"{key}: unknown key{_suggest(str(problem['loc'][-1]), allowed)}"
+    """One problem in one line: the key, the value and what is allowed."""
+    *above, last = (str(part) for part in problem["loc"])
+    key = _plain(".".join(above if last == "[key]" else [*above, last]))
+    if last == "[key]":
+        return f"{key}: the clip's name must be 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
+    kind, allowed = Params, ""
+    for part in [*above, last]:
+        if _is_section(kind):
+            if part not in kind.model_fields:
+                return f"{key}: unknown key{_suggest(part, kind.model_fields)}"
+            allowed = _allowed(kind.model_json_schema()["properties"][part])
+        elif get_origin(kind) is not dict:
+            break  # an item of a list: what is allowed stands at the list
+        kind = _inner(kind, part)
+        if _is_section(kind):
+            allowed = f"a mapping with the keys {', '.join(kind.model_fields)}"
     if problem["type"] == "missing":
-        return f"{key}: is missing"
-    reason = problem["msg"].removeprefix("Value error, ").removeprefix("Input ")
-    return f"{key}: {problem['input']!r} is not allowed: {reason}"
+        return f"{key}: is missing; must be {allowed}"
+    own_words = problem["type"] == "value_error"
+    reason = problem["msg"].removeprefix("Value error, ") if own_words else f"must be {allowed}"
+    return f"{key}: {_shown(problem['input'])} is not allowed: {reason}"
 
 
-def _allowed_keys(sections: tuple[int | str, ...]) -> list[str]:
-    if not sections:
-        return list(Params.model_fields)
-    if sections[0] == "clips":
-        return list(Decode.model_fields if len(sections) > 2 else Clip.model_fields)
-    return list(getattr(Params.model_fields[str(sections[0])].annotation, "model_fields", ()))
+def _allowed(schema: Mapping[str, Any]) -> str:
+    """What a JSON schema of a value allows, in words."""
+    match schema:
+        case {"anyOf": options}:
+            return " or ".join(_allowed(option) for option in options)
+        case {"enum": values}:
+            return f"one of {', '.join(values)}"
+        case {"type": "integer" | "number" as kind}:
+            noun = "a whole number" if kind == "integer" else "a number"
+            words = {
+                "minimum": "at least",
+                "exclusiveMinimum": "more than",
+                "maximum": "at most",
+                "exclusiveMaximum": "less than",
+            }
+            bounds = [f"{words[name]} {schema[name]}" for name in words if name in schema]
+            if "minimum" in schema and "maximum" in schema:
+                bounds = [f"between {schema['minimum']} and {schema['maximum']}"]
+            multiple = f", a multiple of {schema['multipleOf']}" if "multipleOf" in schema else ""
+            return " ".join([noun, " and ".join(bounds)]).strip() + multiple
+        case {"type": "boolean"}:
+            return "true or false"
+        case {"type": "null"}:
+            return "null"
+        case {"type": "array", "items": items, "minItems": low}:
+            high = f" to {schema['maxItems']}" if "maxItems" in schema else " or more"
+            return f"a list of {low}{high}, each {_allowed(items)}"
+        case {"type": "object"}:
+            return "a mapping with one clip or more, by name"
+        case {"pattern": _, "description": description}:
+            return description
+        case _:
+            return "a text" + (" that is not empty" if schema.get("minLength") else "")
 
 
-def _suggest(key: str, allowed: Any) -> str:
+def _shown(value: Any) -> str:
+    """A value on one short line, whatever it is."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    try:
+        return short.repr(value)
+    except ValueError:  # a whole number of more digits than Python prints
+        return f"a value of the type {type(value).__name__}"
+
+
+def _plain(key: str) -> str:
+    """A key on one line."""
+    return key if key and key.isprintable() else repr(key)
+
+
+def _suggest(key: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(key, list(allowed), 1)
     meant = f"; did you mean {close[0]}?" if close else ""
     return f"{meant} (allowed: {', '.join(allowed)})" if allowed else meant

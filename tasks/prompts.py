@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -17,7 +16,6 @@ from tav_model.errors import TavError
 
 COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category")
 CATEGORIES = ("style", "object", "background", "multiple", "colour")
-WHOLE_NUMBER = re.compile(r"[+-]?[0-9]+")
 FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 _.-]{0,78}[A-Za-z0-9_-])?")
 # Names that Windows keeps for devices, with any suffix.
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
@@ -107,26 +105,31 @@ def _check_header(path: Path, lines: list[int], table: list[list[str]]) -> list[
 def _check_row(path: Path, record: dict[str, Any]) -> PromptRow:
     line = record["line"]
     # Git or an editor may change a file's line ends; the prompts, and so what was rendered, stay the same.
-    cells = {name: "\n".join(str(record.get(name, "")).splitlines()).strip() for name in COLUMNS}
+    cells = {name: record.get(name, "").replace("\r\n", "\n").replace("\r", "\n").strip() for name in COLUMNS}
 
     def fail(column: str, allowed: str) -> TavError:
-        return TavError(f"{path}: line {line}: {column}: {cells[column]!r} is not {allowed}")
+        return TavError(f"{path}: line {line}: {column}: {cells[column][:80]!r} is not {allowed}")
 
-    def number(column: str, kind: Callable[[str], Any], low: float, high: float, allowed: str) -> Any:
-        if not cells[column]:
+    def number(column: str, kind: Callable[[str], Any], low: int, high: int) -> Any:
+        text = cells[column]
+        if not text:
             return None
+        allowed = f"a {'whole ' if kind is int else ''}number between {low} and {high}"
+        # Python would also take 1_000 and the digits of other scripts.
+        if not text.isascii() or "_" in text:
+            raise fail(column, allowed)
         try:
-            value = kind(cells[column])
+            value = kind(text)
         except ValueError:
             raise fail(column, allowed) from None
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # nor is NaN
             raise fail(column, allowed)
         return value
 
     if not cells["prompt"]:
         raise TavError(f"{path}: line {line}: the prompt is empty")
     for column in ("prompt", "negative_prompt"):
-        if any(unicodedata.category(c) == "Cc" and c not in "\t\n\r" for c in cells[column]):
+        if any(unicodedata.category(c) == "Cc" and c not in "\t\n" for c in cells[column]):
             raise fail(column, "a text without control characters")
     if cells["category"] and cells["category"] not in CATEGORIES:
         raise fail("category", f"one of {', '.join(CATEGORIES)}")
@@ -139,9 +142,9 @@ def _check_row(path: Path, record: dict[str, Any]) -> PromptRow:
         line=line,
         prompt=cells["prompt"],
         name=name,
-        seed=number("seed", int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1"),
-        guidance_scale=number("guidance_scale", float, 1, 100, "a number from 1 to 100"),
-        steps=number("steps", int, 1, 1000, "a whole number from 1 to 1000"),
+        seed=number("seed", int, 0, 2**63 - 1),
+        guidance_scale=number("guidance_scale", float, 1, 100),
+        steps=number("steps", int, 1, 1000),
         negative_prompt=cells["negative_prompt"] or None,
         category=cells["category"] or None,
     )
@@ -149,6 +152,11 @@ def _check_row(path: Path, record: dict[str, Any]) -> PromptRow:
 
 def _name_rows(path: Path, rows: list[PromptRow]) -> list[PromptRow]:
     """Give names to the rows that have none, and make sure that no two are the same to any file system."""
+    same: dict[PromptRow, int] = {}
+    for row in rows:
+        other = same.setdefault(replace(row, line=0), row.line)
+        if other != row.line:
+            raise TavError(f"{path}: line {row.line}: the same row as line {other}; take one away")
     made: dict[str, list[PromptRow]] = {}
     for row in rows:
         if not row.name:
@@ -181,4 +189,4 @@ def _slug(prompt: str) -> str:
 
 def _content_hash(row: PromptRow) -> str:
     content = repr((row.prompt, row.seed, row.guidance_scale, row.steps, row.negative_prompt, row.category))
-    return hashlib.sha256(content.encode()).hexdigest()[:8]
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
