@@ -6,19 +6,23 @@ Decoders hang or crash on some broken files. Here that ends the child process, a
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError
 
 if TYPE_CHECKING:
+    import av
     import numpy as np
     from PIL import Image
 
@@ -27,6 +31,8 @@ MEMORY = 8 * 2**30
 MAX_PIXELS = 8192 * 8192
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 FOLDER_FPS = Fraction(8)
+# Texts that make FFmpeg open other files, which neither digest nor DVC would see.
+PLAYLISTS = (b"ffconcat", b"#EXTM3U")
 
 
 @dataclass(frozen=True)
@@ -85,7 +91,7 @@ class Selection:
 
 
 def read_frames(source: Path, selection: Selection, seconds: float = SECONDS) -> tuple[np.ndarray, Fraction]:
-    """The selected frames, `f h w 3` in uint8, and the rate at which they play.
+    """The selected frames, `f h w 3` in uint8, and the rate at which they play; turned upright where the file says how.
 
     Args:
         source: a video that decord reads (or PyAV, where decord cannot), an animated GIF, or a folder of numbered images.
@@ -96,7 +102,7 @@ def read_frames(source: Path, selection: Selection, seconds: float = SECONDS) ->
     """
     import numpy as np
 
-    if not source.exists():
+    if not os.path.exists(source):  # Path.exists raises for names that are too long.
         raise TavError(f"{source}: no such file")
     with tempfile.TemporaryDirectory(prefix="tav-") as folder:
         out = Path(folder) / "frames.npy"
@@ -133,8 +139,11 @@ def _read(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]:
     if source.stat().st_size == 0:
         raise TavError("is empty")
     with source.open("rb") as file:
-        if file.read(6) in (b"GIF87a", b"GIF89a"):
-            return _read_gif(source, selection)
+        head = file.read(8)
+    if head.startswith((b"GIF87a", b"GIF89a")):
+        return _read_gif(source, selection)
+    if head.startswith(PLAYLISTS):
+        raise TavError("is a playlist, a list of other files; give the video itself")
     try:
         return _read_decord(source, selection)
     except TavError:
@@ -155,6 +164,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _read_decord(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]:
+    """Decord turns the frames upright by itself."""
     import decord
     import numpy as np
     from PIL import Image
@@ -171,20 +181,26 @@ def _read_decord(source: Path, selection: Selection) -> tuple[np.ndarray, Fracti
 
 
 def _read_av(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]:
-    """In two passes: how many frames there are, then those selected."""
+    """In two passes: how many frames there are, then those selected. PyAV leaves turning them upright to us."""
     import av
 
     with av.open(str(source)) as container:
         if not container.streams.video:
             raise TavError("has no video in it")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise TavError("its video is in a format that cannot be read")
         _check_size(stream.codec_context.width, stream.codec_context.height)
         rate = Fraction(stream.average_rate or stream.guessed_rate or FOLDER_FPS)
         available = sum(1 for _ in container.decode(stream))
     indexes = selection.indexes(available)
     with av.open(str(source)) as container:
-        images = (frame.to_image() for frame in container.decode(video=0))
-        return _select(images, selection, indexes), selection.fps(rate, indexes)
+        frames = container.decode(video=0)
+        return _select(frames, indexes, _upright, selection), selection.fps(rate, indexes)
+
+
+def _upright(frame: av.VideoFrame) -> Image.Image:
+    return frame.to_image().rotate(frame.rotation, expand=True)
 
 
 def _read_gif(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]:
@@ -199,20 +215,24 @@ def _read_gif(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]
             image.seek(frame)
             milliseconds += image.info.get("duration", 100) or 100
         rate = Fraction(1000 * available, milliseconds)
-        return _select(ImageSequence.Iterator(image), selection, indexes), selection.fps(rate, indexes)
+        frames = ImageSequence.Iterator(image)
+        return _select(frames, indexes, lambda frame: frame, selection), selection.fps(rate, indexes)
 
 
-def _select(images: Any, selection: Selection, indexes: list[int]) -> np.ndarray:
+def _select(
+    frames: Iterable[Any], indexes: list[int], image: Callable[[Any], Image.Image], selection: Selection
+) -> np.ndarray:
+    """The frames at `indexes`, resized; nothing is done to the others, and nothing read after the last."""
     import numpy as np
 
     wanted = set(indexes)
-    frames = {i: selection.resized(image) for i, image in enumerate(images) if i in wanted}
-    return np.stack([frames[index] for index in indexes])
+    first_frames = enumerate(islice(frames, indexes[-1] + 1))
+    return np.stack([selection.resized(image(frame)) for index, frame in first_frames if index in wanted])
 
 
 def _read_folder(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]:
     import numpy as np
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     numbered: dict[int, Path] = {}
     for path in sorted(source.iterdir()):
@@ -229,10 +249,9 @@ def _read_folder(source: Path, selection: Selection) -> tuple[np.ndarray, Fracti
     first, last = min(numbered), max(numbered)
     if gaps := [number for number in range(first, last + 1) if number not in numbered]:
         raise TavError(f"image number {gaps[0]} is missing between {numbered[first].name} and {numbered[last].name}")
-    indexes = selection.indexes(len(numbered))
+    wanted = set(selection.indexes(len(numbered)))
     frames, size = [], None
-    for index in indexes:
-        path = numbered[first + index]
+    for index, path in enumerate(numbered[number] for number in range(first, last + 1)):
         try:
             with Image.open(path) as image:
                 _check_size(*image.size)
@@ -241,10 +260,13 @@ def _read_folder(source: Path, selection: Selection) -> tuple[np.ndarray, Fracti
                         f"{path.name} is {image.size[0]}x{image.size[1]}, the ones before are {size[0]}x{size[1]}"
                     )
                 size = image.size
-                frames.append(selection.resized(image))
+                if image.mode.startswith(("I", "F")):  # Pillow would show all above 255 as white.
+                    raise TavError(f"{path.name} has more than 8 bits a colour; only 8 are allowed")
+                if index in wanted:
+                    frames.append(selection.resized(ImageOps.exif_transpose(image)))
         except OSError as error:
             raise TavError(f"{path.name}: not an image that can be read ({error})") from None
-    return np.stack(frames), selection.fps(FOLDER_FPS, indexes)
+    return np.stack(frames), selection.fps(FOLDER_FPS, sorted(wanted))
 
 
 def main() -> int:
