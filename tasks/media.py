@@ -105,13 +105,19 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]], columns: i
         chosen = [round(i * (len(frames) - 1) / max(columns - 1, 1)) for i in range(min(columns, len(frames)))]
         for column, index in enumerate(chosen):
             image = Image.fromarray(frames[index]).resize(cell, Image.Resampling.LANCZOS)
-            sheet.paste(image, (MARGIN + column * (cell[0] + GAP), top + label))
+            left, upper = MARGIN + column * (cell[0] + GAP), top + label
+            # The outline shows where a white frame ends on white paper.
+            draw.rectangle((left - 1, upper - 1, left + cell[0], upper + cell[1]), outline=LINE)
+            sheet.paste(image, (left, upper))
     with atomic_file(path) as temporary:
         sheet.save(temporary, format="PNG", optimize=True)
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont:
-    """Pillow's own font knows ASCII; for anything more there is the one that comes with matplotlib."""
+    """Pillow's own font knows ASCII; for anything more there is the one that comes with matplotlib.
+
+    That one has Latin, Greek, Cyrillic and more, but no Chinese or Japanese: a box stands for a letter it lacks.
+    """
     from PIL import ImageFont
 
     if text.isascii():
