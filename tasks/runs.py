@@ -46,18 +46,17 @@ class ClipRuns:
     @contextlib.contextmanager
     def reporting(self, stage: str) -> Iterator[None]:
         """Note how long the stage takes and how it ends; short stages that have no run of their own wait for the score."""
-        tracked = stage in TRACKED_STAGES
         start = time.monotonic()
         try:
             with self.tracker:
                 yield
         except BaseException as error:
-            if tracked:
+            if "pipeline" in vars(self):  # A mistake found before there was anything to log needs no run.
                 self.pipeline.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
         timings = self._timings() | {stage: round(time.monotonic() - start, 3)}
         write_json(self._timings_path, timings)
-        if tracked:
+        if stage in TRACKED_STAGES:
             self.pipeline.log_metrics({f"seconds.{name}": seconds for name, seconds in timings.items()})
             self.pipeline.finish()
 
