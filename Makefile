@@ -23,6 +23,7 @@ demo: install
 	@$(RUN) python -m toyworld.standin models/standin
 	@$(RUN) dvc repro
 	@$(RUN) python -m tasks show
+	@echo "(models/standin has random weights: the edits are noise and the scores mean nothing)"
 
 test: install
 	@$(RUN) python -m pytest -m "not long"
