@@ -13,15 +13,14 @@ import json
 import math
 import sys
 import zlib
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, write_json
+
+from .tokenizer import BEGIN, END, byte_pairs, write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,7 +32,6 @@ RECORD = "standin.json"
 FORMAT = 1
 NOTICE = "Random weights: this base model tries out the pipeline. Its edits are noise and its scores mean nothing."
 
-BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 MAX_TOKENS = 77
 PROMPT_WORDS = """
 a an and are as at ball bear bike bird black blue boat bouncing car cartoon cat city cloud cube dancing desert
@@ -296,8 +294,8 @@ def _write_base(folder: Path, config: str, seed: int, size: Size) -> None:
     _write_model(folder / "text_encoder", text_config, random_weights(text_encoder, seed, prefix), "model")
     _write_model(folder / "scorer", scorer_config, random_weights(scorer, seed), "model")
 
-    _write_tokenizer(folder / "tokenizer", vocabulary, merges, pad)
-    _write_tokenizer(folder / "scorer", vocabulary, merges, END)
+    write_tokenizer(folder / "tokenizer", vocabulary, merges, pad, MAX_TOKENS)
+    write_tokenizer(folder / "scorer", vocabulary, merges, END, MAX_TOKENS)
     side = vision["image_size"]
     image_processor = {
         "image_processor_type": "CLIPImageProcessor",
@@ -329,53 +327,6 @@ def _write_model(folder: Path, config: dict[str, Any], weights: dict[str, np.nda
     write_json(folder / "config.json", config)
     # As bytes, because `save_file` makes the file readable by its owner alone.
     (folder / f"{name}.safetensors").write_bytes(save(weights, {"format": "pt"}))
-
-
-def byte_pairs(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte pair encoding (Sennrich et al., arXiv 1508.07909) in CLIP's manner, with one token for each of ``words``.
-
-    The vocabulary starts with every byte, within a word and at its end, so any text can be encoded; then come the
-    merges in their order, then the two special tokens.
-
-    Returns:
-        The vocabulary (token to id), and the merges, first to last.
-    """
-    alphabet = _byte_characters()
-    spelt = [[*word[:-1], f"{word[-1]}</w>"] for word in sorted(set(words))]
-    merges = []
-    while pairs := Counter(pair for word in spelt for pair in pairwise(word)):
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
-        merges.append(best)
-        spelt = [_merge(word, best) for word in spelt]
-    tokens = [*alphabet, *(f"{c}</w>" for c in alphabet), *("".join(pair) for pair in merges), BEGIN, END]
-    return {token: i for i, token in enumerate(dict.fromkeys(tokens))}, merges
-
-
-def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
-    merged: list[str] = []
-    i = 0
-    while i < len(word):
-        width = 2 if tuple(word[i : i + 2]) == pair else 1
-        merged.append("".join(word[i : i + width]))
-        i += width
-    return merged
-
-
-def _byte_characters() -> list[str]:
-    """A printable character for each byte, in the order of CLIP's vocabulary: those that are printable come first."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
-
-
-def _write_tokenizer(folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], pad: str) -> None:
-    folder.mkdir(exist_ok=True)
-    special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": pad}
-    write_json(folder / "vocab.json", vocabulary)
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(folder / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_TOKENS, "do_lower_case": True, **special}
-    write_json(folder / "tokenizer_config.json", settings)
 
 
 def main(arguments: list[str] | None = None) -> int:

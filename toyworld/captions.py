@@ -1,0 +1,119 @@
+"""Sentences about a scene, in several wordings, and what a sentence leaves open."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .scenes import ATTRIBUTES, COLOURS, OBJECTS, Scene
+
+MOVING = {
+    "bouncing": ("bouncing", "hopping"),
+    "rolling": ("rolling", "rolling along"),
+    "rising": ("rising", "rising up"),
+    "swinging": ("swinging", "swinging to and fro"),
+    "zigzagging": ("zigzagging", "moving in zigzag"),
+    "growing": ("growing", "getting bigger"),
+}
+GROUND = {
+    "grass": ("on the grass", "in a meadow", "on the lawn"),
+    "sand": ("on the sand", "on a sandy beach", "in the desert"),
+    "snow": ("on the snow", "in a snowy field", "over the snow"),
+    "road": ("on the road", "on a street", "along the road"),
+    "sea": ("on the sea", "over the water", "on the waves"),
+}
+# The first wording of a day and of a plain picture is to say nothing of it.
+SKY = {
+    "day": ("", "by day", "on a sunny day"),
+    "sunset": ("at sunset", "in the evening", "as the sun goes down"),
+    "night": ("at night", "in the dark", "in the moonlight"),
+}
+STYLE = {
+    "plain": ("", "a picture of"),
+    "cartoon": ("a cartoon of", "a comic drawing of"),
+    "pixel art": ("pixel art of", "a pixelated picture of"),
+}
+STYLE_LAST = {"cartoon": ("cartoon style", "as a cartoon"), "pixel art": ("pixel art", "pixel art style")}
+
+
+def caption(scene: Scene) -> str:
+    """The plain wording: "a red ball is bouncing on the grass", "a cartoon of a blue fish rolling on the sea at night"."""
+    style, sky = STYLE[scene.style][0], SKY[scene.sky][0]
+    verb = scene.motion if style else f"is {scene.motion}"
+    words = (style, f"{_article(scene.colour)} {scene.colour} {scene.object}", verb, GROUND[scene.ground][0], sky)
+    return " ".join(word for word in words if word)
+
+
+def random_caption(scene: Scene, rng: np.random.Generator) -> str:
+    """Any of some thousand wordings for all that can be said of the scene."""
+
+    def one_of(wordings: tuple[str, ...]) -> str:
+        return wordings[rng.integers(len(wordings))]
+
+    before = after = ""
+    if scene.style == "plain" or rng.random() < 0.6:
+        before = one_of(STYLE[scene.style])
+    else:
+        after = ", " + one_of(STYLE_LAST[scene.style])
+    thing = f"{_article(scene.colour)} {scene.colour} {scene.object}"
+    moving = one_of(MOVING[scene.motion])
+    moves = rng.random()
+    if moves < 0.2:
+        moving = ""
+    elif moves < 0.75 and not before:
+        moving = f"is {moving}"
+    sky = one_of(SKY[scene.sky])
+    words = [before, thing, moving, one_of(GROUND[scene.ground]), sky]
+    if sky and not before and rng.random() < 0.2:
+        words = [f"{sky},", *words[:-1]]
+    return " ".join(word for word in words if word) + after
+
+
+def phrase(attribute: str, value: str) -> str:
+    """What says this one attribute and nothing else: "a ball", "something red", "on the grass", "at night"."""
+    if attribute == "object":
+        return f"{_article(value)} {value}"
+    if attribute == "colour":
+        return f"something {value}"
+    if attribute == "ground":
+        return GROUND[value][0]
+    if attribute == "sky":
+        return SKY[value][1 if value == "day" else 0]
+    return f"a {value} picture"
+
+
+def partial_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, dict[str, str]]:
+    """A caption that says some of the scene, and what it says by attribute."""
+    if rng.random() < 0.5:
+        name = tuple(ATTRIBUTES)[rng.integers(len(ATTRIBUTES))]
+        return phrase(name, getattr(scene, name)), {name: getattr(scene, name)}
+    said = {"object": scene.object}
+    words = [scene.object]
+    if rng.random() < 0.6:
+        said["colour"] = scene.colour
+        words.insert(0, scene.colour)
+    words.insert(0, _article(words[0]))
+    if rng.random() < 0.5:
+        said["ground"] = scene.ground
+        words.append(GROUND[scene.ground][0])
+    if rng.random() < 0.5:
+        said["sky"] = scene.sky
+        words.append(phrase("sky", scene.sky))
+    return " ".join(words), said
+
+
+def described(scene: Scene) -> dict[str, str]:
+    """All that a full caption says of a single picture, by attribute."""
+    return {name: getattr(scene, name) for name in ATTRIBUTES}
+
+
+def vocabulary() -> set[str]:
+    """Every word that a caption can hold."""
+    wordings = [*OBJECTS, *COLOURS, "a an is something"]
+    for table in (MOVING, GROUND, SKY, STYLE, STYLE_LAST):
+        wordings += [wording for options in table.values() for wording in options]
+    wordings += [phrase(name, value) for name, values in ATTRIBUTES.items() for value in values]
+    return {word for wording in wordings for word in wording.replace(",", "").split()}
+
+
+def _article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"

@@ -1,0 +1,158 @@
+"""What a scene of the world is: typed records, the motions, and how an edit changes a scene.
+
+Places and lengths are shares of the picture's side, from its upper left corner; time runs from 0 to 1 over a clip.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from tav_model.errors import TavError
+from tav_model.files import read_json, write_json
+
+OBJECTS = ("ball", "cube", "star", "car", "boat", "rocket", "tree", "fish")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
+GROUNDS = ("grass", "sand", "snow", "road", "sea")
+SKIES = ("day", "sunset", "night")
+STYLES = ("plain", "cartoon", "pixel art")
+MOTIONS = ("bouncing", "rolling", "rising", "swinging", "zigzagging", "growing")
+# What a caption can say of a single frame.
+ATTRIBUTES = {"object": OBJECTS, "colour": COLOURS, "ground": GROUNDS, "sky": SKIES, "style": STYLES}
+
+HORIZON = 0.62
+# Where things that stand touch the ground.
+GROUND_LINE = 0.87
+
+
+@dataclass(frozen=True)
+class Pose:
+    """Where an object is at a moment: its centre, its radius, and its rotation (radians, clockwise)."""
+
+    x: float
+    y: float
+    radius: float
+    rotation: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip of the world: what is in it and how it moves. The same record gives the same pictures.
+
+    Attributes:
+        object, colour, ground, sky, style, motion: words of the tuples above.
+        radius: of the object, 0.1 to 0.25.
+        start, end: the object's x at time 0 and 1, 0 to 1. What stays in its place is at the middle of the two.
+        view: which part of the landscape is seen, 0 to 1.
+
+    Raises:
+        TavError: a word or number that is none of these.
+    """
+
+    object: str = "ball"
+    colour: str = "red"
+    ground: str = "grass"
+    sky: str = "day"
+    style: str = "plain"
+    motion: str = "bouncing"
+    radius: float = 0.17
+    start: float = 0.22
+    end: float = 0.78
+    view: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (ATTRIBUTES | {"motion": MOTIONS}).items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise TavError(f"scene: {name} {value!r} must be one of {', '.join(allowed)}")
+        for name, low, high in (("radius", 0.1, 0.25), ("start", 0, 1), ("end", 0, 1), ("view", 0, 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise TavError(f"scene: {name} {value!r} must be a number from {low} to {high}")
+
+    def pose(self, time: float) -> Pose:
+        """Where the object is at ``time``, 0 to 1."""
+        return _PATHS[self.motion](self, time)
+
+    def edited(self, **changes: str) -> Scene:
+        """The same clip with other attributes: what an edit should come to, motion and view unchanged.
+
+        Raises:
+            TavError: not an attribute, or not a word of it.
+        """
+        unknown = sorted(set(changes) - set(ATTRIBUTES))
+        if unknown:
+            raise TavError(f"edit: {unknown[0]!r} must be one of {', '.join(ATTRIBUTES)}")
+        return replace(self, **changes)
+
+
+def _bouncing(scene: Scene, time: float) -> Pose:
+    phase = 2 * time % 1
+    height = 4 * phase * (1 - phase)
+    y = GROUND_LINE - scene.radius - 0.42 * height
+    return Pose(_between(scene.start, scene.end, time), y, scene.radius, 0.0)
+
+
+def _rolling(scene: Scene, time: float) -> Pose:
+    x = _between(scene.start, scene.end, time)
+    return Pose(x, GROUND_LINE - scene.radius, scene.radius, (x - scene.start) / scene.radius)
+
+
+def _rising(scene: Scene, time: float) -> Pose:
+    x = (scene.start + scene.end) / 2 + 0.06 * math.sin(2 * math.pi * time)
+    low, high = GROUND_LINE - scene.radius, scene.radius + 0.04
+    return Pose(x, _between(low, high, time * time * (3 - 2 * time)), scene.radius, 0.0)
+
+
+def _swinging(scene: Scene, time: float) -> Pose:
+    # A pendulum hung above the picture.
+    length, middle = 0.85, (scene.start + scene.end) / 2
+    reach = (scene.end - scene.start) / 2 / length
+    angle = math.asin(max(-1.0, min(1.0, reach))) * -math.cos(2 * math.pi * time)
+    return Pose(middle + length * math.sin(angle), length * math.cos(angle) - 0.27, scene.radius, -angle)
+
+
+def _zigzagging(scene: Scene, time: float) -> Pose:
+    wave = abs(4 * (1.5 * time % 1) - 2) - 1  # from 1 down to -1 and back
+    return Pose(_between(scene.start, scene.end, time), 0.47 + 0.2 * wave, scene.radius, 0.25 * wave)
+
+
+def _growing(scene: Scene, time: float) -> Pose:
+    radius = scene.radius * _between(0.65, 1.35, time)
+    return Pose((scene.start + scene.end) / 2, GROUND_LINE - radius, radius, 0.0)
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return start + (end - start) * share
+
+
+_PATHS = dict(zip(MOTIONS, (_bouncing, _rolling, _rising, _swinging, _zigzagging, _growing), strict=True))
+
+
+def save_scene(path: Path, scene: Scene, edits: dict[str, dict[str, str]]) -> None:
+    """Write a clip's scene file: the scene, and by name what each of its edits changes."""
+    write_json(path, {"scene": asdict(scene), "edits": edits})
+
+
+def load_scene(path: Path) -> tuple[Scene, dict[str, Scene]]:
+    """The scene of a scene file, and by name the scene that each of its edits should come to.
+
+    Raises:
+        TavError: not a scene file, or words and numbers that are not allowed.
+    """
+    try:
+        record: Any = read_json(path)
+        known = {field.name for field in fields(Scene)}
+        unknown = sorted(set(record["scene"]) - known)
+        if unknown:
+            raise TavError(f"scene: {unknown[0]!r} must be one of {', '.join(sorted(known))}")
+        scene = Scene(**record["scene"])
+        return scene, {name: scene.edited(**changes) for name, changes in record.get("edits", {}).items()}
+    except TavError as error:
+        raise TavError(f"{path}: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise TavError(
+            f'{path}: not a scene file; it must be {{"scene": {{...}}, "edits": {{NAME: {{...}}}}}}'
+        ) from error

@@ -1,0 +1,115 @@
+"""Train the base model's parts, from the repository alone.
+
+python -m toyworld.train all          everything, as the weights in the repository were made
+python -m toyworld.train vae|clip|unet
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from tav_model.errors import TavError
+
+# Steps, batch, learning rate, averaging, weight decay.
+DEFAULTS = {
+    "vae": (8000, 8, 4e-3, 0.999, 0.0),
+    "clip": (1500, 96, 2e-3, 0.998, 0.01),
+    "unet": (12000, 32, 2e-3, 0.999, 0.01),
+}
+# Each needs those before it.
+PARTS = tuple(DEFAULTS)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m toyworld.train", description=__doc__.partition("\n")[0])
+    parser.add_argument("part", choices=(*PARTS, "all"), help="what to train; all: one after the other")
+    parser.add_argument("--steps", type=int, help="optimizer steps (default: %s)" % _default(0))
+    parser.add_argument("--batch", type=int, help="samples a step (default: %s)" % _default(1))
+    parser.add_argument("--learning-rate", type=float, help="at its height (default: %s)" % _default(2))
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: the GPU where there is one")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw samples; 0 for a CPU, 8 for a GPU")
+    parser.add_argument("--evaluate-every", type=int, default=500, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--save-every", type=int, default=500, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument(
+        "--base", type=Path, default=Path("toyworld/weights"), help="of the model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("models/training"), help="of the checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tracking-uri", default="sqlite:///mlflow.db", help="of MLflow; none: off (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("toyworld").setLevel(logging.INFO)
+    try:
+        for part in PARTS if options.part == "all" else [options.part]:
+            _train(part, options)
+    except TavError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _default(place: int) -> str:
+    return ", ".join(f"{values[place]} for {part}" for part, values in DEFAULTS.items())
+
+
+def _train(name: str, options: argparse.Namespace) -> None:
+    import torch
+
+    from .training.loop import Part, Settings, Training
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    steps, batch, learning_rate, averaging, weight_decay = DEFAULTS[name]
+    settings = Settings(
+        steps=options.steps or steps,
+        batch=options.batch or batch,
+        learning_rate=options.learning_rate or learning_rate,
+        averaging=averaging,
+        weight_decay=weight_decay,
+        seed=options.seed,
+    )
+    part: Part
+    if name == "vae":
+        from .training.vae import VaePart
+
+        part = VaePart(settings)
+    elif name == "clip":
+        from .training.clip import ClipPart
+
+        part = ClipPart(settings)
+    else:
+        from .training.unet import UnetPart
+
+        part = UnetPart(settings, options.base, options.work, device)
+    training = Training(
+        part,
+        options.work,
+        device,
+        options.evaluate_every,
+        options.save_every,
+        options.workers,
+        None if options.tracking_uri == "none" else options.tracking_uri,
+    )
+    training.run()
+    with training.averaged():
+        part.export(options.base)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

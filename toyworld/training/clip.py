@@ -1,0 +1,140 @@
+"""The scorer: a small CLIP (Radford et al., arXiv 2103.00020) of pictures and captions of the world."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from tav_model.files import write_json
+
+from ..captions import caption, described, partial_caption, phrase, random_caption
+from ..renderer import render
+from ..samples import random_scene
+from ..scenes import ATTRIBUTES, Scene
+from .export import export_network
+from .loop import Part, Settings
+from .text import Tokens, save_tokenizer, text_config
+
+SIDE = 128
+# OpenAI's, which image processors have by default.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+DEVIATION = (0.26862954, 0.26130258, 0.27577711)
+# Share of captions that say only some of the scene.
+PARTIAL = 0.45
+# The scorer judges pictures that a denoiser made, which have some noise and blur.
+NOISE = 0.06
+EVALUATED = 256
+CHOICES = 64
+
+VISION: dict[str, Any] = {
+    "image_size": SIDE,
+    "patch_size": 16,
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "projection_dim": 64,
+}
+
+
+class ClipPart(Part):
+    """Contrastive loss, in which a caption's partners are all pictures that it is true of."""
+
+    name = "clip"
+
+    def __init__(self, settings: Settings) -> None:
+        from transformers import CLIPConfig, CLIPModel
+
+        super().__init__(settings)
+        torch.manual_seed(settings.seed)
+        text, vision = {"model_type": "clip_text_model"} | text_config(), {"model_type": "clip_vision_model"} | VISION
+        self.clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
+        self.networks = torch.nn.ModuleDict({"clip": self.clip})
+        with tempfile.TemporaryDirectory() as folder:
+            save_tokenizer(Path(folder))
+            self.tokens = Tokens(Path(folder))
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.settings.seed, step])
+        scenes = [random_scene(rng) for _ in range(self.settings.batch)]
+        pictures = np.stack([render(scene, float(rng.random())) for scene in scenes])
+        captions, said = [], []
+        for scene in scenes:
+            if rng.random() < PARTIAL:
+                text, attributes = partial_caption(scene, rng)
+            else:
+                text, attributes = random_caption(scene, rng), described(scene)
+            captions.append(text)
+            said.append(attributes)
+        return {
+            "pixels": _pixels(pictures),
+            "tokens": self.tokens(captions),
+            "true": torch.from_numpy(_truth(said, scenes)),
+        }
+
+    def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        pixels = batch["pixels"]
+        strength = NOISE / DEVIATION[1] * torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels.device)
+        pixels = pixels + strength * torch.randn(pixels.shape, generator=generator).to(pixels.device)
+        logits = self.clip(input_ids=batch["tokens"], pixel_values=pixels).logits_per_text.float()
+        true = batch["true"].float()
+        by_text = -(F.log_softmax(logits, 1) * true).sum(1) / true.sum(1)
+        by_picture = -(F.log_softmax(logits, 0) * true).sum(0) / true.sum(0)
+        return (by_text.mean() + by_picture.mean()) / 2
+
+    def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        rng = np.random.default_rng(2_000_000_057)
+        scenes = [random_scene(rng, unseen=True) for _ in range(EVALUATED)]
+        pictures = np.stack([render(scene, float(rng.random())) for scene in scenes])
+        images = self._embed_pictures(pictures)
+        texts = self._embed_texts([caption(scene) for scene in scenes])
+        right = []
+        for i, scene in enumerate(scenes):
+            others = [j for j in range(EVALUATED) if described(scenes[j]) != described(scene)]
+            rivals = rng.choice(others, CHOICES - 1, replace=False)
+            right.append(images[i] @ texts[i] > (texts[rivals] @ images[i]).max())
+        metrics = {"caption_of_64": float(np.mean(right))}
+        for name, values in ATTRIBUTES.items():
+            named = (images @ self._embed_texts([phrase(name, value) for value in values]).T).argmax(1)
+            metrics[name] = float(np.mean([values[i] == getattr(s, name) for i, s in zip(named, scenes, strict=True)]))
+        return metrics, None
+
+    def _embed_pictures(self, pictures: np.ndarray) -> np.ndarray:
+        pixels = _pixels(pictures).to(self.clip.device)
+        return _rows(self.clip.get_image_features(pixel_values=pixels))
+
+    def _embed_texts(self, texts: list[str]) -> np.ndarray:
+        return _rows(self.clip.get_text_features(input_ids=self.tokens(texts).to(self.clip.device)))
+
+    def export(self, base: Path) -> None:
+        folder = base / "scorer"
+        export_network(self.clip, folder)
+        save_tokenizer(folder)
+        processor = {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": SIDE},
+            "crop_size": {"height": SIDE, "width": SIDE},
+            "image_mean": MEAN,
+            "image_std": DEVIATION,
+        }
+        write_json(folder / "preprocessor_config.json", processor)
+
+
+def _pixels(pictures: np.ndarray) -> torch.Tensor:
+    values = (pictures.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
+    return torch.from_numpy(values).permute(0, 3, 1, 2)
+
+
+def _truth(said: list[dict[str, str]], scenes: list[Scene]) -> np.ndarray:
+    """Which caption (row) is true of which picture (column)."""
+    return np.array([[all(getattr(s, k) == v for k, v in words.items()) for s in scenes] for words in said])
+
+
+def _rows(features: Any) -> np.ndarray:
+    features = getattr(features, "pooler_output", features)
+    return F.normalize(features.float(), dim=-1).cpu().numpy()

@@ -1,0 +1,24 @@
+"""Networks as the files of a base model: diffusers' and transformers' layout, float16 safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tav_model.files import save_tensors, write_json
+
+# Versions of the libraries, and where a model was loaded from: not what the model is.
+LEFT_OUT = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
+
+
+def export_network(network: Any, folder: Path) -> None:
+    """Write a diffusers or transformers model's config and weights to ``folder``."""
+    diffusers = hasattr(network, "register_to_config")
+    config = json.loads(network.to_json_string() if diffusers else network.config.to_json_string())
+    weights = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in network.state_dict().items()}
+    name = "diffusion_pytorch_model" if diffusers else "model"
+    save_tensors(folder / f"{name}.safetensors", weights, {"format": "pt"})
+    write_json(folder / "config.json", {key: value for key, value in config.items() if key not in LEFT_OUT})

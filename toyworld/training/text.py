@@ -1,0 +1,66 @@
+"""The tokenizer and the text encoder's shape, which the denoiser and the scorer share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..captions import vocabulary
+from ..tokenizer import BEGIN, END, byte_pairs, write_tokenizer
+
+# Longer than any caption of the world, and shorter than CLIP's 77, which costs time in each attention.
+MAX_TOKENS = 32
+WIDTH = 128
+
+
+def text_config() -> dict[str, Any]:
+    """The `CLIPTextConfig` of both."""
+    tokens, _ = byte_pairs(vocabulary())
+    return {
+        "vocab_size": len(tokens),
+        "max_position_embeddings": MAX_TOKENS,
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "projection_dim": 64,
+        "hidden_act": "quick_gelu",
+        "bos_token_id": tokens[BEGIN],
+        "eos_token_id": tokens[END],
+        "pad_token_id": tokens[END],
+    }
+
+
+def save_tokenizer(folder: Path) -> None:
+    write_tokenizer(folder, *byte_pairs(vocabulary()), END, MAX_TOKENS)
+
+
+class Tokens:
+    """The token ids of captions, remembered word by word: the tokenizer itself is slow in a training loop.
+
+    Args:
+        folder: of a tokenizer that `save_tokenizer` wrote.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import CLIPTokenizer
+
+        self.tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        self.known: dict[str, list[int]] = {}
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        """(b, 32) token ids, padded."""
+        rows = [[i for word in caption.replace(",", " ,").split() for i in self._ids(word)] for caption in captions]
+        begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
+        padded = torch.full((len(rows), MAX_TOKENS), end)
+        for row, ids in zip(padded, rows, strict=True):
+            ids = [begin, *ids[: MAX_TOKENS - 2]]
+            row[: len(ids)] = torch.tensor(ids)
+        return padded
+
+    def _ids(self, word: str) -> list[int]:
+        if word not in self.known:
+            self.known[word] = self.tokenizer(word).input_ids[1:-1]
+        return self.known[word]

@@ -1,0 +1,211 @@
+"""The denoiser and its text encoder: noise prediction on latents that are made beforehand (Ho et al., arXiv 2006.11239)."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from tav_model.errors import TavError
+from tav_model.files import digest, load_tensors, save_tensors, write_json
+
+from ..captions import caption, partial_caption, random_caption
+from ..renderer import render
+from ..samples import random_scene
+from ..scenes import Scene
+from .export import export_network
+from .loop import Part, Settings
+from .text import WIDTH, Tokens, save_tokenizer, text_config
+from .vae import start_as_identity, to_pictures, to_tensor
+
+logger = logging.getLogger(__name__)
+
+PICTURES = 24_000
+# Captions left empty, for classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and left in part.
+EMPTY, PARTIAL = 0.1, 0.05
+GUIDANCE_SCALE = 5.0
+STEPS = 20
+
+CONFIG: dict[str, Any] = {
+    "sample_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "block_out_channels": (96, 192, 256),
+    "layers_per_block": 1,
+    "cross_attention_dim": WIDTH,
+    "norm_num_groups": 8,
+    # Diffusers takes this for the number of heads, whatever its name says.
+    "attention_head_dim": 4,
+}
+SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+    "prediction_type": "epsilon",
+}
+INDEX = {
+    "_class_name": "StableDiffusionPipeline",
+    "feature_extractor": [None, None],
+    "image_encoder": [None, None],
+    "requires_safety_checker": False,
+    "safety_checker": [None, None],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+class UnetPart(Part):
+    """Squared error of the noise at stratified timesteps. The text encoder starts as the scorer's and learns along.
+
+    Args:
+        base: the base model's folder, with its VAE and its scorer. The latents are kept in ``work``.
+    """
+
+    name = "unet"
+
+    def __init__(self, settings: Settings, base: Path, work: Path, device: str) -> None:
+        from diffusers import DDIMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextConfig, CLIPTextModel
+
+        super().__init__(settings)
+        torch.manual_seed(settings.seed)
+        self.base, self.device = base, device
+        self.scheduler = DDIMScheduler.from_config(SCHEDULER)
+        self.unet = UNet2DConditionModel(**CONFIG)
+        start_as_identity(self.unet)
+        self.text_encoder = CLIPTextModel(CLIPTextConfig(**text_config()))
+        _load_scorer_text(self.text_encoder, base / "scorer")
+        self.unet.to(memory_format=torch.channels_last)
+        self.networks = torch.nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
+        self.tokens = Tokens(base / "scorer")
+        self.means, self.deviations, self.factor = _latents(settings.seed, base / "vae", work, device)
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.settings.seed, step, 1])
+        chosen = rng.integers(len(self.means), size=self.settings.batch)
+        captions = []
+        for i in chosen:
+            scene, _ = _sample(self.settings.seed, int(i))
+            share = rng.random()
+            if share < EMPTY:
+                captions.append("")
+            elif share < EMPTY + PARTIAL:
+                captions.append(partial_caption(scene, rng)[0])
+            else:
+                captions.append(random_caption(scene, rng))
+        places = (rng.permutation(len(chosen)) + rng.random(len(chosen))) / len(chosen)
+        timesteps = (places * self.scheduler.config.num_train_timesteps).astype(np.int64)
+        return {
+            "means": self.means[chosen],
+            "deviations": self.deviations[chosen],
+            "tokens": self.tokens(captions),
+            "timesteps": torch.from_numpy(timesteps),
+        }
+
+    def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        means = batch["means"].float()
+        drawn = torch.randn((2, *means.shape), generator=generator).to(means.device)
+        latents = self.factor * (means + batch["deviations"].float() * drawn[0])
+        noise = drawn[1].contiguous(memory_format=torch.channels_last)
+        noisy = self.scheduler.add_noise(latents, noise, batch["timesteps"])
+        states = self.text_encoder(batch["tokens"]).last_hidden_state
+        return F.mse_loss(self.unet(noisy, batch["timesteps"], states).sample.float(), noise)
+
+    def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        from diffusers import AutoencoderKL
+
+        rng = np.random.default_rng(2_000_000_063)
+        scenes = [random_scene(rng, unseen=True) for _ in range(16)]
+        vae = AutoencoderKL.from_pretrained(self.base / "vae", local_files_only=True).to(self.device)
+        pictures = self._sample_pictures([caption(scene) for scene in scenes], vae)
+        metrics = {"loss_unseen": self._unseen_loss(vae)}
+        rows = [np.concatenate(list(pictures[i : i + 8]), 1) for i in (0, 8)]
+        return metrics, np.concatenate(rows)
+
+    def _unseen_loss(self, vae: Any) -> float:
+        rng = np.random.default_rng(2_000_000_073)
+        scenes = [random_scene(rng, unseen=True) for _ in range(64)]
+        pictures = np.stack([render(scene, float(rng.random())) for scene in scenes])
+        latents = self.factor * vae.encode(to_tensor(pictures).to(self.device)).latent_dist.mode()
+        generator = torch.Generator().manual_seed(1)
+        noise = torch.randn(latents.shape, generator=generator).to(self.device)
+        timesteps = torch.arange(64, device=self.device) * 1000 // 64 + 8
+        states = self.text_encoder(self.tokens([caption(s) for s in scenes]).to(self.device)).last_hidden_state
+        noisy = self.scheduler.add_noise(latents, noise, timesteps)
+        return F.mse_loss(self.unet(noisy, timesteps, states).sample.float(), noise).item()
+
+    def _sample_pictures(self, captions: list[str], vae: Any) -> np.ndarray:
+        self.scheduler.set_timesteps(STEPS)
+        generator = torch.Generator().manual_seed(0)
+        latents = torch.randn((len(captions), 4, 16, 16), generator=generator).to(self.device)
+        tokens = self.tokens([""] * len(captions) + captions).to(self.device)
+        states = self.text_encoder(tokens).last_hidden_state
+        for timestep in self.scheduler.timesteps:
+            both = self.unet(torch.cat([latents, latents]), timestep.to(self.device), states).sample.float()
+            empty, full = both.chunk(2)
+            latents = self.scheduler.step(empty + GUIDANCE_SCALE * (full - empty), timestep, latents).prev_sample
+        return to_pictures(vae.decode(latents / self.factor).sample)
+
+    def export(self, base: Path) -> None:
+        export_network(self.unet, base / "unet")
+        export_network(self.text_encoder, base / "text_encoder")
+        save_tokenizer(base / "tokenizer")
+        write_json(base / "scheduler" / "scheduler_config.json", SCHEDULER)
+        write_json(base / "model_index.json", INDEX)
+
+
+def _sample(seed: int, index: int) -> tuple[Scene, float]:
+    """Scene and time of a picture of the training set."""
+    rng = np.random.default_rng([seed, index, 2])
+    return random_scene(rng), float(rng.random())
+
+
+def _load_scorer_text(text_encoder: Any, scorer: Path) -> None:
+    from transformers import CLIPModel
+
+    if not (scorer / "config.json").is_file():
+        raise TavError(f"{scorer}: no scorer; train it first: python -m toyworld.train clip")
+    clip = CLIPModel.from_pretrained(scorer, local_files_only=True, dtype=torch.float32)
+    state = clip.text_model.state_dict()
+    # Older versions of transformers wrap the encoder once more.
+    inner = getattr(text_encoder, "text_model", text_encoder)
+    inner.load_state_dict(state)
+
+
+def _latents(seed: int, vae: Path, work: Path, device: str) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Posterior means and deviations of the training set, `b c h w` float16, and the VAE's scaling factor."""
+    from diffusers import AutoencoderKL
+
+    if not (vae / "config.json").is_file():
+        raise TavError(f"{vae}: no VAE; train it first: python -m toyworld.train vae")
+    model = AutoencoderKL.from_pretrained(vae, local_files_only=True).to(device, memory_format=torch.channels_last)
+    kept, made_by = work / "latents.safetensors", {"vae": digest(vae), "seed": str(seed), "count": str(PICTURES)}
+    if kept.exists():
+        tensors, metadata = load_tensors(kept)
+        if metadata == made_by:
+            return tensors["means"], tensors["deviations"], model.config.scaling_factor
+    means, deviations = [], []
+    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16):
+        for start in tqdm(range(0, PICTURES, 50), desc="latents", unit="batch", mininterval=10):
+            pictures = np.stack([render(*_sample(seed, i)) for i in range(start, min(start + 50, PICTURES))])
+            posterior = model.encode(to_tensor(pictures).to(device)).latent_dist
+            means.append(posterior.mean.half().cpu())
+            deviations.append(posterior.std.half().cpu())
+    tensors = {"means": torch.cat(means), "deviations": torch.cat(deviations)}
+    save_tensors(kept, tensors, made_by)
+    return tensors["means"], tensors["deviations"], model.config.scaling_factor
