@@ -66,6 +66,11 @@ def load_part(base: str, part: str, **kwargs: Any) -> Any:
         "vae": AutoencoderKL,
     }
     kwargs["local_files_only"] = Path(base).is_dir()
+    if part == "text_encoder":
+        import torch
+
+        # Transformers would keep the precision of the files.
+        kwargs.setdefault("dtype", torch.float32)
     try:
         loaded = classes[part].from_pretrained(base, subfolder=part, **kwargs)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

@@ -8,7 +8,10 @@ import unicodedata
 from pathlib import Path, PureWindowsPath
 
 from tav_model.errors import TavError
+from toyworld import WEIGHTS
 
+# The base model that comes with the project, wherever that is installed.
+EMBEDDED = "toyworld"
 LONGEST_NAME = 255  # bytes; file systems take no longer one
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -70,12 +73,16 @@ class Project:
 def resolve_model(root: Path, name: str) -> str:
     """The folder or hub id that the name of a model in the parameters means.
 
-    In this order: a folder inside the project, a folder below one of those in the environment's TAV_MODELS, a hub id.
+    In this order: the embedded model (`toyworld`, and its parts, as `toyworld/scorer`), a folder inside the project, a
+    folder below one of those in the environment's TAV_MODELS, a hub id.
 
     Raises:
         TavError: none of these, with where it was looked for.
     """
     folder = project_path(root, name, "params.yaml: model")
+    embedded = Path(name)
+    if embedded.parts[0] == EMBEDDED:
+        folder = WEIGHTS.joinpath(*embedded.parts[1:])
     if folder.is_dir():
         return str(folder)
     elsewhere = [Path(part).expanduser() for part in os.environ.get("TAV_MODELS", "").split(os.pathsep) if part]

@@ -13,7 +13,7 @@ STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
 CLIPS = ("ball", "man-skiing_2")
 
 PARAMS = """\
-base_model: models/standin
+base_model: toyworld
 seed: 33
 attention: {spatial: [first, former], temporal: true}
 decode: {frames: 8, end: null}

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toyworld.standin import Size, make_base, random_weights, unet_config
+from tests.standin import Size, make_base, random_weights, unet_config
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel

@@ -1,1 +1,5 @@
-"""What a fresh clone runs on without any download: a small base model and a sample clip, both made by a command."""
+"""The embedded world: scenes and their pictures, captions, the truth of an edit, and a small base model that knows it."""
+
+from pathlib import Path
+
+WEIGHTS = Path(__file__).parent / "weights"

@@ -18,7 +18,7 @@ from tav_model.errors import TavError
 DEFAULTS = {
     "vae": (8000, 8, 4e-3, 0.999, 0.0),
     "clip": (1500, 96, 2e-3, 0.998, 0.01),
-    "unet": (12000, 32, 2e-3, 0.999, 0.01),
+    "unet": (9000, 32, 2e-3, 0.999, 0.01),
 }
 # Each needs those before it.
 PARTS = tuple(DEFAULTS)
@@ -27,9 +27,9 @@ PARTS = tuple(DEFAULTS)
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m toyworld.train", description=__doc__.partition("\n")[0])
     parser.add_argument("part", choices=(*PARTS, "all"), help="what to train; all: one after the other")
-    parser.add_argument("--steps", type=int, help="optimizer steps (default: %s)" % _default(0))
-    parser.add_argument("--batch", type=int, help="samples a step (default: %s)" % _default(1))
-    parser.add_argument("--learning-rate", type=float, help="at its height (default: %s)" % _default(2))
+    parser.add_argument("--steps", type=int, help=f"optimizer steps (default: {_default(0)})")
+    parser.add_argument("--batch", type=int, help=f"samples a step (default: {_default(1)})")
+    parser.add_argument("--learning-rate", type=float, help=f"at its height (default: {_default(2)})")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: the GPU where there is one")
     parser.add_argument("--threads", type=int, help="of the CPU (default: all)")

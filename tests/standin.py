@@ -1,17 +1,12 @@
 """A stand-in for Stable Diffusion: the same parts, names and folder layout, small, with random weights.
 
-The pipeline runs on it from end to end in seconds, so an installation can be tried and tested without a download.
-Nothing in it is trained: its edits are noise and its scores mean nothing.
-
-    python -m toyworld.standin models/standin
+Tests run the whole pipeline on it in seconds, in both of Stable Diffusion's shapes. Nothing in it is trained.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
-import sys
 import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, write_json
-
-from .tokenizer import BEGIN, END, byte_pairs, write_tokenizer
+from toyworld.tokenizer import BEGIN, END, byte_pairs, write_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -327,22 +321,3 @@ def _write_model(folder: Path, config: dict[str, Any], weights: dict[str, np.nda
     write_json(folder / "config.json", config)
     # As bytes, because `save_file` makes the file readable by its owner alone.
     (folder / f"{name}.safetensors").write_bytes(save(weights, {"format": "pt"}))
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m toyworld.standin", description=NOTICE)
-    parser.add_argument("folder", type=Path, help="where to write the model, for example models/standin")
-    parser.add_argument("--config", choices=CONFIGS, default="sd1", help="the shape (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    try:
-        made = make_base(options.folder, options.config, options.seed)
-    except TavError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{options.folder}: {'made' if made else 'already there, unchanged'}. {NOTICE}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,7 +16,8 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTextModel, CLIPTo
 
 from tav_model.errors import TavError
 from tests.small_models import TINY, small_base, small_unet2d
-from toyworld.standin import CONFIGS, NOTICE, WORDS, Size, byte_pairs, main, make_base, unet_config
+from tests.standin import CONFIGS, WORDS, make_base
+from toyworld.tokenizer import byte_pairs
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -194,7 +195,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("toyworld.standin._write_tokenizer", fail)
+    monkeypatch.setattr("tests.standin.write_tokenizer", fail)
     with pytest.raises(KeyboardInterrupt):
         small_base(tmp_path / "base")
     assert not list(tmp_path.iterdir())
@@ -239,24 +240,6 @@ def test_levels(kind: str, levels: int):
     side = 2 ** (levels - 1)
     with torch.no_grad():
         assert unet(torch.zeros(1, 4, side, side), 1, torch.zeros(1, 3, 16)).sample.isfinite().all()
-
-
-def test_the_demos_unet_is_small():
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(unet_config("sd1", Size()))
-    assert 2e6 < sum(parameter.numel() for parameter in unet.parameters()) < 6e6
-
-
-def test_command_says_that_the_weights_are_random(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    assert main([str(tmp_path / "base"), "--config", "sd2"]) == 0
-    assert NOTICE in capsys.readouterr().out
-    assert main([str(tmp_path / "base"), "--config", "sd2"]) == 0
-    assert "already there" in capsys.readouterr().out
-    (tmp_path / "file").touch()
-    assert main([str(tmp_path / "file")]) == 2
-    assert main([str(tmp_path / "file" / "base")]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 2 and all(line.startswith(f"error: {tmp_path / 'file'}") for line in errors)
 
 
 def test_finding_it_there_takes_no_heavy_import(bases: dict[str, Path]):

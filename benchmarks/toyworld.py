@@ -1,0 +1,357 @@
+"""How good the embedded base model is, and the method on it, against ground truth.
+
+python -m benchmarks.toyworld                  everything: a table of what is measured and what is wanted
+python -m benchmarks.toyworld vae scorer       some of it
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tav_model.errors import TavError
+from tav_model.files import digest, read_json, write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+CAPTIONS = 256
+GUIDANCE_SCALE, STEPS = 5.0, 30
+# What the paper's parts are worth: each variant is the parameters as they are, but for this.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "full method": {},
+    "without tuning": {"tune.steps": 0},
+    "without inversion": {"edit.start": "random"},
+    "attention to itself only": {"attention.spatial": ["self"]},
+    "without temporal attention": {"attention.temporal": False},
+}
+SHOWN = ("ball", "yellow-star-at-night")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A line of the table; ``wanted`` None: for information."""
+
+    part: str
+    what: str
+    value: float
+    wanted: float | None = None
+    at_most: bool = False
+    percent: bool = True
+
+    @property
+    def reached(self) -> bool:
+        if self.wanted is None:
+            return True
+        return self.value <= self.wanted if self.at_most else self.value >= self.wanted
+
+    def cells(self) -> list[str]:
+        def number(value: float) -> str:
+            return f"{100 * value:.1f} %" if self.percent else f"{value:.3g}"
+
+        wanted = "" if self.wanted is None else f"{'at most' if self.at_most else 'at least'} {number(self.wanted)}"
+        return [self.part, self.what, number(self.value), wanted, "" if self.wanted is None else _tick(self.reached)]
+
+
+def _tick(reached: bool) -> str:
+    return "yes" if reached else "NO"
+
+
+def table(measures: list[Measure]) -> str:
+    """The measures as a Markdown table."""
+    return _markdown([["part", "measured", "value", "wanted", "reached"], *(measure.cells() for measure in measures)])
+
+
+def _markdown(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return "\n".join(lines)
+
+
+# The base model
+
+
+def measure_vae(base: Path) -> Iterator[Measure]:
+    """Pictures of held-out scenes through the VAE and back."""
+    from diffusers import AutoencoderKL
+
+    from toyworld.training.vae import psnr, reconstruct, unseen_pictures
+
+    vae = AutoencoderKL.from_pretrained(base / "vae", local_files_only=True)
+    pictures, masks = unseen_pictures(CAPTIONS)
+    decoded = reconstruct(vae, pictures)
+    yield Measure("VAE", "PSNR of 256 unseen frames, dB", float(psnr(pictures, decoded).mean()), 30, percent=False)
+    error = np.square((pictures.astype(np.float64) - decoded) / 255).mean(-1)
+    on_object = float(-10 * np.log10((error * masks).sum() / masks.sum()))
+    yield Measure("VAE", "PSNR on the object, dB", on_object, percent=False)
+
+
+def measure_scorer(base: Path) -> Iterator[Measure]:
+    """The right caption among 64, for pictures of held-out scenes."""
+    from tav_model.metrics import ClipScorer
+    from toyworld.captions import described, random_caption
+    from toyworld.judge import Judge
+    from toyworld.renderer import render
+    from toyworld.samples import random_scene
+    from toyworld.scenes import ATTRIBUTES
+
+    scorer = ClipScorer(base / "scorer")
+    rng = np.random.default_rng(1)
+    scenes = [random_scene(rng, unseen=True) for _ in range(CAPTIONS)]
+    frames = np.stack([render(scene, float(rng.random())) for scene in scenes])
+    images, texts = scorer.embed_frames(frames), scorer.embed_texts([random_caption(scene, rng) for scene in scenes])
+    right = []
+    for i, scene in enumerate(scenes):
+        others = [j for j in range(CAPTIONS) if described(scenes[j]) != described(scene)]
+        rivals = rng.choice(others, 63, replace=False)
+        right.append(images[i] @ texts[i] > (texts[rivals] @ images[i]).max())
+    yield Measure("scorer", "right caption among 64, unseen frames", float(np.mean(right)), 0.90)
+    for name, values in Judge(scorer).named(frames).items():
+        share = np.mean([value == getattr(scene, name) for value, scene in zip(values, scenes, strict=True)])
+        assert name in ATTRIBUTES
+        yield Measure("scorer", f"{name} named right, unseen frames", float(share))
+
+
+def measure_images(base: Path, out: Path) -> Iterator[Measure]:
+    """Pictures from captions whose object, colour and ground were never together in the training."""
+    from PIL import Image
+
+    from tav_model.metrics import ClipScorer
+    from toyworld.captions import random_caption
+    from toyworld.judge import Judge
+    from toyworld.samples import random_scene
+    from toyworld.truth import look
+
+    rng = np.random.default_rng(2)
+    scenes = [random_scene(rng, unseen=True) for _ in range(CAPTIONS)]
+    pictures = _text_to_image(base, [random_caption(scene, rng) for scene in scenes])
+    out.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(
+        np.concatenate([np.concatenate(list(row), 1) for row in pictures.reshape(16, 16, 128, 128, 3)[:6]])
+    ).save(out / "images.png")
+    for name, values in Judge(ClipScorer(base / "scorer")).named(pictures).items():
+        share = np.mean([value == getattr(scene, name) for value, scene in zip(values, scenes, strict=True)])
+        yield Measure("text to image", f"{name}, by the scorer", float(share), 0.95)
+    seen = [look(picture) for picture in pictures]
+    for name in ("colour", "ground", "sky"):
+        share = np.mean([getattr(one, name) == getattr(scene, name) for one, scene in zip(seen, scenes, strict=True)])
+        yield Measure("text to image", f"{name}, by the palette", float(share), 0.90)
+
+
+def _text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarray:
+    """With diffusers' own pipeline: `b h w c` uint8."""
+    import torch
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(base, local_files_only=True, torch_dtype=torch.float32)
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    pictures = []
+    for start in range(0, len(captions), chunk):
+        generator = torch.Generator().manual_seed(start)
+        pictures.append(
+            pipeline(
+                captions[start : start + chunk],
+                height=128,
+                width=128,
+                num_inference_steps=STEPS,
+                guidance_scale=GUIDANCE_SCALE,
+                generator=generator,
+                output_type="np",
+            ).images
+        )
+        print(f"  {min(start + chunk, len(captions))} of {len(captions)} pictures", file=sys.stderr, flush=True)
+    return np.rint(255 * np.concatenate(pictures)).astype(np.uint8)
+
+
+# The method
+
+
+def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """The verdict on each edit of each sample clip, by the pipeline's own stages; what was done before is kept.
+
+    Returns:
+        ``{CLIP: {EDIT: {"track": ..., "edited": ..., ...}}}``
+    """
+    from tasks.stages import ClipStages
+    from tav_model.metrics import ClipScorer
+    from toyworld import WEIGHTS
+    from toyworld.clips import CLIPS
+    from toyworld.judge import Judge
+
+    project = out / variant.replace(" ", "-")
+    _write_project(project, VARIANTS[variant] | overrides)
+    judge = Judge(ClipScorer(WEIGHTS / "scorer"))
+    verdicts: dict[str, Any] = {}
+    for clip in CLIPS:
+        done = project / "verdicts" / f"{clip}.json"
+        made_of = digest(WEIGHTS, project / "params.yaml", *(project / "data" / f"{clip}{s}" for s in (".mp4", ".csv")))
+        if not done.exists() or read_json(done)["made_of"] != made_of:
+            print(f"  {variant}: {clip}", file=sys.stderr, flush=True)
+            for stage in ("decode", "encode", "tune", "invert", "edit"):
+                ClipStages(project, clip).run(stage)
+            write_json(done, {"made_of": made_of, "edits": _verdicts(project, clip, judge)})
+        verdicts[clip] = read_json(done)["edits"]
+    return verdicts
+
+
+def _verdicts(project: Path, clip: str, judge: Any) -> dict[str, dict[str, float]]:
+    from tasks.media import read_mp4
+    from tasks.params import load_params
+    from tasks.reader import Selection
+    from toyworld.clips import CLIPS, FRAMES
+
+    scene = CLIPS[clip].scene
+    section = load_params(project / "params.yaml").decode_for(clip)
+    times = [index / (FRAMES - 1) for index in Selection(**section.model_dump()).indexes(FRAMES)]
+    verdicts = {}
+    for edit in CLIPS[clip].edits:
+        frames, _ = read_mp4(project / "results" / clip / "edits" / f"{edit.name}.mp4")
+        verdicts[edit.name] = dataclasses.asdict(judge.verdict(frames, scene, scene.edited(**edit.changes), times))
+    return verdicts
+
+
+def _write_project(project: Path, changes: dict[str, Any]) -> None:
+    """A project of the sample clips in a folder of its own, with the parameters of this one but for ``changes``."""
+    import yaml
+
+    from toyworld.captions import caption
+    from toyworld.clips import CLIPS, write_clip
+
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params |= {"base_model": "toyworld", "clips": {}}
+    params["tracking"]["uri"] = "sqlite:///mlflow.db"
+    for name, clip in CLIPS.items():
+        params["clips"][name] = {
+            "video": f"data/{name}.mp4",
+            "caption": caption(clip.scene),
+            "prompts": f"data/{name}.csv",
+            "decode": {},
+        }
+    for key, value in changes.items():
+        section, _, entry = key.partition(".")
+        params[section][entry] = value
+    (project / "data").mkdir(parents=True, exist_ok=True)
+    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    for name in CLIPS:
+        if not (project / "data" / f"{name}.mp4").exists():
+            write_clip(project / "data", name)
+
+
+def means(verdicts: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Over all edits of all clips."""
+    rows = [row for edits in verdicts.values() for row in edits.values()]
+    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
+
+
+def measure_method(out: Path, overrides: dict[str, Any]) -> Iterator[Measure]:
+    mean = means(run_method("full method", out, overrides))
+    yield Measure("method", "object's distance from its true place, of the width", mean["track"], 0.08, at_most=True)
+    yield Measure("method", "edited attributes right, of the frames", mean["edited"], 0.90)
+    yield Measure("method", "other attributes kept, of the frames", mean["kept"], 0.85)
+    yield Measure("method", "frame consistency less the true video's", mean["consistency"], -0.02, percent=False)
+    yield Measure("method", "PSNR against the true video, dB", mean["psnr"], percent=False)
+
+
+def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
+    """The paper's ablations as a Markdown table, and a picture of one edit by all variants."""
+    rows = [["", "distance from the true track", "edited right", "kept", "consistency less the truth's", "PSNR, dB"]]
+    for variant in VARIANTS:
+        mean = means(run_method(variant, out, overrides))
+        shares = [f"{100 * mean[name]:.1f} %" for name in ("track", "edited", "kept")]
+        rows.append([variant, *shares, f"{mean['consistency']:+.3f}", f"{mean['psnr']:.1f}"])
+    _picture(out)
+    return _markdown(rows)
+
+
+def _picture(out: Path) -> None:
+    from tasks.media import contact_sheet, read_mp4
+    from toyworld.captions import caption
+    from toyworld.clips import CLIPS
+    from toyworld.renderer import render
+
+    clip, name = SHOWN
+    scene = CLIPS[clip].scene
+    (edit,) = [edit for edit in CLIPS[clip].edits if edit.name == name]
+    truth = scene.edited(**edit.changes)
+    folder = out / "full-method" / "results" / clip
+    source, _ = read_mp4(folder / "frames" / "source.mp4")
+    times = [round(i * 23 / (len(source) - 1)) / 23 for i in range(len(source))]
+    rows = [
+        (f"source: {caption(scene)}", source),
+        (f"truth: {caption(truth)}", np.stack([render(truth, time) for time in times])),
+    ]
+    for variant in VARIANTS:
+        video = out / variant.replace(" ", "-") / "results" / clip / "edits" / f"{name}.mp4"
+        rows.append((variant, read_mp4(video)[0]))
+    contact_sheet(out / "ablations.png", rows)
+
+
+PARTS: dict[str, Callable[[Path, dict[str, Any]], Iterator[Measure]]] = {
+    "vae": lambda out, overrides: measure_vae(_weights()),
+    "scorer": lambda out, overrides: measure_scorer(_weights()),
+    "images": lambda out, overrides: measure_images(_weights(), out),
+    "method": measure_method,
+}
+
+
+def _weights() -> Path:
+    from toyworld import WEIGHTS
+
+    return WEIGHTS
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.toyworld", description=__doc__.partition("\n")[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, ablations (default: all)")
+    parser.add_argument(
+        "--out", type=Path, default=ROOT / "results" / "benchmarks" / "toyworld", help="(default: %(default)s)"
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="parameters of the method to change")
+    parser.add_argument("--fresh", action="store_true", help="forget what was done before")
+    options = parser.parse_args(arguments)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TAV_QUIET", "1")
+    chosen = options.parts or [*PARTS, "ablations"]
+    try:
+        unknown = sorted(set(chosen) - {*PARTS, "ablations"})
+        if unknown:
+            raise TavError(f"part {unknown[0]!r}: must be one of {', '.join([*PARTS, 'ablations'])}")
+        if options.fresh:
+            shutil.rmtree(options.out, ignore_errors=True)
+        overrides = {key: json.loads(value) for key, _, value in (text.partition("=") for text in options.set)}
+        return _run(chosen, options.out, overrides)
+    except (TavError, json.JSONDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(chosen: list[str], out: Path, overrides: dict[str, Any]) -> int:
+    measures = []
+    for part in PARTS:
+        if part in chosen:
+            print(part, file=sys.stderr, flush=True)
+            measures += list(PARTS[part](out, overrides))
+    if measures:
+        print(table(measures))
+        write_json(out / "measures.json", [dataclasses.asdict(m) | {"reached": m.reached} for m in measures])
+    if "ablations" in chosen:
+        print("ablations", file=sys.stderr, flush=True)
+        print(f"\n{measure_ablations(out, overrides)}\n\npicture: {out / 'ablations.png'}")
+    return 0 if all(measure.reached for measure in measures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,148 @@
+"""The sample clips: for each a video, its prompts, and the scene file that the truth of each edit is rendered from.
+
+python -m toyworld.clips data
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tav_model.errors import TavError
+from tav_model.files import atomic_file
+
+from .captions import caption
+from .scenes import Scene, save_scene
+
+if TYPE_CHECKING:
+    import numpy as np
+
+FRAMES, FPS = 24, 12
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A row of a clip's CSV: its name, its category, and what changes."""
+
+    name: str
+    category: str
+    changes: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A sample clip and what is tried on it: one edit of each category at least."""
+
+    scene: Scene
+    edits: tuple[Edit, ...]
+
+
+CLIPS = {
+    "ball": Clip(
+        Scene("ball", "red", "grass", "day", "plain", "bouncing", 0.17, 0.2, 0.8, 0.1),
+        (
+            Edit("blue-ball", "colour", {"colour": "blue"}),
+            Edit("cube", "object", {"object": "cube"}),
+            Edit("on-sand", "background", {"ground": "sand"}),
+            Edit("cartoon", "style", {"style": "cartoon"}),
+            Edit("yellow-star-at-night", "multiple", {"object": "star", "colour": "yellow", "sky": "night"}),
+        ),
+    ),
+    "cube": Clip(
+        Scene("cube", "green", "snow", "day", "plain", "rolling", 0.17, 0.2, 0.8, 0.62),
+        (
+            Edit("purple-cube", "colour", {"colour": "purple"}),
+            Edit("ball", "object", {"object": "ball"}),
+            Edit("at-sunset", "background", {"sky": "sunset"}),
+            Edit("pixel-art", "style", {"style": "pixel art"}),
+            Edit("red-ball-on-the-road", "multiple", {"object": "ball", "colour": "red", "ground": "road"}),
+        ),
+    ),
+    "fish": Clip(
+        Scene("fish", "orange", "sea", "day", "plain", "swinging", 0.19, 0.24, 0.76, 0.35),
+        (
+            Edit("pink-fish", "colour", {"colour": "pink"}),
+            Edit("boat", "object", {"object": "boat"}),
+            Edit("at-night", "background", {"sky": "night"}),
+            Edit("cartoon", "style", {"style": "cartoon"}),
+            Edit("blue-fish-over-snow", "multiple", {"colour": "blue", "ground": "snow", "style": "cartoon"}),
+        ),
+    ),
+    "rocket": Clip(
+        Scene("rocket", "blue", "sand", "night", "plain", "rising", 0.19, 0.4, 0.6, 0.8),
+        (
+            Edit("red-rocket", "colour", {"colour": "red"}),
+            Edit("star", "object", {"object": "star"}),
+            Edit("by-day-on-grass", "background", {"sky": "day", "ground": "grass"}),
+            Edit("pixel-art", "style", {"style": "pixel art"}),
+            Edit("yellow-tree-at-sunset", "multiple", {"object": "tree", "colour": "yellow", "sky": "sunset"}),
+        ),
+    ),
+}
+
+
+def write_clip(folder: Path, name: str) -> list[Path]:
+    """Write NAME.mp4 (H.264, 12 frames a second), NAME.csv (prompt, name, category) and NAME.json (the scenes).
+
+    Raises:
+        TavError: ``folder`` cannot be written.
+    """
+    from .renderer import render_clip
+
+    clip = CLIPS[name]
+    video, prompts, scenes = (folder / f"{name}{suffix}" for suffix in (".mp4", ".csv", ".json"))
+    try:
+        with atomic_file(video) as temporary:
+            _write_video(temporary, render_clip(clip.scene, FRAMES))
+        with atomic_file(prompts) as temporary:
+            _write_prompts(temporary, clip)
+        save_scene(scenes, clip.scene, {edit.name: edit.changes for edit in clip.edits})
+    except OSError as error:
+        raise TavError(f"{folder}: cannot be written ({error.strerror})") from error
+    return [video, prompts, scenes]
+
+
+def _write_video(path: Path, frames: np.ndarray) -> None:
+    import av
+
+    # The same bytes on a busy machine: one thread, and no second one that looks ahead.
+    x264 = {
+        "crf": "12",
+        "preset": "veryslow",
+        "threads": "1",
+        "x264-params": "rc-lookahead=0:sync-lookahead=0:mbtree=0",
+    }
+    with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:
+        stream = container.add_stream("libx264", rate=FPS, options=x264)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_prompts(path: Path, clip: Clip) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("prompt", "name", "category"))
+        writer.writerows((caption(clip.scene.edited(**e.changes)), e.name, e.category) for e in clip.edits)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m toyworld.clips", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="where to write the clips, for example data")
+    folder = parser.parse_args(arguments).folder
+    try:
+        for name in CLIPS:
+            print(*write_clip(folder, name))
+    except TavError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
