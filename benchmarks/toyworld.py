@@ -105,7 +105,6 @@ def measure_scorer(base: Path) -> Iterator[Measure]:
     from toyworld.judge import Judge
     from toyworld.renderer import render
     from toyworld.samples import random_scene
-    from toyworld.scenes import ATTRIBUTES
 
     scorer = ClipScorer(base / "scorer")
     rng = np.random.default_rng(1)
@@ -118,10 +117,8 @@ def measure_scorer(base: Path) -> Iterator[Measure]:
         rivals = rng.choice(others, 63, replace=False)
         right.append(images[i] @ texts[i] > (texts[rivals] @ images[i]).max())
     yield Measure("scorer", "right caption among 64, unseen frames", float(np.mean(right)), 0.90)
-    for name, values in Judge(scorer).named(frames).items():
-        share = np.mean([value == getattr(scene, name) for value, scene in zip(values, scenes, strict=True)])
-        assert name in ATTRIBUTES
-        yield Measure("scorer", f"{name} named right, unseen frames", float(share))
+    for name, share in Judge(scorer).shares(frames, scenes).items():
+        yield Measure("scorer", f"{name} named right, unseen frames", share)
 
 
 def measure_images(base: Path, out: Path) -> Iterator[Measure]:
@@ -136,21 +133,20 @@ def measure_images(base: Path, out: Path) -> Iterator[Measure]:
 
     rng = np.random.default_rng(2)
     scenes = [random_scene(rng, unseen=True) for _ in range(CAPTIONS)]
-    pictures = _text_to_image(base, [random_caption(scene, rng) for scene in scenes])
+    pictures = text_to_image(base, [random_caption(scene, rng) for scene in scenes])
     out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(
         np.concatenate([np.concatenate(list(row), 1) for row in pictures.reshape(16, 16, 128, 128, 3)[:6]])
     ).save(out / "images.png")
-    for name, values in Judge(ClipScorer(base / "scorer")).named(pictures).items():
-        share = np.mean([value == getattr(scene, name) for value, scene in zip(values, scenes, strict=True)])
-        yield Measure("text to image", f"{name}, by the scorer", float(share), 0.95)
+    for name, share in Judge(ClipScorer(base / "scorer")).shares(pictures, scenes).items():
+        yield Measure("text to image", f"{name}, by the scorer", share, 0.95)
     seen = [look(picture) for picture in pictures]
     for name in ("colour", "ground", "sky"):
         share = np.mean([getattr(one, name) == getattr(scene, name) for one, scene in zip(seen, scenes, strict=True)])
         yield Measure("text to image", f"{name}, by the palette", float(share), 0.90)
 
 
-def _text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarray:
+def text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarray:
     """With diffusers' own pipeline: `b h w c` uint8."""
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline

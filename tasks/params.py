@@ -96,7 +96,7 @@ class Encode(_Section):
 class Tune(_Section):
     """The tuning; the paper's settings by default."""
 
-    steps: int = Field(500, ge=1, le=100000, description="updates of the weights")
+    steps: int = Field(500, ge=0, le=100000, description="updates of the weights; 0: the base model as it is")
     learning_rate: float = Field(3e-5, gt=0, le=1, description="of AdamW, where the schedule has it at its height")
     learning_rate_schedule: Literal[
         "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"

@@ -43,7 +43,7 @@ def tune(
     import torch
 
     from tav_model import UNet3DConditionModel
-    from tav_model.tuning import Tuner, TuningConfig
+    from tav_model.tuning import StepRecord, Tuner, TuningConfig
     from tav_model.tuning import tune as run_tuning
 
     tensors, _ = load_tensors(latents / "latents.safetensors", device)
@@ -85,5 +85,5 @@ def tune(
             seed=seed,
         )
         columns = ["step", "loss", "learning_rate", "gradient_norm", "timestep"]
-        pd.DataFrame(history)[columns].to_csv(folder / "loss.csv", index=False)
+        pd.DataFrame(history, columns=StepRecord._fields)[columns].to_csv(folder / "loss.csv", index=False)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -57,6 +57,13 @@ class Judge:
             name: [ATTRIBUTES[name][i] for i in (images @ texts.T).argmax(1)] for name, texts in self.phrases.items()
         }
 
+    def shares(self, frames: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
+        """Share of the frames, each of its own scene, in which an attribute is named as the scene has it."""
+        return {
+            name: float(np.mean([value == getattr(s, name) for value, s in zip(values, scenes, strict=True)]))
+            for name, values in self.named(frames).items()
+        }
+
     def verdict(self, frames: np.ndarray, source: Scene, truth: Scene, times: Sequence[float]) -> Verdict:
         """Of the edited video ``frames`` (`f h w c` uint8), which shows ``times`` of the clip.
 
@@ -65,10 +72,7 @@ class Judge:
             truth: what the edit should come to; it must differ from the source in some attribute.
         """
         true_frames = np.stack([render(truth, time) for time in times])
-        right = {
-            name: float(np.mean([value == getattr(truth, name) for value in values]))
-            for name, values in self.named(frames).items()
-        }
+        right = self.shares(frames, [truth] * len(frames))
         changed = [name for name in ATTRIBUTES if getattr(source, name) != getattr(truth, name)]
         error = np.square((frames.astype(np.float64) - true_frames) / 255).mean()
         consistency = frame_consistency(self.scorer.embed_frames(frames))

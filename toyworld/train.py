@@ -16,8 +16,8 @@ from tav_model.errors import TavError
 
 # Steps, batch, learning rate, averaging, weight decay.
 DEFAULTS = {
-    "vae": (8000, 8, 4e-3, 0.999, 0.0),
-    "clip": (1500, 96, 2e-3, 0.998, 0.01),
+    "vae": (6000, 8, 4e-3, 0.999, 0.0),
+    "clip": (1200, 96, 2e-3, 0.998, 0.01),
     "unet": (9000, 32, 2e-3, 0.999, 0.01),
 }
 # Each needs those before it.

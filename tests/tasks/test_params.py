@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from tasks.params import Clip, Decode, Edit, Params, Runtime, Tune, load_params, write_overrides
 from tasks.paths import Project, project_path, resolve_model
 from tav_model.errors import TavError
+from toyworld import WEIGHTS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -151,7 +152,7 @@ INSIDE = "must be a relative path inside the project, without '..'"
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("tune: {}", "tune: {steps: 0}", "tune.steps: 0 is not allowed: must be a whole number between 1 and 100000"),
+        ("tune: {}", "tune: {steps: -1}", "tune.steps: -1 is not allowed: must be a whole number between 0 and 100000"),
         ("tune: {}", "tune: {steps: true}", "tune.steps: True is not allowed: must be a whole number"),
         ("tune: {}", "tune: {steps: 1e3}", "tune.steps: 1000.0 is not allowed: must be a whole number"),
         ("tune: {}", "tune: {steps: '3'}", "tune.steps: '3' is not allowed: must be a whole number"),
@@ -522,13 +523,22 @@ def test_models_are_looked_for_in_order(tmp_path: Path, monkeypatch: pytest.Monk
     assert resolve_model(tmp_path, name) == name
 
 
-@pytest.mark.parametrize("name", ["standin", "models/standin", "a/b/c", "a/-b", "a b/c"])
+@pytest.mark.parametrize("name", ["toyland", "models/toyland", "a/b/c", "a/-b", "a b/c"])
 def test_no_such_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv("TAV_MODELS", str(tmp_path / "shared"))
     with pytest.raises(TavError) as caught:
         resolve_model(tmp_path / "project", name)
     assert str(tmp_path / "project" / name) in str(caught.value)
     assert str(tmp_path / "shared" / name) in str(caught.value)
+
+
+def test_the_embedded_model_is_found_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TAV_MODELS", raising=False)
+    (tmp_path / "toyworld").mkdir()  # The package of a clone is not the model.
+    assert resolve_model(tmp_path, "toyworld") == str(WEIGHTS)
+    assert resolve_model(tmp_path, "toyworld/scorer") == str(WEIGHTS / "scorer")
+    with pytest.raises(TavError, match="no model 'toyworld/judge'"):
+        resolve_model(tmp_path, "toyworld/judge")
 
 
 def test_a_model_out_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

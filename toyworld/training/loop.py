@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 WARM_UP = 100
 # The learning rate stays at its height for this share of the steps, then falls in a line to a hundredth.
-PLATEAU = 0.4
+PLATEAU = 0.5
 LAST_RATE = 0.01
 LOG_STEPS = 20
 

@@ -1,0 +1,197 @@
+"""The training: a run that was stopped gives the same bits, what is exported loads, mistakes are one line."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
+from tav_model.errors import TavError
+from tav_model.files import load_tensors
+from toyworld import train
+from toyworld.captions import random_caption
+from toyworld.samples import random_scene
+from toyworld.training import unet
+from toyworld.training.loop import Part, Settings, Training
+from toyworld.training.muon import Muon, orthogonalised
+from toyworld.training.text import MAX_TOKENS, Tokens, save_tokenizer
+from toyworld.training.vae import VaePart, psnr, unseen_pictures
+
+
+class LinePart(Part):
+    """A line through points: the smallest thing that can be trained."""
+
+    name = "line"
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        torch.manual_seed(settings.seed)
+        self.networks = torch.nn.ModuleDict({"line": torch.nn.Linear(3, 2)})
+        self.evaluated: list[float] = []
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        rng = np.random.default_rng([self.settings.seed, step])
+        x = rng.standard_normal((self.settings.batch, 3), np.float32)
+        return {"x": torch.from_numpy(x), "y": torch.from_numpy(x[:, :2] * 3 + 1)}
+
+    def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        noise = 0.01 * torch.randn(batch["y"].shape, generator=generator)
+        return (self.networks["line"](batch["x"]).float() - batch["y"] - noise).square().mean()
+
+    def evaluate(self) -> tuple[dict[str, float], None]:
+        weight = self.networks["line"].weight
+        error = (weight - torch.tensor([[3.0, 0, 0], [0, 3.0, 0]])).abs().max().item()
+        self.evaluated.append(error)
+        return {"error": error}, None
+
+    def export(self, base: Path) -> None:
+        raise NotImplementedError
+
+
+LINE = Settings(steps=400, batch=16, learning_rate=0.05, averaging=0.9)
+
+
+def test_training_reaches_the_solution(tmp_path: Path):
+    part = LinePart(LINE)
+    Training(part, tmp_path, evaluate_every=100).run()
+    assert part.evaluated[-1] < 0.05 < part.evaluated[0]
+
+
+@pytest.mark.parametrize("at", [1, 150, 399])
+def test_stopped_and_gone_on_gives_the_same_bits(tmp_path: Path, at: int):
+    class Stopped(Exception):
+        pass
+
+    class Stopping(LinePart):
+        def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+            if step == at + 2:
+                raise Stopped
+            return super().__getitem__(step)
+
+    Training(LinePart(LINE), tmp_path / "whole").run()
+    if at + 2 < LINE.steps:
+        with pytest.raises(Stopped):
+            Training(Stopping(LINE), tmp_path / "parts", save_every=at).run()
+    Training(LinePart(LINE), tmp_path / "parts").run()
+    whole, parts = (load_tensors(tmp_path / name / "line.safetensors")[0] for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_checkpoint_of_other_settings_or_networks_is_refused(tmp_path: Path):
+    Training(LinePart(Settings(3, 4, 0.1)), tmp_path).run()
+    with pytest.raises(TavError, match="give the same, or remove it"):
+        Training(LinePart(Settings(3, 5, 0.1)), tmp_path).run()
+    other = LinePart(Settings(3, 4, 0.1))
+    other.networks = torch.nn.ModuleDict({"curve": torch.nn.Linear(3, 2)})
+    with pytest.raises(TavError, match="of other networks"):
+        Training(other, tmp_path).resume()
+    (tmp_path / "line.safetensors").write_bytes(b"cut off")
+    with pytest.raises(TavError, match="not a whole safetensors file"):
+        Training(LinePart(Settings(3, 4, 0.1)), tmp_path).run()
+
+
+def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path: Path):
+    class Broken(LinePart):
+        def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+            return super().loss(batch, generator) * float("nan")
+
+    with pytest.raises(TavError, match="line: the loss is nan at step 20"):
+        Training(Broken(LINE), tmp_path).run()
+    assert not (tmp_path / "line.safetensors").exists()
+
+
+def test_mlflow_has_one_run_of_a_training_that_was_stopped(tmp_path: Path):
+    import mlflow
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    short = Settings(60, 4, 0.05)
+    training = Training(LinePart(short), tmp_path, save_every=30, evaluate_every=30, tracking_uri=uri)
+    training.run()
+    Training(LinePart(short), tmp_path, tracking_uri=uri).run()
+    (run,) = mlflow.MlflowClient(uri).search_runs(
+        [mlflow.MlflowClient(uri).get_experiment_by_name("toyworld").experiment_id]
+    )
+    assert run.data.params["steps"] == "60" and {"loss", "learning_rate", "error"} <= set(run.data.metrics)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 99))
+def test_orthogonalised_is_near_the_polar_factor(rows: int, columns: int, seed: int):
+    matrix = torch.randn((rows, columns), generator=torch.Generator().manual_seed(seed))
+    u, singular, v = torch.linalg.svd(matrix, full_matrices=False)
+    result = u.T @ orthogonalised(matrix) @ v.T
+    large = singular > 0.1 * singular.max()
+    assert ((result.diagonal()[large] > 0.6) & (result.diagonal()[large] < 1.3)).all()
+    assert (result - torch.diag(result.diagonal())).abs().max() < 1e-3
+
+
+def test_muon_leaves_tables_and_vectors_to_adam():
+    table, matrix, vector = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((5, 3), (4, 4), (3,)))
+    optimizer = Muon([table, matrix, vector], 0.1, embeddings=[table])
+    for parameter in (table, matrix, vector):
+        parameter.grad = torch.full(parameter.shape, 1e-3)
+    optimizer.step()
+    # The first step of Adam is the learning rate along each gradient's sign.
+    assert torch.allclose(table, torch.full_like(table, -0.1), atol=1e-3)
+    assert torch.allclose(vector, torch.full_like(vector, -0.1), atol=1e-3)
+    assert torch.linalg.matrix_rank(matrix.detach()) == 1 and 0 < matrix.abs().max() < 0.1
+
+
+def test_remembered_tokens_are_the_tokenizers(tmp_path: Path):
+    save_tokenizer(tmp_path)
+    tokens, tokenizer = Tokens(tmp_path), CLIPTokenizer.from_pretrained(tmp_path)
+    rng = np.random.default_rng(0)
+    captions = ["", *(random_caption(random_scene(rng), rng) for _ in range(200))]
+    expected = tokenizer(captions, padding="max_length", max_length=MAX_TOKENS, truncation=True, return_tensors="pt")
+    assert torch.equal(tokens(captions), expected.input_ids)
+    assert (expected.attention_mask.sum(1) < MAX_TOKENS).all()
+
+
+def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from diffusers import StableDiffusionPipeline
+
+    from tav_model.metrics import ClipScorer
+
+    monkeypatch.setattr(unet, "PICTURES", 60)
+    small = {"vae": (2, 4, 1e-3, 0.9, 0.0), "clip": (2, 4, 1e-3, 0.9, 0.0), "unet": (2, 4, 1e-3, 0.9, 0.0)}
+    monkeypatch.setattr(train, "DEFAULTS", small)
+    places = ["--base", str(tmp_path / "base"), "--work", str(tmp_path / "work"), "--tracking-uri", "none"]
+    assert train.main(["all", "--device", "cpu", *places]) == 0
+    pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "base", local_files_only=True)
+    images = pipeline(["a red ball"], height=128, width=128, num_inference_steps=2, output_type="np").images
+    assert images.shape == (1, 128, 128, 3) and np.isfinite(images).all()
+    scorer = ClipScorer(tmp_path / "base" / "scorer")
+    assert scorer.embed_frames(np.zeros((2, 128, 128, 3), np.uint8)).shape == (2, 64)
+    for file in (tmp_path / "base").rglob("*.safetensors"):
+        assert {tensor.dtype for name, tensor in load_tensors(file)[0].items() if "ids" not in name} == {torch.float16}
+    # Trained already: the same command only writes the weights again, to the same bytes.
+    before = {path: path.read_bytes() for path in (tmp_path / "base").rglob("*") if path.is_file()}
+    shutil.rmtree(tmp_path / "base" / "unet")
+    assert train.main(["unet", "--device", "cpu", *places]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(("part", "missing"), [("unet", "python -m toyworld.train clip")])
+def test_parts_that_need_others_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, missing: str):
+    places = ["--base", str(tmp_path / "base"), "--work", str(tmp_path / "work"), "--tracking-uri", "none"]
+    assert train.main([part, "--device", "cpu", *places]) == 2
+    assert missing in capsys.readouterr().err
+
+
+def test_whole_pictures_come_last():
+    part = VaePart(Settings(steps=20, batch=8, learning_rate=1e-3))
+    assert part[16]["pictures"].shape == (8, 3, 64, 64) and part[17]["pictures"].shape == (2, 3, 128, 128)
+    assert torch.equal(part[3]["pictures"], part[3]["pictures"])
+
+
+def test_psnr():
+    pictures, masks = unseen_pictures(3)
+    assert (psnr(pictures, pictures) == 100).all() and masks.shape == (3, 128, 128)
+    worse = pictures.copy()
+    worse[0] = np.where(worse[0] > 127, worse[0] - 51, worse[0] + 51)  # a fifth off everywhere: 20 log10(5)
+    assert psnr(pictures, worse)[0] == pytest.approx(13.979, abs=1e-3)

@@ -1,0 +1,73 @@
+"""The base model in the repository: whole, small, and as good as its card says, on a part of the benchmark."""
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import toyworld as benchmark
+from tav_model.files import load_tensors
+from tav_model.metrics import ClipScorer
+from toyworld import WEIGHTS
+from toyworld.captions import caption
+from toyworld.judge import Judge
+from toyworld.renderer import render
+from toyworld.samples import random_scene
+from toyworld.truth import look
+
+FILES = sorted(WEIGHTS.rglob("*.safetensors"))
+
+
+def test_all_parts_are_there_in_40_megabytes():
+    assert {file.parent.name for file in FILES} == {"vae", "unet", "text_encoder", "scorer"}
+    assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 40e6
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.parent.name)
+def test_weights_are_finite_half_precision(file):
+    for name, tensor in load_tensors(file)[0].items():
+        assert tensor.dtype in (torch.float16, torch.int64), name
+        assert torch.isfinite(tensor).all(), name
+
+
+@pytest.fixture
+def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "CAPTIONS", 96)
+
+
+@pytest.mark.usefixtures("fewer")
+def test_the_autoencoder_keeps_pictures():
+    measures = list(benchmark.measure_vae(WEIGHTS))
+    assert measures[0].value >= 30 and all(measure.reached for measure in measures)
+
+
+@pytest.mark.usefixtures("fewer")
+def test_the_scorer_knows_the_world():
+    measures = list(benchmark.measure_scorer(WEIGHTS))
+    assert all(measure.reached for measure in measures)
+    assert min(measure.value for measure in measures) > 0.9
+
+
+def test_pictures_show_what_combinations_never_seen_say():
+    rng = np.random.default_rng(11)
+    scenes = [random_scene(rng, unseen=True) for _ in range(24)]
+    pictures = benchmark.text_to_image(WEIGHTS, [caption(scene) for scene in scenes])
+    right = Judge(ClipScorer(WEIGHTS / "scorer")).shares(pictures, scenes)
+    assert min(right.values()) >= 0.8, right
+    seen = [look(picture) for picture in pictures]
+    for name in ("colour", "ground", "sky"):
+        assert np.mean([getattr(one, name) == getattr(s, name) for one, s in zip(seen, scenes, strict=True)]) >= 0.8, (
+            name
+        )
+
+
+def test_a_verdict_tells_a_right_edit_from_the_source():
+    rng = np.random.default_rng(12)
+    judge, times = Judge(ClipScorer(WEIGHTS / "scorer")), [0.1, 0.4, 0.9]
+    scene = random_scene(rng)
+    truth = scene.edited(
+        sky="night" if scene.sky == "day" else "day", colour="blue" if scene.colour != "blue" else "red"
+    )
+    right = judge.verdict(np.stack([render(truth, time) for time in times]), scene, truth, times)
+    wrong = judge.verdict(np.stack([render(scene, time) for time in times]), scene, truth, times)
+    assert right.psnr == 100 and right.track < 0.03 and right.edited == right.kept == 1 and right.consistency == 0
+    assert wrong.edited == 0 and wrong.kept == 1 and wrong.track < 0.03 and wrong.psnr < 30
