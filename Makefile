@@ -20,10 +20,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 install: $(VENV)/.installed
 
 demo: install
-	@$(RUN) python -m toyworld.standin models/standin
-	@$(RUN) dvc repro
-	@$(RUN) python -m tasks show
-	@echo "(models/standin has random weights: the edits are noise and the scores mean nothing)"
+	@$(RUN) dvc repro score@ball
+	@$(RUN) python -m tasks show --clip ball
 
 test: install
 	@$(RUN) python -m pytest -m "not long"

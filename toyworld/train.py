@@ -18,7 +18,7 @@ from tav_model.errors import TavError
 DEFAULTS = {
     "vae": (6000, 8, 4e-3, 0.999, 0.0),
     "clip": (1200, 96, 2e-3, 0.998, 0.01),
-    "unet": (9000, 32, 2e-3, 0.999, 0.01),
+    "unet": (7000, 32, 2e-3, 0.999, 0.01),
 }
 # Each needs those before it.
 PARTS = tuple(DEFAULTS)
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--tracking-uri", default="sqlite:///mlflow.db", help="of MLflow; none: off (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("toyworld").setLevel(logging.INFO)
     try:

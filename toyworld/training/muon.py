@@ -6,6 +6,7 @@ each step. `torch.optim.Muon` takes matrices only; here a convolution's kernel i
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
@@ -41,23 +42,30 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                update = (self._orthogonal if group["orthogonal"] else self._adam)(parameter.grad, state)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            updates = self._orthogonal(parameters) if group["orthogonal"] else map(self._adam, parameters)
+            for parameter, update in zip(parameters, updates, strict=True):
                 parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
 
-    @staticmethod
-    def _orthogonal(gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
-        if not state:
-            state["momentum"] = torch.zeros_like(gradient)
-        momentum = state["momentum"].lerp_(gradient, 0.05)
-        matrix = orthogonalised(gradient.lerp(momentum, 0.95).reshape(len(gradient), -1))
-        return (0.2 * max(matrix.shape) ** 0.5 * matrix).reshape(gradient.shape)
+    def _orthogonal(self, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+        """Matrices of one shape are orthogonalised together: many small products are slow one by one."""
+        updates: list[torch.Tensor] = [parameter.grad for parameter in parameters]
+        shapes = defaultdict(list)
+        for place, parameter in enumerate(parameters):
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter.grad)
+            momentum = state["momentum"].lerp_(parameter.grad, 0.05)
+            updates[place] = parameter.grad.lerp(momentum, 0.95)
+            shapes[updates[place].flatten(1).shape].append(place)
+        for shape, places in shapes.items():
+            matrices = orthogonalised(torch.stack([updates[place].flatten(1) for place in places]))
+            for place, matrix in zip(places, matrices, strict=True):
+                updates[place] = (0.2 * max(shape) ** 0.5 * matrix).reshape(updates[place].shape)
+        return updates
 
-    @staticmethod
-    def _adam(gradient: torch.Tensor, state: dict[str, torch.Tensor]) -> torch.Tensor:
+    def _adam(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        gradient, state = parameter.grad, self.state[parameter]
         if not state:
             state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             state["steps"] = torch.zeros((), dtype=torch.float32)
@@ -67,22 +75,23 @@ class Muon(torch.optim.Optimizer):
         return (mean / (1 - 0.9**steps)) / ((square / (1 - 0.99**steps)).sqrt() + 1e-8)
 
 
-def orthogonalised(matrix: torch.Tensor) -> torch.Tensor:
-    """About the nearest matrix whose singular values are all 1. ``matrix``: (rows, columns).
+def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
+    """About the nearest matrices whose singular values are all 1. ``matrices``: (..., rows, columns).
 
     Each iteration multiplies by a polynomial of the Gram matrix. All of these commute, so the iteration runs on the
     Gram matrix, which is the smaller, and the matrix itself is multiplied once.
     """
-    wide = matrix.shape[0] <= matrix.shape[1]
-    x = (matrix if wide else matrix.T).float()
-    x = x / (x.norm() + 1e-7)
+    wide = matrices.shape[-2] <= matrices.shape[-1]
+    x = (matrices if wide else matrices.mT).float()
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     a, b, c = COEFFICIENTS
-    gram = x @ x.T
-    product = torch.eye(len(x), device=x.device)
-    for _ in range(ITERATIONS):
-        polynomial = torch.addmm(b * gram, gram, gram, alpha=c)
-        polynomial.diagonal().add_(a)
-        product = polynomial @ product
-        gram = polynomial @ gram @ polynomial
+    gram = x @ x.mT
+    product = None
+    for i in range(ITERATIONS):
+        polynomial = b * gram + c * (gram @ gram)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        product = polynomial if product is None else polynomial @ product
+        if i < ITERATIONS - 1:
+            gram = polynomial @ gram @ polynomial
     x = product @ x
-    return (x if wide else x.T).to(matrix.dtype)
+    return (x if wide else x.mT).to(matrices.dtype)
