@@ -4,10 +4,12 @@ BIN = $(VENV)/bin
 # Stages that DVC starts must find this environment's python first.
 RUN = PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: help install demo test test-long lint
+.PHONY: help install demo up down test test-long lint
 
 help:
 	@echo "make demo       set up $(VENV) and edit the sample clip from end to end"
+	@echo "make up         start Prefect, its worker and the MLflow UI in the background"
+	@echo "make down       end them"
 	@echo "make test       set up $(VENV) and run the tests"
 	@echo "make test-long  the same with full fuzzing and repetition"
 	@echo "make lint       ruff"
@@ -22,6 +24,12 @@ install: $(VENV)/.installed
 demo: install
 	@$(RUN) dvc repro score@ball
 	@$(RUN) python -m tasks show --clip ball
+
+up: install
+	@$(RUN) python -m flows.serve up
+
+down: install
+	@$(RUN) python -m flows.serve down
 
 test: install
 	@$(RUN) python -m pytest -m "not long"

@@ -176,47 +176,30 @@ def text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarra
 
 
 def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """The verdict on each edit of each sample clip, by the pipeline's own stages; what was done before is kept.
+    """The scores of each edit of each sample clip, by the pipeline's own stages; what was done before is kept.
 
     Returns:
-        ``{CLIP: {EDIT: {"track": ..., "edited": ..., ...}}}``
+        ``{CLIP: {EDIT: {"track_error": ..., ...}}}``
     """
-    from tasks.stages import ClipStages
-    from tav_model.metrics import ClipScorer
+    from tasks.paths import Project
+    from tasks.score import read_scores
+    from tasks.stages import STAGES, ClipStages
     from toyworld import WEIGHTS
     from toyworld.clips import CLIPS
-    from toyworld.judge import Judge
 
-    project = out / variant.replace(" ", "-")
-    _write_project(project, VARIANTS[variant] | overrides)
-    judge = Judge(ClipScorer(WEIGHTS / "scorer"))
-    verdicts: dict[str, Any] = {}
+    root = out / variant.replace(" ", "-")
+    _write_project(root, VARIANTS[variant] | overrides)
+    scores = {}
     for clip in CLIPS:
-        done = project / "verdicts" / f"{clip}.json"
-        made_of = digest(WEIGHTS, project / "params.yaml", *(project / "data" / f"{clip}{s}" for s in (".mp4", ".csv")))
-        if not done.exists() or read_json(done)["made_of"] != made_of:
+        done = root / "done" / f"{clip}.json"
+        made_of = digest(WEIGHTS, root / "params.yaml", root / "data")
+        if not done.exists() or read_json(done) != made_of:
             print(f"  {variant}: {clip}", file=sys.stderr, flush=True)
-            for stage in ("decode", "encode", "tune", "invert", "edit"):
-                ClipStages(project, clip).run(stage)
-            write_json(done, {"made_of": made_of, "edits": _verdicts(project, clip, judge)})
-        verdicts[clip] = read_json(done)["edits"]
-    return verdicts
-
-
-def _verdicts(project: Path, clip: str, judge: Any) -> dict[str, dict[str, float]]:
-    from tasks.media import read_mp4
-    from tasks.params import load_params
-    from tasks.reader import Selection
-    from toyworld.clips import CLIPS, FRAMES
-
-    scene = CLIPS[clip].scene
-    section = load_params(project / "params.yaml").decode_for(clip)
-    times = [index / (FRAMES - 1) for index in Selection(**section.model_dump()).indexes(FRAMES)]
-    verdicts = {}
-    for edit in CLIPS[clip].edits:
-        frames, _ = read_mp4(project / "results" / clip / "edits" / f"{edit.name}.mp4")
-        verdicts[edit.name] = dataclasses.asdict(judge.verdict(frames, scene, scene.edited(**edit.changes), times))
-    return verdicts
+            for stage in STAGES:
+                ClipStages(root, clip).run(stage)
+            write_json(done, made_of)
+        scores[clip] = read_scores(Project(root).scores(clip))
+    return scores
 
 
 def _write_project(project: Path, changes: dict[str, Any]) -> None:
@@ -228,7 +211,6 @@ def _write_project(project: Path, changes: dict[str, Any]) -> None:
 
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     params |= {"base_model": "toyworld", "clips": {}}
-    params["tracking"]["uri"] = "sqlite:///mlflow.db"
     for name, clip in CLIPS.items():
         params["clips"][name] = {
             "video": f"data/{name}.mp4",
@@ -254,11 +236,15 @@ def means(verdicts: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
 
 def measure_method(out: Path, overrides: dict[str, Any]) -> Iterator[Measure]:
     mean = means(run_method("full method", out, overrides))
-    yield Measure("method", "object's distance from its true place, of the width", mean["track"], 0.08, at_most=True)
-    yield Measure("method", "edited attributes right, of the frames", mean["edited"], 0.90)
-    yield Measure("method", "other attributes kept, of the frames", mean["kept"], 0.85)
-    yield Measure("method", "frame consistency less the true video's", mean["consistency"], -0.02, percent=False)
-    yield Measure("method", "PSNR against the true video, dB", mean["psnr"], percent=False)
+    yield Measure(
+        "method", "object's distance from its true place, of the width", mean["track_error"], 0.08, at_most=True
+    )
+    yield Measure("method", "edited attributes right, of the frames", mean["attributes_edited"], 0.90)
+    yield Measure("method", "other attributes kept, of the frames", mean["attributes_kept"], 0.85)
+    yield Measure(
+        "method", "frame consistency less the true video's", mean["consistency_to_truth"], -0.02, percent=False
+    )
+    yield Measure("method", "PSNR against the true video, dB", mean["psnr_to_truth"], percent=False)
 
 
 def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
@@ -266,7 +252,7 @@ def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
     rows = [["", "distance from the true track", "edited right", "kept", "consistency less the truth's", "PSNR, dB"]]
     for variant in VARIANTS:
         mean = means(run_method(variant, out, overrides))
-        shares = [f"{100 * mean[name]:.1f} %" for name in ("track", "edited", "kept")]
+        shares = [f"{100 * mean[name]:.1f} %" for name in ("track_error", "attributes_edited", "attributes_kept")]
         rows.append([variant, *shares, f"{mean['consistency']:+.3f}", f"{mean['psnr']:.1f}"])
     _picture(out)
     return _markdown(rows)
@@ -275,7 +261,7 @@ def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
 def _picture(out: Path) -> None:
     from tasks.media import contact_sheet, read_mp4
     from toyworld.captions import caption
-    from toyworld.clips import CLIPS
+    from toyworld.clips import CLIPS, FRAMES
     from toyworld.renderer import render
 
     clip, name = SHOWN
@@ -284,7 +270,7 @@ def _picture(out: Path) -> None:
     truth = scene.edited(**edit.changes)
     folder = out / "full-method" / "results" / clip
     source, _ = read_mp4(folder / "frames" / "source.mp4")
-    times = [round(i * 23 / (len(source) - 1)) / 23 for i in range(len(source))]
+    times = np.array([round(i * (FRAMES - 1) / (len(source) - 1)) for i in range(len(source))]) / (FRAMES - 1)
     rows = [
         (f"source: {caption(scene)}", source),
         (f"truth: {caption(truth)}", np.stack([render(truth, time) for time in times])),

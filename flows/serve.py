@@ -1,11 +1,15 @@
 """`python -m flows.serve`: a Prefect server, the deployment `tav/edit-batch`, a worker for it and the MLflow UI.
 
-All of them listen on 127.0.0.1 and end with this command. Ports: that of Prefect's `api.url` (prefect.toml, or
-PREFECT_API_URL in the environment), and TAV_MLFLOW_PORT (5000).
+All of them listen on 127.0.0.1 and end with this command. `python -m flows.serve up` starts it in the background, and
+`python -m flows.serve down` ends it. Ports: that of Prefect's `api.url` (prefect.toml, or PREFECT_API_URL in the
+environment), and TAV_MLFLOW_PORT (5000).
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import fcntl
 import os
 import signal
 import socket
@@ -13,6 +17,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -28,7 +33,7 @@ def serve(root: Path) -> None:
     """Start everything, print the addresses, and wait for an interrupt or for one of the processes to end.
 
     Raises:
-        TavError: a port is taken, or something does not start; whatever was started is ended.
+        TavError: it runs already, a port is taken, or something does not start; whatever was started is ended.
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -42,13 +47,14 @@ def serve(root: Path) -> None:
         )
     mlflow_port = _port("TAV_MLFLOW_PORT", 5000)
     uri = resolve_uri(load_params(root / "params.yaml").tracking.uri, root)
-    _check_free(api.port, "prefect.toml: api.url")
-    _check_free(mlflow_port, "TAV_MLFLOW_PORT")
     logs = root / "logs"
     logs.mkdir(exist_ok=True)
     python = [sys.executable, "-m"]
 
     with ExitStack() as stack:
+        stack.enter_context(_only_one(root))
+        _check_free(api.port, "prefect.toml: api.url")
+        _check_free(mlflow_port, "TAV_MLFLOW_PORT")
         children: dict[str, subprocess.Popen] = {}
 
         def start(name: str, *command: str) -> None:
@@ -75,12 +81,92 @@ def serve(root: Path) -> None:
             _wait(f"http://127.0.0.1:{mlflow_port}/health", children, "mlflow-server")
         print(f"Prefect   http://127.0.0.1:{api.port}")
         print(f"MLflow    {uri if uri.startswith('http') else f'http://127.0.0.1:{mlflow_port}'}")
-        print("ready: prefect deployment run tav/edit-batch --watch      (Ctrl-C ends everything)", flush=True)
+        print(
+            "ready: prefect deployment run tav/edit-batch --watch      (Ctrl-C or make down ends everything)",
+            flush=True,
+        )
         while True:
             for name, child in children.items():
                 if child.poll() is not None:
                     raise TavError(f"{name} has ended; logs/{name}.log says why")
             time.sleep(1)
+
+
+def up(root: Path) -> None:
+    """`serve` in the background; returns when it is ready, having printed what it says.
+
+    Raises:
+        TavError: it runs already, or what it says when it does not start.
+    """
+    if holder := _holder(root):
+        raise TavError(f"already running (process {holder}); make down ends it")
+    log = root / "logs" / "serve.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as output:
+        command = [sys.executable, "-m", "flows.serve"]
+        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=output, start_new_session=True)
+    try:
+        while "ready:" not in log.read_text():
+            if process.poll() is not None:
+                raise TavError(log.read_text().strip().removeprefix("error: "))
+            time.sleep(0.3)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    print(log.read_text(), end="")
+
+
+def down(root: Path) -> None:
+    """End what `up` or `serve` of this project has started, and nothing else.
+
+    Raises:
+        TavError: it does not end.
+    """
+    holder = _holder(root)
+    if not holder:
+        print("not running")
+        return
+    os.kill(holder, signal.SIGTERM)
+    deadline = time.monotonic() + 6 * STOP_SECONDS
+    while _holder(root):
+        if time.monotonic() > deadline:
+            raise TavError(f"process {holder} does not end; logs/serve.log may say why")
+        time.sleep(0.2)
+    print("stopped")
+
+
+@contextlib.contextmanager
+def _only_one(root: Path) -> Iterator[None]:
+    """Hold the project's lock, which goes with the process, however that ends; the file says which process it is."""
+    path = _lock_path(root)
+    path.parent.mkdir(exist_ok=True)
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TavError(f"already running (process {path.read_text().strip()}); make down ends it") from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _holder(root: Path) -> int:
+    """The process that holds the project's lock, or 0."""
+    try:
+        with _lock_path(root).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(file.read() or 0)
+    except FileNotFoundError:
+        pass
+    return 0
+
+
+def _lock_path(root: Path) -> Path:
+    return root / ".tav" / "serve.lock"
 
 
 def _port(variable: str, default: int) -> int:
@@ -124,10 +210,13 @@ def _stop(child: subprocess.Popen) -> None:
             continue
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m flows.serve", description=__doc__.partition("\n")[0])
+    parser.add_argument("command", nargs="?", choices=("up", "down"), help="up: in the background; down: end it")
+    command = {"up": up, "down": down, None: serve}[parser.parse_args(arguments).command]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        serve(Path.cwd())
+        command(Path.cwd())
     except TavError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

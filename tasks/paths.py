@@ -45,6 +45,10 @@ class Project:
         self.root = root
         self.work = root / ".tav"
 
+    def scene(self, clip: str) -> Path:
+        """Where the truth of a clip's edits lies, if it is known."""
+        return self.root / "data" / "scenes" / f"{clip}.json"
+
     def frames(self, clip: str) -> Path:
         return self.root / "results" / clip / "frames"
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tasks.progress import Progress
     from tav_model.metrics import ClipScorer
     from tav_model.motion import Motion
+    from toyworld.scenes import Truth
 
 DECIMALS = 6
 
@@ -30,6 +31,8 @@ def score(
     params: Score,
     resolve_model: Callable[[str], str],
     device: str = "cpu",
+    truth: Truth | None = None,
+    indexes: Sequence[int] = (),
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``metrics.json`` (source and mean) and ``scores.csv`` (each edit) into ``out``, and return what both hold.
@@ -41,13 +44,15 @@ def score(
         caption: the prompt that describes the source.
         params: the models that score; None leaves one out.
         resolve_model: from the name of a model in the parameters to a folder or hub id.
+        truth: of a clip that was rendered. Edits that it knows are also compared with it, if there is a CLIP model.
+        indexes: of the frames in the whole clip; wanted with ``truth``.
         progress: updated after each video; its total is set here.
 
     Returns:
         ``{"source": {METRIC: number}, "mean": {METRIC: number}, "edits": {NAME: {METRIC: number}}}``, rounded to six
-        decimals; ``mean`` is over the edits. The metrics are named and defined in `tav_model.motion` (always) and
-        `tav_model.metrics` (with a model). ``excess_flicker`` is an edit's flicker less its source's. The source has
-        neither that nor ``frame_accuracy``, which compare an edit with it.
+        decimals; ``mean`` is over the edits. The metrics are named and defined in `tav_model.motion` (always),
+        `tav_model.metrics` (with a model) and `toyworld.judge` (with the truth). ``excess_flicker`` is an edit's flicker
+        less its source's. The source has neither that nor ``frame_accuracy``, which compare an edit with it.
 
     Raises:
         TavError: no edit; an edit without its JSON, without a prompt, or of another length or size than the source;
@@ -68,7 +73,7 @@ def score(
 
     clip, pickscore = load(params.clip_model), load(params.pickscore_model)
     lossless = load_tensors(frames / "frames.safetensors")[0]["frames"].numpy()
-    judge = _Judge(caption, estimate_motion(lossless), clip, pickscore)
+    judge = _Judge(caption, estimate_motion(lossless), clip, pickscore, truth, indexes)
     if progress is not None:
         progress.total = 1 + len(paths)
 
@@ -95,7 +100,9 @@ def read_scores(folder: Path) -> dict[str, dict[str, float]]:
     import pandas as pd
 
     table = pd.read_csv(folder / "scores.csv", dtype={"name": str}).set_index("name")
-    return table.drop(columns=["prompt", "category"]).to_dict("index")
+    table = table.drop(columns=["prompt", "category"])
+    # Edits without a known truth have fewer.
+    return {name: row.dropna().to_dict() for name, row in table.iterrows()}
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,8 @@ class _Judge:
     motion: Motion
     clip: ClipScorer | None
     pickscore: ClipScorer | None
+    truth: Truth | None
+    indexes: Sequence[int]
 
     def measure(
         self, path: Path, prompt: str, progress: Progress | None, source: Mapping[str, float] | None = None
@@ -116,6 +125,8 @@ class _Judge:
         frames, _ = read_mp4(path)
         try:
             values = self._of_pixels(frames, source) | self._of_embeddings(frames, prompt, source)
+            if source is not None:
+                values |= self._of_truth(frames, path.stem)
         except TavError as error:
             raise TavError(f"{path}: {error}") from error
         if progress is not None:
@@ -145,6 +156,14 @@ class _Judge:
             images, (text,) = self.pickscore.embed_frames(frames), self.pickscore.embed_texts([prompt])
             values["pick_score"] = metrics.pick_score(images, text, self.pickscore.logit_scale)
         return values
+
+    def _of_truth(self, frames: np.ndarray, name: str) -> dict[str, float]:
+        from toyworld.judge import Judge
+
+        if self.truth is None or self.clip is None or name not in self.truth.edits:
+            return {}
+        edited, times = self.truth.edits[name], self.truth.times(self.indexes)
+        return asdict(Judge(self.clip).verdict(frames, self.truth.scene, edited, times))
 
 
 def _read_prompt(path: Path) -> dict[str, str | None]:

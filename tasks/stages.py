@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tasks.edit import Edit, EditBatch
 from tasks.params import load_params
@@ -16,6 +17,9 @@ from tasks.progress import Progress, stage_log
 from tasks.runs import ClipRuns
 from tav_model.errors import TavError
 from tav_model.files import read_json
+
+if TYPE_CHECKING:
+    from toyworld.scenes import Truth
 
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
 SHEET_ROWS = 24  # More than that is no picture to look at.
@@ -157,6 +161,7 @@ class ClipStages:
     def score(self) -> None:
         from tasks.score import score
 
+        truth, indexes = self._truth()
         with self._progress("score", None, "video") as progress:
             score(
                 self.project.frames(self.clip),
@@ -166,10 +171,23 @@ class ClipStages:
                 params=self.params.score,
                 resolve_model=lambda name: resolve_model(self.root, name),
                 device=self.device,
+                truth=truth,
+                indexes=indexes,
                 progress=progress,
             )
         self._contact_sheet()
         self.runs.scores()
+
+    def _truth(self) -> tuple[Truth | None, list[int]]:
+        """What the edits should come to, where the clip has a scene file, and which frames of the clip they have."""
+        from tasks.reader import Selection
+        from toyworld.scenes import load_truth
+
+        path = self.project.scene(self.clip)
+        if not path.exists():
+            return None, []
+        truth = load_truth(path)
+        return truth, Selection(**self.params.decode_for(self.clip).model_dump()).indexes(truth.frames)
 
     def _contact_sheet(self) -> None:
         from tasks.media import contact_sheet, read_mp4

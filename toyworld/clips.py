@@ -16,7 +16,7 @@ from tav_model.errors import TavError
 from tav_model.files import atomic_file
 
 from .captions import caption
-from .scenes import Scene, save_scene
+from .scenes import Scene, save_truth
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +86,7 @@ CLIPS = {
 
 
 def write_clip(folder: Path, name: str) -> list[Path]:
-    """Write NAME.mp4 (H.264, 12 frames a second), NAME.csv (prompt, name, category) and NAME.json (the scenes).
+    """Write NAME.mp4 (H.264, 12 frames a second), NAME.csv (prompt, name, category) and scenes/NAME.json.
 
     Raises:
         TavError: ``folder`` cannot be written.
@@ -94,13 +94,13 @@ def write_clip(folder: Path, name: str) -> list[Path]:
     from .renderer import render_clip
 
     clip = CLIPS[name]
-    video, prompts, scenes = (folder / f"{name}{suffix}" for suffix in (".mp4", ".csv", ".json"))
+    video, prompts, scenes = folder / f"{name}.mp4", folder / f"{name}.csv", folder / "scenes" / f"{name}.json"
     try:
         with atomic_file(video) as temporary:
             _write_video(temporary, render_clip(clip.scene, FRAMES))
         with atomic_file(prompts) as temporary:
             _write_prompts(temporary, clip)
-        save_scene(scenes, clip.scene, {edit.name: edit.changes for edit in clip.edits})
+        save_truth(scenes, clip.scene, FRAMES, {edit.name: edit.changes for edit in clip.edits})
     except OSError as error:
         raise TavError(f"{folder}: cannot be written ({error.strerror})") from error
     return [video, prompts, scenes]

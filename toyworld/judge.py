@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from tav_model.metrics import ClipScorer, frame_consistency
 
+from .backdrops import SIDE
 from .captions import phrase
 from .renderer import render
 from .scenes import ATTRIBUTES, Scene
@@ -23,18 +25,18 @@ class Verdict:
     """Of one edited video; every number is a mean over its frames.
 
     Attributes:
-        track: distance of the object from its true place, as a share of the picture's width.
-        edited: share of the edited attributes that the scorer names right.
-        kept: share of the other attributes that the scorer names as they were.
-        consistency: frame consistency (arXiv 2212.11565), less that of the true video.
-        psnr: against the true video, in decibels.
+        track_error: distance of the object from its true place, as a share of the picture's width.
+        attributes_edited: share of the edited attributes that the scorer names right.
+        attributes_kept: share of the other attributes that the scorer names as they were.
+        consistency_to_truth: frame consistency (arXiv 2212.11565), less that of the true video.
+        psnr_to_truth: in decibels.
     """
 
-    track: float
-    edited: float
-    kept: float
-    consistency: float
-    psnr: float
+    track_error: float
+    attributes_edited: float
+    attributes_kept: float
+    consistency_to_truth: float
+    psnr_to_truth: float
 
 
 class Judge:
@@ -65,21 +67,29 @@ class Judge:
         }
 
     def verdict(self, frames: np.ndarray, source: Scene, truth: Scene, times: Sequence[float]) -> Verdict:
-        """Of the edited video ``frames`` (`f h w c` uint8), which shows ``times`` of the clip.
+        """Of the edited video ``frames`` (`f h w c` uint8, of any size), which shows ``times`` of the clip.
 
         Args:
             source: the clip's scene.
             truth: what the edit should come to; it must differ from the source in some attribute.
         """
+        frames = np.stack([_resized(frame) for frame in frames])
         true_frames = np.stack([render(truth, time) for time in times])
         right = self.shares(frames, [truth] * len(frames))
         changed = [name for name in ATTRIBUTES if getattr(source, name) != getattr(truth, name)]
         error = np.square((frames.astype(np.float64) - true_frames) / 255).mean()
         consistency = frame_consistency(self.scorer.embed_frames(frames))
         return Verdict(
-            track=float(np.mean([track_error(f, truth, t) for f, t in zip(frames, times, strict=True)])),
-            edited=float(np.mean([right[name] for name in changed])),
-            kept=float(np.mean([right[name] for name in ATTRIBUTES if name not in changed])),
-            consistency=consistency - frame_consistency(self.scorer.embed_frames(true_frames)),
-            psnr=float(-10 * np.log10(max(error, 1e-10))),
+            track_error=float(np.mean([track_error(f, truth, t) for f, t in zip(frames, times, strict=True)])),
+            attributes_edited=float(np.mean([right[name] for name in changed])),
+            attributes_kept=float(np.mean([right[name] for name in ATTRIBUTES if name not in changed])),
+            consistency_to_truth=consistency - frame_consistency(self.scorer.embed_frames(true_frames)),
+            psnr_to_truth=float(-10 * np.log10(max(error, 1e-10))),
         )
+
+
+def _resized(frame: np.ndarray) -> np.ndarray:
+    """At the world's size."""
+    if frame.shape[:2] == (SIDE, SIDE):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BICUBIC))

@@ -6,6 +6,7 @@ Places and lengths are shares of the picture's side, from its upper left corner;
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -131,28 +132,53 @@ def _between(start: float, end: float, share: float) -> float:
 _PATHS = dict(zip(MOTIONS, (_bouncing, _rolling, _rising, _swinging, _zigzagging, _growing), strict=True))
 
 
-def save_scene(path: Path, scene: Scene, edits: dict[str, dict[str, str]]) -> None:
-    """Write a clip's scene file: the scene, and by name what each of its edits changes."""
-    write_json(path, {"scene": asdict(scene), "edits": edits})
+@dataclass(frozen=True)
+class Truth:
+    """A clip that was rendered, and what its edits should come to: what a scene file holds.
+
+    Attributes:
+        scene: of the clip.
+        frames: of the whole clip, evenly from time 0 to 1.
+        edits: by name, the scene that the edit should come to.
+    """
+
+    scene: Scene
+    frames: int
+    edits: dict[str, Scene]
+
+    def times(self, indexes: Sequence[int]) -> list[float]:
+        """The moments that some of the clip's frames show."""
+        return [index / max(self.frames - 1, 1) for index in indexes]
 
 
-def load_scene(path: Path) -> tuple[Scene, dict[str, Scene]]:
-    """The scene of a scene file, and by name the scene that each of its edits should come to.
+def save_truth(path: Path, scene: Scene, frames: int, edits: dict[str, dict[str, str]]) -> None:
+    """Write a scene file: the scene, the number of frames, and by name what each edit changes."""
+    write_json(path, {"scene": asdict(scene), "frames": frames, "edits": edits})
+
+
+def load_truth(path: Path) -> Truth:
+    """Read a scene file.
 
     Raises:
         TavError: not a scene file, or words and numbers that are not allowed.
     """
+    shape = '{"scene": {...}, "frames": NUMBER, "edits": {NAME: {...}}}'
     try:
         record: Any = read_json(path)
         known = {field.name for field in fields(Scene)}
         unknown = sorted(set(record["scene"]) - known)
         if unknown:
             raise TavError(f"scene: {unknown[0]!r} must be one of {', '.join(sorted(known))}")
-        scene = Scene(**record["scene"])
-        return scene, {name: scene.edited(**changes) for name, changes in record.get("edits", {}).items()}
+        scene, frames = Scene(**record["scene"]), record["frames"]
+        if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
+            raise TavError(f"frames {frames!r} must be a whole number from 1")
+        edits = {name: scene.edited(**changes) for name, changes in record["edits"].items()}
+        for name, edited in edits.items():
+            if edited == scene:
+                raise TavError(f"edit {name!r} changes nothing")
+        return Truth(scene, frames, edits)
     except TavError as error:
-        raise TavError(f"{path}: {error}") from error
+        text = str(error)
+        raise TavError(text if text.startswith(str(path)) else f"{path}: {text}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise TavError(
-            f'{path}: not a scene file; it must be {{"scene": {{...}}, "edits": {{NAME: {{...}}}}}}'
-        ) from error
+        raise TavError(f"{path}: not a scene file; it must be {shape}") from error

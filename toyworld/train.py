@@ -18,7 +18,7 @@ from tav_model.errors import TavError
 DEFAULTS = {
     "vae": (6000, 8, 4e-3, 0.999, 0.0),
     "clip": (1200, 96, 2e-3, 0.998, 0.01),
-    "unet": (7000, 32, 2e-3, 0.999, 0.01),
+    "unet": (5500, 32, 2e-3, 0.999, 0.01),
 }
 # Each needs those before it.
 PARTS = tuple(DEFAULTS)

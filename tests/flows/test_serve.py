@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,37 @@ def test_an_address_of_another_machine(project: Path) -> None:
 
 def test_a_port_that_is_none(project: Path) -> None:
     assert "TAV_MLFLOW_PORT: 'many' must be a port" in refused(project, TAV_MLFLOW_PORT="many")
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+@pytest.mark.timeout(300)
+def test_up_starts_all_of_it_and_down_ends_it(project: Path, tmp_path: Path) -> None:
+    ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": free_port()}
+    settings = ports | {"PREFECT_HOME": str(tmp_path / "prefect")}
+
+    def serve(command: str, check: bool = True) -> str:
+        return run(project, "python", "-m", "flows.serve", command, check=check, **settings).stdout
+
+    assert serve("down") == "not running\n"
+    said = serve("up")
+    try:
+        addresses = re.findall(r"http://127\.0\.0\.1:\d+", said)
+        assert len(addresses) == 2
+        for address in addresses:
+            with urllib.request.urlopen(address, timeout=10) as answer:
+                assert answer.status == 200
+        assert "deployment run tav/edit-batch" in said
+        assert "already running (process" in serve("up", check=False)
+        assert "already running (process" in run(project, "python", "-m", "flows.serve", check=False, **settings).stdout
+    finally:
+        assert serve("down") == "stopped\n"
+    for address in addresses:
+        with pytest.raises(OSError):
+            urllib.request.urlopen(address, timeout=2)
+    # A lock file of a process that was killed does not count.
+    assert (project / ".tav" / "serve.lock").exists() and serve("down") == "not running\n"

@@ -1,6 +1,7 @@
 """The stage score on a made folder of edits: what it writes, that it writes the same twice, what it refuses."""
 
 import csv
+import dataclasses
 import json
 from fractions import Fraction
 
@@ -11,7 +12,7 @@ import torch
 from tasks.media import read_mp4, write_mp4
 from tasks.params import Score
 from tasks.progress import Progress
-from tasks.score import score
+from tasks.score import read_scores, score
 from tav_model.errors import TavError
 from tav_model.files import save_tensors, write_json
 from tav_model.metrics import (
@@ -22,6 +23,10 @@ from tav_model.metrics import (
     textual_alignment,
 )
 from tests.tiny_clip import make_clip, texture
+from toyworld import WEIGHTS
+from toyworld.judge import Verdict
+from toyworld.renderer import render
+from toyworld.scenes import Scene, Truth
 
 PLAIN = {"warping_error", "flicker"}
 CLIP = {"frame_consistency", "consecutive_consistency", "textual_alignment"}
@@ -108,6 +113,30 @@ def test_each_edit_is_scored_with_its_own_prompt_and_the_source_with_the_caption
         assert values["frame_accuracy"] == frame_accuracy(images, prompt, caption)
         assert values["frame_consistency"] == pytest.approx(frame_consistency(images), abs=1e-5)
         assert values["consecutive_consistency"] == pytest.approx(consecutive_consistency(images), abs=1e-5)
+
+
+def test_edits_of_a_rendered_clip_are_compared_with_their_truth(tmp_path):
+    scene = Scene("cube", "green", "snow")
+    truth = Truth(scene, 24, {"blue": scene.edited(colour="blue"), "unchanged": scene.edited(sky="night")})
+    indexes = [0, 9, 23]
+    times = truth.times(indexes)
+    add_source(tmp_path, np.stack([render(scene, time) for time in times]))
+    add_edit(tmp_path, "blue", np.stack([render(truth.edits["blue"], time) for time in times]), prompt="a blue cube")
+    add_edit(tmp_path, "unchanged", np.stack([render(scene, time) for time in times]), prompt="a green cube at night")
+    add_edit(tmp_path, "unknown", np.stack([render(scene, time) for time in times]), prompt="a cube of jelly")
+
+    metrics = run(tmp_path, WEIGHTS / "scorer", truth=truth, indexes=indexes)
+    blue, unchanged, unknown = (metrics["edits"][name] for name in ("blue", "unchanged", "unknown"))
+    of_truth = set(blue) - set(unknown)
+    assert of_truth == {field.name for field in dataclasses.fields(Verdict)} and of_truth <= set(unchanged)
+    assert blue["track_error"] < 0.03 and blue["attributes_edited"] == blue["attributes_kept"] == 1
+    assert abs(blue["consistency_to_truth"]) < 0.02 and blue["psnr_to_truth"] > 30
+    assert unchanged["attributes_edited"] == 0 and unchanged["attributes_kept"] == 1 and unchanged["psnr_to_truth"] < 15
+    assert metrics["mean"]["attributes_edited"] == 0.5  # of those whose truth is known
+
+    scores = read_scores(tmp_path / "scores")
+    assert scores == metrics["edits"]  # without blanks for what is unknown
+    assert not of_truth & set(run(tmp_path, truth=truth, indexes=indexes)["mean"])  # names need a scorer
 
 
 def test_the_files_hold_what_is_returned_and_are_the_same_twice(clip, model):

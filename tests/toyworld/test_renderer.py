@@ -112,8 +112,8 @@ def test_committed_clips_show_what_is_rendered(name: str):
 def test_the_command_writes_the_committed_files_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main([str(tmp_path)]) == 0
     for name in CLIPS:
-        for suffix in (".csv", ".json"):
-            assert (tmp_path / f"{name}{suffix}").read_bytes() == (DATA / f"{name}{suffix}").read_bytes()
+        for file in (f"{name}.csv", f"scenes/{name}.json"):
+            assert (tmp_path / file).read_bytes() == (DATA / file).read_bytes()
         assert (tmp_path / f"{name}.mp4").stat().st_size > 0
     (tmp_path / "file").touch()
     assert main([str(tmp_path / "file")]) == 2

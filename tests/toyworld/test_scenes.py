@@ -19,8 +19,9 @@ from toyworld.scenes import (
     MOTIONS,
     OBJECTS,
     Scene,
-    load_scene,
-    save_scene,
+    Truth,
+    load_truth,
+    save_truth,
 )
 
 TIMES = np.linspace(0, 1, 97)
@@ -63,7 +64,7 @@ def test_what_each_motion_does():
     assert (np.diff(y) <= 0).all() and y[0] - y[-1] > 0.3
     x, y, _, rotation = track("swinging").T
     assert np.isclose(x[0], x[-1]) and np.isclose(x[0], 0.22) and np.isclose(x.max(), 0.78, atol=1e-3)
-    assert np.allclose(np.hypot(x - 0.5, y + 0.27), 0.85) and (np.sign(rotation) == -np.sign(x - 0.5))[1:40].all()
+    assert np.allclose(np.hypot(x - 0.5, y + 0.27), 0.85) and (rotation * (x - 0.5) <= 1e-12).all()
     x, y, _, _ = track("zigzagging").T
     assert sum(np.diff(np.sign(np.diff(y))) != 0) == 2 and (np.diff(x) > 0).all()
     _, y, radius, _ = track("growing").T
@@ -100,8 +101,9 @@ def test_an_edit_keeps_the_motion_and_the_view():
 @given(scenes())
 def test_scene_files_give_the_scene_back(tmp_path_factory: pytest.TempPathFactory, scene: Scene):
     path = tmp_path_factory.mktemp("scene") / "scene.json"
-    save_scene(path, scene, {"other": {"colour": "blue"}})
-    assert load_scene(path) == (scene, {"other": scene.edited(colour="blue")})
+    colour = "blue" if scene.colour != "blue" else "red"
+    save_truth(path, scene, 24, {"other": {"colour": colour}})
+    assert load_truth(path) == Truth(scene, 24, {"other": scene.edited(colour=colour)})
 
 
 @pytest.mark.parametrize(
@@ -111,8 +113,11 @@ def test_scene_files_give_the_scene_back(tmp_path_factory: pytest.TempPathFactor
         ("{}", "not a scene file"),
         ('{"scene": {"speed": 3}}', "'speed' must be one of colour"),
         ('{"scene": {"colour": "mauve"}}', "colour 'mauve' must be one of"),
-        ('{"scene": {}, "edits": {"a": {"size": "big"}}}', "edit: 'size' must be one of object"),
-        ('{"scene": {}, "edits": {"a": 3}}', "not a scene file"),
+        ('{"scene": {}, "frames": 3, "edits": {"a": {"size": "big"}}}', "edit: 'size' must be one of object"),
+        ('{"scene": {}, "frames": 3, "edits": {"a": 3}}', "not a scene file"),
+        ('{"scene": {}, "frames": 3}', "not a scene file"),
+        ('{"scene": {}, "frames": 3, "edits": {"a": {"colour": "red"}}}', "edit 'a' changes nothing"),
+        ('{"scene": {}, "frames": 0, "edits": {}}', "frames 0 must be a whole number from 1"),
         ("nonsense", "not a JSON file"),
     ],
 )
@@ -120,8 +125,14 @@ def test_scene_files_that_are_refused(tmp_path: Path, text: str, message: str):
     path = tmp_path / "scene.json"
     path.write_text(text)
     with pytest.raises(TavError, match=message) as caught:
-        load_scene(path)
+        load_truth(path)
     assert str(path) in str(caught.value)
+
+
+def test_times_of_frames():
+    truth = Truth(Scene(), 24, {})
+    assert truth.times([0, 23]) == [0.0, 1.0] and truth.times([]) == []
+    assert Truth(Scene(), 1, {}).times([0]) == [0.0]
 
 
 def test_held_out_triples_leave_every_pair_to_the_training():
@@ -148,9 +159,10 @@ def test_sample_clips_are_what_their_scene_files_say():
     data = Path(__file__).resolve().parents[2] / "data"
     assert len(CLIPS) >= 4 and len({clip.scene.motion for clip in CLIPS.values()}) == len(CLIPS)
     for name, clip in CLIPS.items():
-        scene, edits = load_scene(data / f"{name}.json")
-        assert scene == clip.scene
-        assert edits == {edit.name: scene.edited(**edit.changes) for edit in clip.edits}
+        truth = load_truth(data / "scenes" / f"{name}.json")
+        assert (truth.scene, truth.frames) == (clip.scene, 24)
+        edits = {edit.name: clip.scene.edited(**edit.changes) for edit in clip.edits}
+        assert truth.edits == edits
         assert {edit.category for edit in clip.edits} == {"object", "background", "style", "multiple", "colour"}
         rows = (data / f"{name}.csv").read_text().splitlines()
         assert rows[0] == "prompt,name,category"

@@ -69,5 +69,7 @@ def test_a_verdict_tells_a_right_edit_from_the_source():
     )
     right = judge.verdict(np.stack([render(truth, time) for time in times]), scene, truth, times)
     wrong = judge.verdict(np.stack([render(scene, time) for time in times]), scene, truth, times)
-    assert right.psnr == 100 and right.track < 0.03 and right.edited == right.kept == 1 and right.consistency == 0
-    assert wrong.edited == 0 and wrong.kept == 1 and wrong.track < 0.03 and wrong.psnr < 30
+    assert right.psnr_to_truth == 100 and right.track_error < 0.03 and right.consistency_to_truth == 0
+    assert right.attributes_edited == right.attributes_kept == 1
+    assert wrong.attributes_edited == 0 and wrong.attributes_kept == 1
+    assert wrong.track_error < 0.03 and wrong.psnr_to_truth < 30
