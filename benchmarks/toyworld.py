@@ -181,6 +181,7 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
     Returns:
         ``{CLIP: {EDIT: {"track_error": ..., ...}}}``
     """
+    from tasks.models import base_digest
     from tasks.paths import Project
     from tasks.score import read_scores
     from tasks.stages import STAGES, ClipStages
@@ -192,7 +193,7 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
     scores = {}
     for clip in CLIPS:
         done = root / "done" / f"{clip}.json"
-        made_of = digest(WEIGHTS, root / "params.yaml", root / "data")
+        made_of = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", root / "params.yaml", root / "data")
         if not done.exists() or read_json(done) != made_of:
             print(f"  {variant}: {clip}", file=sys.stderr, flush=True)
             for stage in STAGES:

@@ -50,6 +50,8 @@ def serve(root: Path) -> None:
     logs = root / "logs"
     logs.mkdir(exist_ok=True)
     python = [sys.executable, "-m"]
+    mlflow = uri if uri.startswith("http") else f"http://127.0.0.1:{mlflow_port}"
+    environment = os.environ | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
 
     with ExitStack() as stack:
         stack.enter_context(_only_one(root))
@@ -59,7 +61,9 @@ def serve(root: Path) -> None:
 
         def start(name: str, *command: str) -> None:
             log = stack.enter_context((logs / f"{name}.log").open("a"))
-            child = subprocess.Popen([*python, *command], cwd=root, stdout=log, stderr=log, start_new_session=True)
+            child = subprocess.Popen(
+                [*python, *command], cwd=root, stdout=log, stderr=log, start_new_session=True, env=environment
+            )
             stack.callback(_stop, child)
             children[name] = child
 
@@ -80,7 +84,7 @@ def serve(root: Path) -> None:
         if "mlflow-server" in children:
             _wait(f"http://127.0.0.1:{mlflow_port}/health", children, "mlflow-server")
         print(f"Prefect   http://127.0.0.1:{api.port}")
-        print(f"MLflow    {uri if uri.startswith('http') else f'http://127.0.0.1:{mlflow_port}'}")
+        print(f"MLflow    {mlflow}")
         print(
             "ready: prefect deployment run tav/edit-batch --watch      (Ctrl-C or make down ends everything)",
             flush=True,

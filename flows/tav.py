@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, Failed, State
 
+from flows.artifacts import ShownProgress, show_results
 from flows.versions import Versions
 from tasks.edit import Edit, EditBatch, one_line
 from tasks.params import load_params, write_overrides
@@ -51,7 +52,7 @@ def _flow_name() -> str:
 def run_stage(stage: str, clip: str, root: Path) -> State | None:
     """One stage of one clip. A user's mistake is a failed state with its one line, not an exception with a traceback."""
     try:
-        ClipStages(root, clip).run(stage)
+        ClipStages(root, clip, on_progress=ShownProgress(f"{stage} {clip}")).run(stage)
     except TavError as error:
         return Failed(message=str(error))
     return Completed(message=f"{stage} of {clip} done")
@@ -60,8 +61,17 @@ def run_stage(stage: str, clip: str, root: Path) -> State | None:
 @task(name="edit row", task_run_name=_row_name, **RETRIES)
 def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progress) -> State | None:
     """One row of the prompt CSV, into the store of rendered rows."""
+    shown = ShownProgress(f"{stages.clip} {edit.name}")
+    done = 0
+
+    def on_step(steps: int) -> None:
+        nonlocal done
+        done += steps
+        progress.update(steps)
+        shown(done, edit.steps, {})
+
     try:
-        batch.render(edit, on_step=progress.update)
+        batch.render(edit, on_step)
     except TavError as error:
         return Failed(message=str(error))
     stages.runs.edit(edit)
@@ -108,6 +118,7 @@ def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:
                 raise TavError(state.message or f"{stage}: {state.name}")
         versions.commit(stage, clip, before)
         logger.info("%s: %s done", clip, stage)
+    show_results(clip, root)
     scores = json.loads((ClipStages(root, clip).project.scores(clip) / "metrics.json").read_text(encoding="utf-8"))
     return scores["mean"]
 

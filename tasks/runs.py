@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -26,6 +28,32 @@ RESULT_SECTIONS = ("base_model", "seed", "attention", "encode", "tune", "invert"
 TRACKED_STAGES = ("tune", "edit", "score")
 
 
+class SmoothedLoss:
+    """The loss by range of timesteps, smoothed: one step's loss says more about its timestep than about the tuning."""
+
+    RANGES = ((0, 250), (250, 500), (500, 750), (750, 1000))
+    KEEP = 0.9
+
+    def __init__(self) -> None:
+        self._values: dict[str, float] = {}
+
+    def update(self, loss: float, timestep: float) -> dict[str, float]:
+        """The new value of the range that ``timestep`` lies in, by the metric's name."""
+        low, high = next((r for r in self.RANGES if timestep < r[1]), self.RANGES[-1])
+        name = f"loss.timesteps_{low}_to_{high}"
+        self._values[name] = self.KEEP * self._values.get(name, loss) + (1 - self.KEEP) * loss
+        return {name: self._values[name]}
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in GiB: the GPU's where it has used one."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return torch.cuda.max_memory_allocated() / 2**30
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
 class ClipRuns:
     """The MLflow runs of one clip under the parameters of now. Nothing is imported before the first is asked for."""
 
@@ -37,11 +65,19 @@ class ClipRuns:
     @cached_property
     def pipeline(self) -> Run:
         """The parent run: every parameter, and later the mean scores and the contact sheet."""
+        return self.tracker.pipeline(self.clip, self._settings())
+
+    def find(self) -> tuple[str, str] | None:
+        """The ids of the experiment and of the parent run in the store, if both are there."""
+        return self.tracker.find(self.clip, self._settings())
+
+    def _settings(self) -> dict[str, str | int | float]:
+        """All that decides the results, flat."""
         sections = self.params.model_dump(mode="json")
         settings = {name: sections[name] for name in RESULT_SECTIONS}
         settings["decode"] = self.params.decode_for(self.clip).model_dump(mode="json")
         settings["caption"] = self.params.clip(self.clip).caption
-        return self.tracker.pipeline(self.clip, flatten(settings))
+        return flatten(settings)
 
     @contextlib.contextmanager
     def reporting(self, stage: str) -> Iterator[None]:
@@ -65,12 +101,13 @@ class ClipRuns:
         """The tuning's run, open while it lasts; yields what is to be told of each step."""
         run = self.pipeline.child("tune", "tune", f"tune {self.clip}")
         run.log_params(flatten({"tune": self.params.tune.model_dump(mode="json")}))
-        last = time.monotonic()
+        last, smoothed = time.monotonic(), SmoothedLoss()
 
         def on_step(record: StepRecord) -> None:
             nonlocal last
             now = time.monotonic()
             values = {"loss": record.loss, "learning_rate": record.learning_rate, "gradient_norm": record.gradient_norm}
+            values |= smoothed.update(record.loss, record.timestep)
             run.log_metrics(values | {"steps_per_second": 1 / max(now - last, 1e-9)}, step=record.step)
             last = now
 
@@ -82,6 +119,7 @@ class ClipRuns:
         folder = self.project.tuned(self.clip)
         info = read_json(folder / "tuned.json")
         run.log_params({"tuned.parameters": info["parameters"]})
+        run.log_metrics({"peak_memory_gib": peak_memory()})
         run.set_tags({"tav.tuned.sha256": info["sha256"], **self._dvc_hashes("decode", "encode")})
         for name in ("tuned.json", "loss.csv"):
             run.log_artifact(folder / name)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tasks.edit import Edit, EditBatch
 from tasks.params import load_params
@@ -28,12 +28,17 @@ SHEET_ROWS = 24  # More than that is no picture to look at.
 class ClipStages:
     """The stages of one clip of the project in `root`, by the params.yaml that lies there now.
 
+    Args:
+        on_progress: told of each stage's updates, as `tasks.progress.Progress` tells them.
+
     Raises:
         TavError: parameters that are not allowed, or no such clip.
     """
 
-    def __init__(self, root: Path, clip: str) -> None:
-        self.root, self.clip = root, clip
+    def __init__(
+        self, root: Path, clip: str, on_progress: Callable[[int, int, dict[str, Any]], None] | None = None
+    ) -> None:
+        self.root, self.clip, self.on_progress = root, clip, on_progress
         self.project = Project(root)
         self.params = load_params(root / "params.yaml")
         self.settings = self.params.clip(clip)
@@ -211,4 +216,5 @@ class ClipStages:
         return choose_device(self.params.runtime.device)
 
     def _progress(self, stage: str, total: int | None, unit: str) -> Progress:
-        return Progress(f"{stage} {self.clip}", total=total, unit=unit, log=self.project.log(self.clip, stage))
+        log = self.project.log(self.clip, stage)
+        return Progress(f"{stage} {self.clip}", total=total, unit=unit, log=log, on_update=self.on_progress)

@@ -159,13 +159,31 @@ class Tracker:
 
         The same clip and parameters give the same run in every process, named like `ball · first,former · 300 steps`.
         """
+        return self._open(*self._pipeline(clip, params))
+
+    def find(self, clip: str, params: Mapping[str, Any]) -> tuple[str, str] | None:
+        """The ids of the experiment and of that run, without touching it; None if it or the store is not there."""
+        if self._uri is None:
+            return None
+        identity, _ = self._pipeline(clip, params)
+        with self._mutex, contextlib.suppress(Exception):
+            self._connect()
+            for run in self._client.search_runs(
+                [self._experiment_id], f"tags.`tav.key` = '{identity['key']}'", max_results=1
+            ):
+                return self._experiment_id, run.info.run_id
+        return None
+
+    @staticmethod
+    def _pipeline(clip: str, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The parent run's identity, and its parameters as texts."""
         shown = _texts(params)
         parts = [clip, shown.get("attention.spatial"), shown.get("tune.steps") and f"{shown['tune.steps']} steps"]
         if shown.get("attention.temporal") == "False":
             parts.insert(2, "no temporal")
         key = digest("pipeline", clip, json.dumps(shown, sort_keys=True))
         name = " · ".join(part for part in parts if part)
-        return self._open({"key": key, "kind": "pipeline", "clip": clip, "name": name, "parent": None}, shown)
+        return {"key": key, "kind": "pipeline", "clip": clip, "name": name, "parent": None}, shown
 
     def _open(self, identity: dict[str, Any], params: dict[str, str]) -> Run:
         run = Run(self, identity)

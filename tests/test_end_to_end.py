@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -156,6 +157,37 @@ asyncio.run(main())
     return json.loads(next(line for line in text.splitlines() if line.startswith("TASKS "))[6:])
 
 
+def artifacts(prefect: dict[str, str], project: Path) -> dict[str, tuple[str, object]]:
+    """Type and data of the latest artifact of each key."""
+    script = """
+import asyncio, json
+from prefect import get_client
+async def main():
+    async with get_client() as client:
+        found = await client.read_artifacts(limit=200)
+        found.sort(key=lambda a: a.updated)
+        print("ARTIFACTS", json.dumps({a.key: (a.type, a.data) for a in found}))
+asyncio.run(main())
+"""
+    text = run(project, "python", "-c", script, **prefect).stdout
+    return json.loads(next(line for line in text.splitlines() if line.startswith("ARTIFACTS "))[10:])
+
+
+def check_artifacts(prefect: dict[str, str], project: Path) -> None:
+    """What Prefect's pages show beside the task runs."""
+    shown = artifacts(prefect, project)
+    finished = [f"progress-tune-{CLIP}", *(f"progress-{CLIP}-{name}" for name in EDITS)]
+    assert {key: shown[key] for key in finished} == {key: ["progress", 100.0] for key in finished}
+    kind, table = shown[f"scores-{CLIP}"]
+    assert kind == "table" and [row["edit"] for row in json.loads(table)] == sorted(EDITS)
+    kind, link = shown[f"mlflow-{CLIP}"]
+    assert kind == "markdown" and f"http://127.0.0.1:{prefect['TAV_MLFLOW_PORT']}/#/experiments/" in link
+    kind, address = shown[f"contact-sheet-{CLIP}"]
+    assert kind == "image"
+    with urllib.request.urlopen(address, timeout=30) as answer:
+        assert answer.read() == (project / "results" / CLIP / "contact-sheet.png").read_bytes()
+
+
 def run_deployment(project: Path, prefect: dict[str, str], *parameters: str) -> None:
     given = [word for parameter in parameters for word in ("--param", parameter)]
     done = run(project, "prefect", "deployment", "run", "tav/edit-batch", "--watch", *given, check=False, **prefect)
@@ -178,6 +210,8 @@ def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
         stages = ("decode", "encode", "tune", "invert")
         edits = [f"edit: {prompt}" for prompt in EDITS.values()]
         assert task_runs(prefect, by_prefect) == [f"{stage}: {CLIP}" for stage in stages] + edits + [f"score: {CLIP}"]
+
+        check_artifacts(prefect, by_prefect)
 
         # One pipeline: the same lock file to the byte, and the other door finds nothing to do.
         assert (by_prefect / "dvc.lock").read_bytes() == (by_dvc / "dvc.lock").read_bytes()
