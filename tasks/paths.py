@@ -93,7 +93,7 @@ def resolve_model(root: Path, name: str) -> str:
     for models in elsewhere:
         if (models / name).is_dir():
             return str(models / name)
-    if HUB_ID.fullmatch(name) and not name.startswith(("models/", "data/")):
+    if HUB_ID.fullmatch(name) and not name.startswith(("models/", "data/", f"{EMBEDDED}/")):
         return name
     looked = ", ".join(str(path) for path in [folder, *(models / name for models in elsewhere)])
     raise TavError(f"params.yaml: no model {name!r}: it is neither a folder ({looked}) nor a hub id OWNER/NAME")

@@ -105,7 +105,7 @@ def test_a_missing_base_model(project: Path) -> None:
     ("old", "new", "messages"),
     [
         ("  steps: 4", "  stepz: 4", ["tune.stepz", "steps"]),
-        ("  steps: 4", "  steps: 0", ["tune.steps", "0"]),
+        ("  steps: 4", "  steps: -1", ["tune.steps", "-1"]),
         ("- first\n", "- frist\n", ["attention.spatial", "frist", "former"]),
         ("seed: 33", "seed: many", ["seed", "many"]),
         ("seed: 33", "seed: [33", ["line"]),

@@ -227,8 +227,8 @@ def test_mistakes(path: Path, old: str, new: str, message: str) -> None:
 
 
 def test_the_number_of_mistakes(path: Path) -> None:
-    path.write_text(SHORT.replace("tune: {}", "tune: {steps: 0, precision: x, adam_beta1: 2}"))
-    assert refusal(path).endswith("must be a whole number between 1 and 100000 (and 2 more)")
+    path.write_text(SHORT.replace("tune: {}", "tune: {steps: -1, precision: x, adam_beta1: 2}"))
+    assert refusal(path).endswith("must be a whole number between 0 and 100000 (and 2 more)")
 
 
 def test_no_clips(path: Path) -> None:
@@ -353,8 +353,8 @@ def test_overrides(path: Path, overrides: dict[str, Any], read: Any) -> None:
         ({"a\nb": 1}, "override 'a\\nb': unknown key"),
         ({"clips.cat.prompts": "data/x.csv"}, "override clips.cat.prompts: no clip named 'cat'; there are: ball, car"),
         ({"clips.ball.prompt": "data/x.csv"}, "override clips.ball.prompt: unknown key; did you mean prompts?"),
-        ({"tune.steps": "many"}, "tune.steps: 'many' is not allowed: must be a whole number between 1 and 100000"),
-        ({"tune.steps": "["}, "tune.steps: '[' is not allowed: must be a whole number between 1 and 100000"),
+        ({"tune.steps": "many"}, "tune.steps: 'many' is not allowed: must be a whole number between 0 and 100000"),
+        ({"tune.steps": "["}, "tune.steps: '[' is not allowed: must be a whole number between 0 and 100000"),
         (
             {"tune.steps": 10, "edit.steps": 0},
             "edit.steps: 0 is not allowed: must be a whole number between 1 and 1000",

@@ -21,4 +21,6 @@ def export_network(network: Any, folder: Path) -> None:
     weights = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in network.state_dict().items()}
     name = "diffusion_pytorch_model" if diffusers else "model"
     save_tensors(folder / f"{name}.safetensors", weights, {"format": "pt"})
-    write_json(folder / "config.json", {key: value for key, value in config.items() if key not in LEFT_OUT})
+    kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
+    # Stored in half, computed in float32: transformers loads in the dtype named here, diffusers in float32 anyway.
+    write_json(folder / "config.json", kept if diffusers else {**kept, "dtype": "float32"})
