@@ -17,6 +17,7 @@ from prefect.states import Completed, Failed, State
 
 from flows.artifacts import ShownProgress, show_results
 from flows.versions import Versions
+from tasks.devices import is_out_of_memory
 from tasks.edit import Edit, EditBatch, one_line
 from tasks.params import load_params, write_overrides
 from tasks.progress import Progress
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
 
 
 def transient(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Whether trying again may help: after trouble with files or memory, not after a mistake in what was given."""
-    error = state.data
-    return isinstance(error, (OSError, MemoryError)) or (
-        isinstance(error, RuntimeError) and "out of memory" in str(error).lower()
-    )
+    """Whether trying again may help: after trouble with files or memory, not after a mistake in what was given.
+
+    The stages themselves go on with less at a time when memory does not suffice; a retry is for memory that another
+    process has given back by then.
+    """
+    return isinstance(state.data, OSError) or (isinstance(state.data, Exception) and is_out_of_memory(state.data))
 
 
 RETRIES = {"retries": 2, "retry_delay_seconds": [2, 10], "retry_condition_fn": transient, "cache_policy": NO_CACHE}

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.devices import halving
 from tasks.models import base_digest, load_pipeline
 from tasks.progress import Progress
 from tasks.prompts import PromptRow
@@ -25,6 +26,7 @@ from tav_model.files import atomic_folder, digest, load_tensors, read_json, writ
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
     from tav_model import TuneAVideoPipeline
 
@@ -142,7 +144,7 @@ class EditBatch:
         from tasks.media import write_mp4, write_preview
 
         if edit.identity not in self._frames:
-            self._sample(self._batch_of(edit), on_step)
+            self._render_batch(self._batch_of(edit), on_step)
         frames = self._frames.pop(edit.identity)
         fps = Fraction(load_tensors(self.inverted / "inverted.safetensors")[1]["fps"])
         with atomic_folder(self.store / edit.identity) as folder:
@@ -169,10 +171,22 @@ class EditBatch:
         rest = [other for other in self.todo() if other.batch_key == edit.batch_key and other != edit]
         return [edit, *rest[: self.batch_size - 1]]
 
-    def _sample(self, edits: list[Edit], on_step: Callable[[int], None] | None) -> None:
-        import torch
+    def _render_batch(self, edits: list[Edit], on_step: Callable[[int], None] | None) -> None:
+        """The frames of the edits, or of fewer where memory does not suffice; the rest is asked for later."""
+        from tav_model.latents import decode_latents, to_frames
 
-        from tav_model.latents import to_frames
+        latents, size = halving(lambda size: self._sample(edits[:size], on_step), len(edits), "prompts at a time")
+        if size < len(edits):
+            self.batch_size = size
+        vae = self.pipeline.vae
+        video, self.decode_chunk = halving(
+            lambda chunk: decode_latents(vae, latents, chunk), self.decode_chunk, "frames at a time"
+        )
+        self._frames |= {edit.identity: to_frames(one) for edit, one in zip(edits[:size], video, strict=True)}
+
+    def _sample(self, edits: list[Edit], on_step: Callable[[int], None] | None) -> torch.Tensor:
+        """The edits' latents, `b c f h w`."""
+        import torch
 
         latents = load_tensors(self.inverted / "inverted.safetensors")[0]["latents"]
         if self.params.start == "random":
@@ -184,17 +198,15 @@ class EditBatch:
                 on_step(len(edits))
             return {}
 
-        video = self.pipeline(
+        return self.pipeline(
             [edit.prompt for edit in edits],
             latents=latents,
             num_inference_steps=edits[0].steps,
             guidance_scale=edits[0].guidance_scale,
             negative_prompt=[edit.negative_prompt for edit in edits],
-            output_type="pt",
+            output_type="latent",
             callback_on_step_end=after_step,
-            decode_chunk_size=self.decode_chunk,
         ).frames
-        self._frames |= {edit.identity: to_frames(one) for edit, one in zip(edits, video, strict=True)}
 
     # The results folder
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tasks.devices import halving
 from tasks.models import base_digest, load_part
 from tasks.progress import Progress
 from tav_model.errors import TavError
@@ -34,7 +35,12 @@ def encode(
     if height % factor or width % factor:
         raise TavError(f"params.yaml: decode: {width}x{height} must be multiples of {factor} for this base model's VAE")
     with progress:
-        mean, deviation = encode_frames(vae, pixels, chunk, on_chunk=progress.update)
+
+        def encode_all(size: int) -> tuple[torch.Tensor, torch.Tensor]:
+            progress.update(-progress.done)  # A second attempt begins again.
+            return encode_frames(vae, pixels, size, on_chunk=progress.update)
+
+        (mean, deviation), _ = halving(encode_all, chunk, "frames at a time")
     text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
     embeddings = encode_prompts(tokenizer, text_encoder, [caption, ""]).cpu()
     common = {"stage": "encode", "base": base_digest(base), "frames": digest(frames / "frames.safetensors")}

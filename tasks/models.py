@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,27 +15,6 @@ if TYPE_CHECKING:
     from tav_model import TuneAVideoPipeline, UNet3DConditionModel
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-
-
-def choose_device(name: str) -> str:
-    """`auto` is the GPU where there is one.
-
-    Raises:
-        TavError: a device that this machine does not have.
-    """
-    # CUDA's matrix products give the same bits each time only with this workspace.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        first = str(error).partition("\n")[0]
-        raise TavError(f"params.yaml: runtime.device: {name!r} is not usable here ({first})") from None
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    return name
 
 
 @lru_cache(maxsize=4)

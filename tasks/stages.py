@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.devices import alone_on
 from tasks.edit import Edit, EditBatch
 from tasks.params import load_params
 from tasks.paths import Project, project_path, resolve_model
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from toyworld.scenes import Truth
 
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
+COMPUTING = STAGES[1:]  # on the device of params.yaml
 SHEET_ROWS = 24  # More than that is no picture to look at.
 
 
@@ -51,9 +53,11 @@ class ClipStages:
 
     @contextlib.contextmanager
     def session(self, stage: str) -> Iterator[None]:
-        """What a stage runs in: nobody else works on the clip, its log is kept, MLflow is told how it ends."""
-        with self._locked(stage), stage_log(self.project.log(self.clip, stage)), self.runs.reporting(stage):
-            yield
+        """What a stage runs in: nobody else works on the clip or the GPU, its log is kept, MLflow is told how it ends."""
+        with self._locked(stage), stage_log(self.project.log(self.clip, stage)):
+            device = alone_on(self.device) if stage in COMPUTING else contextlib.nullcontext()
+            with device, self.runs.reporting(stage):
+                yield
 
     @contextlib.contextmanager
     def _locked(self, stage: str) -> Iterator[None]:
@@ -211,7 +215,7 @@ class ClipStages:
 
     @cached_property
     def device(self) -> str:
-        from tasks.models import choose_device
+        from tasks.devices import choose_device
 
         return choose_device(self.params.runtime.device)
 

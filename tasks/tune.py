@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.devices import is_out_of_memory, release_memory
 from tasks.models import base_digest, load_part
 from tasks.progress import Progress
 from tav_model.files import atomic_folder, digest, load_tensors
 
 if TYPE_CHECKING:
     from tav_model.tuning import StepRecord
+
+logger = logging.getLogger(__name__)
 
 
 def tune(
@@ -34,7 +38,8 @@ def tune(
     """Write `tuned.safetensors`, `tuned.json` and `loss.csv` into `out`.
 
     A run that was stopped goes on from the newest checkpoint in `checkpoints` with the same inputs and settings, to the
-    same bits on the same device; the folder is emptied at the end.
+    same bits on the same device; the folder is emptied at the end. So does one that runs out of memory, with gradient
+    checkpointing from there on.
 
     Args:
         on_step: told each step's record, those of a resumed run's earlier steps first.
@@ -51,20 +56,21 @@ def tune(
     settings = params.model_dump()
     clip = digest(latents)
     identity = digest(clip, base_digest(base), repr(sorted(settings.items())), repr(attention), str(seed))
-    torch.manual_seed(seed)  # The first weights of the temporal attention.
-    unet = UNet3DConditionModel.from_pretrained_2d(
-        base, attention=tuple(attention.spatial), temporal=attention.temporal
-    ).to(device)
-    config = TuningConfig(**settings, seed=seed, gradient_checkpointing=gradient_checkpointing)
-    tuner = Tuner(unet, load_part(base, "scheduler"), config)
 
     def report(record: StepRecord) -> None:
         progress.update(loss=record.loss)
         if on_step is not None:
             on_step(record)
 
-    with progress:
-        history = run_tuning(
+    def attempt(checkpointing: bool) -> Tuner:
+        progress.update(-progress.done)  # The steps before an interruption are reported again.
+        torch.manual_seed(seed)  # The first weights of the temporal attention.
+        unet = UNet3DConditionModel.from_pretrained_2d(
+            base, attention=tuple(attention.spatial), temporal=attention.temporal
+        ).to(device)
+        config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing)
+        tuner = Tuner(unet, load_part(base, "scheduler"), config)
+        run_tuning(
             tuner,
             tensors["mean"],
             tensors["deviation"],
@@ -74,16 +80,29 @@ def tune(
             identity=identity,
             on_step=report,
         )
+        return tuner
+
+    with progress:
+        tuner = None
+        try:
+            tuner = attempt(gradient_checkpointing)
+        except Exception as error:
+            if gradient_checkpointing or not is_out_of_memory(error):
+                raise
+        if tuner is None:  # Out of the handler, which holds the network that was too large.
+            release_memory()
+            logger.warning("out of memory: going on with runtime.gradient_checkpointing: true")
+            tuner = attempt(True)
     with atomic_folder(out) as folder:
-        unet.save_tuned(
+        tuner.unet.save_tuned(
             folder,
-            config.trainable,
+            tuner.config.trainable,
             base_model=base_name,
             base_digest=base_digest(base),
             clip_digest=clip,
-            steps=config.steps,
+            steps=tuner.config.steps,
             seed=seed,
         )
         columns = ["step", "loss", "learning_rate", "gradient_norm", "timestep"]
-        pd.DataFrame(history, columns=StepRecord._fields)[columns].to_csv(folder / "loss.csv", index=False)
+        pd.DataFrame(tuner.history, columns=StepRecord._fields)[columns].to_csv(folder / "loss.csv", index=False)
     shutil.rmtree(checkpoints, ignore_errors=True)

@@ -18,23 +18,43 @@ from tav_model.errors import TavError
 from tav_model.files import save_tensors, write_json
 
 
-class Renderer:
-    """In the pipeline's place: colours each video by its prompt, and notes what it was asked for."""
+class Pictures:
+    """In the VAE's place: latents are pictures already, and only so many are decoded at a time."""
 
-    def __init__(self, broken: str | None = None) -> None:
+    dtype = torch.float32
+    config = SimpleNamespace(scaling_factor=1)
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def decode(self, latents: torch.Tensor) -> SimpleNamespace:
+        if len(latents) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return SimpleNamespace(sample=latents)
+
+
+class Renderer:
+    """In the pipeline's place: colours each video by its prompt, and notes what it was asked for.
+
+    `most` prompts have room in its memory, and `frames` in its VAE's.
+    """
+
+    def __init__(self, broken: str | None = None, most: int = 99, frames: int = 99) -> None:
         self.calls: list[list[str]] = []
         self.latents: list[torch.Tensor] = []
-        self.broken = broken
+        self.broken, self.most, self.vae = broken, most, Pictures(frames)
 
     def __call__(self, prompts, *, latents, num_inference_steps, callback_on_step_end, **settings):
         self.calls.append(list(prompts))
         self.latents.append(latents)
         if self.broken in prompts:
             raise RuntimeError(f"cannot draw {self.broken}")
+        if len(prompts) > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         for step in range(num_inference_steps):
             callback_on_step_end(self, step, None, {})
         colours = [sum(prompt.encode()) % 200 / 255 for prompt in prompts]
-        video = torch.stack([torch.full((3, 3, 16, 16), colour) for colour in colours])
+        video = torch.stack([torch.full((3, 3, 16, 16), 2 * colour - 1) for colour in colours])
         return SimpleNamespace(frames=video)
 
 
@@ -172,3 +192,19 @@ def test_random_starts_are_drawn_per_row(project: Path) -> None:
     alone = render(batch_of_rows(project, rows, size=1, start="random")).latents
     np.testing.assert_array_equal(together, torch.cat(alone))
     assert not torch.equal(alone[0], alone[1])
+
+
+def test_out_of_memory_renders_fewer_at_a_time(project: Path) -> None:
+    prompts = [f"cat {i}" for i in range(5)]
+    rendered = render(batch_of(project, *prompts, renderer=Renderer(most=1, frames=2), size=4))
+    assert rendered.calls == [prompts[:4], prompts[:2], prompts[:1], *([prompt] for prompt in prompts[1:])]
+    videos = {path.stem: path.read_bytes() for path in (project / "edits").glob("*.mp4")}
+    shutil.rmtree(project / "store")
+    shutil.rmtree(project / "edits")
+    assert render(batch_of(project, *prompts, size=4)).calls == [prompts[:4], prompts[4:]]
+    assert videos == {path.stem: path.read_bytes() for path in (project / "edits").glob("*.mp4")}
+
+
+def test_one_prompt_that_is_too_much_fails_with_the_reason(project: Path) -> None:
+    with pytest.raises(TavError, match=r"1 of 1 rows failed: a-cat \(.*out of memory"):
+        render(batch_of(project, "a cat", renderer=Renderer(most=0)))
