@@ -254,7 +254,7 @@ def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
     for variant in VARIANTS:
         mean = means(run_method(variant, out, overrides))
         shares = [f"{100 * mean[name]:.1f} %" for name in ("track_error", "attributes_edited", "attributes_kept")]
-        rows.append([variant, *shares, f"{mean['consistency']:+.3f}", f"{mean['psnr']:.1f}"])
+        rows.append([variant, *shares, f"{mean['consistency_to_truth']:+.3f}", f"{mean['psnr_to_truth']:.1f}"])
     _picture(out)
     return _markdown(rows)
 

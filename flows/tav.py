@@ -16,6 +16,7 @@ from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, Failed, State
 
 from flows.artifacts import ShownProgress, show_results
+from flows.fan_out import render_rows as render_rows_on_ray
 from flows.versions import Versions
 from tasks.devices import is_out_of_memory
 from tasks.edit import Edit, EditBatch, one_line
@@ -83,18 +84,28 @@ def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progr
 def edit_rows(clip: str, root: Path) -> None:
     """The stage `edit` with a task run for each row that is to do; rows that fail, fail alone."""
     stages = ClipStages(root, clip)
-    with stages.session("edit"):
+    on_ray = stages.params.runtime.ray is not None
+    with stages.session("edit", here=not on_ray):
         batch = stages.edit_batch()
         todo = batch.todo()
-        if todo:
-            batch.pipeline  # noqa: B018 (a model that cannot be loaded is no fault of a row)
-        failed = {}
         with stages.edit_progress(todo) as progress:
-            for edit in todo:
-                state = render_row(batch, edit, stages, progress, return_state=True)
-                if not state.is_completed():
-                    failed[edit.name] = state.message or state.name
+            if todo and on_ray:
+                failed = render_rows_on_ray(stages, batch, todo, progress, RETRIES)
+            else:
+                failed = _render_rows(stages, batch, todo, progress)
         batch.finish(failed)
+
+
+def _render_rows(stages: ClipStages, batch: EditBatch, todo: list[Edit], progress: Progress) -> dict[str, str]:
+    """Render them here, one after the other; returns the reasons of those that failed, by name."""
+    if todo:
+        batch.pipeline  # noqa: B018 (a model that cannot be loaded is no fault of a row)
+    failed = {}
+    for edit in todo:
+        state = render_row(batch, edit, stages, progress, return_state=True)
+        if not state.is_completed():
+            failed[edit.name] = state.message or state.name
+    return failed
 
 
 def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:

@@ -14,10 +14,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from tasks.tracking import redact
 from tav_model.errors import TavError
 from tav_model.files import atomic_file
 
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 # What a stage stands on: its command, the contents of its dependencies (a hash), its parameters.
 Inputs = dict[str, Any]
+
+# The options of a remote that say where it is; the others may be secrets.
+REACHING = ("url", "endpointurl", "region", "profile", "port", "user")
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +88,21 @@ class Versions:
             TavError: the inputs are other ones by now, or an output is missing; dvc.lock is as it was.
         """
         self._ask(stage, clip, lambda loaded: self._commit(loaded, before))
+
+    def publish(self, stage: str, clip: str, paths: Sequence[str]) -> dict[str, str] | None:
+        """Push outputs of the stage to the default DVC remote, where it lacks them.
+
+        Args:
+            paths: outputs, as dvc.yaml names them.
+
+        Returns:
+            What another machine needs to reach the remote, without any credentials: it has its own. None: the project
+            has no default remote.
+
+        Raises:
+            TavError: the remote cannot be reached, or an output is in no cache.
+        """
+        return self._ask(stage, clip, lambda loaded: _push(loaded, paths))
 
     def _restore(self, stage: PipelineStage) -> bool:
         from dvc.stage.cache import RunCacheNotFoundError
@@ -208,6 +227,16 @@ class Versions:
         except psutil.Error:
             command = "which has ended"
         return f"process {found[1]} ({command})"
+
+
+def _push(stage: PipelineStage, paths: Sequence[str]) -> dict[str, str] | None:
+    repo = stage.repo
+    name = repo.config["core"].get("remote")
+    if not name:
+        return None
+    repo.push(targets=[output.def_path for output in stage.outs if output.def_path in paths])
+    options = repo.config["remote"][name]
+    return {key: redact(str(options[key])) for key in REACHING if key in options}
 
 
 def _read_inputs(stage: PipelineStage) -> Inputs:

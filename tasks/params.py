@@ -61,6 +61,12 @@ class Runtime(_Section):
     checkpoint_every: int = Field(50, ge=1, le=100000, description="tuning steps from one checkpoint to the next")
     gradient_checkpointing: bool = Field(False, description="compute activations again instead of keeping them")
     edit_batch: int = Field(1, ge=1, le=64, description="prompts that are sampled together")
+    ray: str | None = Field(
+        None,
+        pattern=r"^(local|(ray://)?[\w.-]+:\d{1,5})$",
+        description="local, HOST:PORT or ray://HOST:PORT of a Ray cluster for the flow's rows, or null",
+    )
+    ray_gpus: float = Field(1.0, gt=0, le=64, description="share of a GPU that a row asks of Ray")
 
 
 class Attention(_Section):

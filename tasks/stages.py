@@ -52,10 +52,14 @@ class ClipStages:
             getattr(self, stage)()
 
     @contextlib.contextmanager
-    def session(self, stage: str) -> Iterator[None]:
-        """What a stage runs in: nobody else works on the clip or the GPU, its log is kept, MLflow is told how it ends."""
+    def session(self, stage: str, here: bool = True) -> Iterator[None]:
+        """What a stage runs in: nobody else works on the clip or the GPU, its log is kept, MLflow is told how it ends.
+
+        Args:
+            here: whether this process computes; otherwise the GPU is not held.
+        """
         with self._locked(stage), stage_log(self.project.log(self.clip, stage)):
-            device = alone_on(self.device) if stage in COMPUTING else contextlib.nullcontext()
+            device = alone_on(self.device) if here and stage in COMPUTING else contextlib.nullcontext()
             with device, self.runs.reporting(stage):
                 yield
 

@@ -1,6 +1,9 @@
 """For all tests: no network, two threads, and no deadline for hypothesis on a shared machine."""
 
 import os
+from pathlib import Path
+
+import pytest
 
 # Before anything imports torch or the hub's clients, and for the processes that tests start.
 for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
@@ -14,3 +17,15 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile("tav", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tav")
+
+
+@pytest.fixture
+def prefect(tmp_path: Path) -> dict[str, str]:
+    """The environment of a Prefect server and an MLflow UI of this test's own; `tests.servers` starts them."""
+    from tests.servers import free_port
+
+    return {
+        "PREFECT_HOME": str(tmp_path / "prefect"),
+        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
+        "TAV_MLFLOW_PORT": str(free_port()),
+    }

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import pytest
 
-from tests.projects import QUICK, change_params, environment, fresh_clone, run
+from tests.projects import QUICK, change_params, fresh_clone, run
+from tests.servers import artifacts, run_deployment, serving, task_runs
 
 EDITS = {
     "mickey": "mickey mouse is skiing on the snow",
@@ -107,72 +102,6 @@ def check_runs(project: Path, edits: dict[str, str]) -> None:
         assert any(file.endswith(".mp4") for file in one["files"])
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def prefect(tmp_path: Path) -> dict[str, str]:
-    """The environment of a Prefect server of this test's own."""
-    return {
-        "PREFECT_HOME": str(tmp_path / "prefect"),
-        "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
-        "TAV_MLFLOW_PORT": str(free_port()),
-    }
-
-
-@contextlib.contextmanager
-def serving(project: Path, prefect: dict[str, str]) -> Iterator[None]:
-    """Server, deployment, worker and MLflow UI, as the README starts them."""
-    log = project / "serve.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            ["python", "-m", "flows.serve"], cwd=project, env=environment(**prefect), stdout=output, stderr=output
-        )
-    try:
-        deadline = time.monotonic() + 180
-        while "ready:" not in log.read_text():
-            assert process.poll() is None and time.monotonic() < deadline, log.read_text()
-            time.sleep(0.5)
-        yield
-    finally:
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-
-
-def task_runs(prefect: dict[str, str], project: Path) -> list[str]:
-    """The names of all task runs that the server knows, in the order they started."""
-    script = """
-import asyncio, json
-from prefect import get_client
-async def main():
-    async with get_client() as client:
-        runs = await client.read_task_runs(limit=200)
-        print("TASKS", json.dumps([r.name for r in sorted(runs, key=lambda r: r.start_time)]))
-asyncio.run(main())
-"""
-    text = run(project, "python", "-c", script, **prefect).stdout
-    return json.loads(next(line for line in text.splitlines() if line.startswith("TASKS "))[6:])
-
-
-def artifacts(prefect: dict[str, str], project: Path) -> dict[str, tuple[str, object]]:
-    """Type and data of the latest artifact of each key."""
-    script = """
-import asyncio, json
-from prefect import get_client
-async def main():
-    async with get_client() as client:
-        found = await client.read_artifacts(limit=200)
-        found.sort(key=lambda a: a.updated)
-        print("ARTIFACTS", json.dumps({a.key: (a.type, a.data) for a in found}))
-asyncio.run(main())
-"""
-    text = run(project, "python", "-c", script, **prefect).stdout
-    return json.loads(next(line for line in text.splitlines() if line.startswith("ARTIFACTS "))[10:])
-
-
 def check_artifacts(prefect: dict[str, str], project: Path) -> None:
     """What Prefect's pages show beside the task runs."""
     shown = artifacts(prefect, project)
@@ -186,13 +115,6 @@ def check_artifacts(prefect: dict[str, str], project: Path) -> None:
     assert kind == "image"
     with urllib.request.urlopen(address, timeout=30) as answer:
         assert answer.read() == (project / "results" / CLIP / "contact-sheet.png").read_bytes()
-
-
-def run_deployment(project: Path, prefect: dict[str, str], *parameters: str) -> None:
-    given = [word for parameter in parameters for word in ("--param", parameter)]
-    done = run(project, "prefect", "deployment", "run", "tav/edit-batch", "--watch", *given, check=False, **prefect)
-    log = (project / "logs" / "prefect-worker.log").read_text()
-    assert done.returncode == 0, f"{done.stdout}\n{log}"
 
 
 @pytest.mark.timeout(900)

@@ -1,0 +1,114 @@
+"""The rows of a batch on a Ray cluster, a Prefect task run each (`runtime.ray` in params.yaml; the extra `tav[ray]`)."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+from prefect import task
+from prefect.states import Failed, State
+
+from flows.artifacts import ShownProgress
+from flows.versions import Versions
+from tasks import remote
+from tasks.edit import Edit, EditBatch, one_line
+from tasks.progress import Progress
+from tasks.remote import RowJob
+from tasks.stages import ClipStages
+from tav_model.errors import TavError
+
+RAY_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+
+
+def render_rows(
+    stages: ClipStages, batch: EditBatch, todo: list[Edit], progress: Progress, settings: dict[str, Any]
+) -> dict[str, str]:
+    """Render `todo` on the cluster, and put what comes back into the store of `batch`.
+
+    The inputs go to the DVC remote first, if there is one, and each worker pulls what it lacks.
+
+    Args:
+        settings: of each row's task: its retries.
+
+    Returns:
+        The rows that failed, by name, with the reason.
+
+    Raises:
+        TavError: prefect-ray is not installed, or the cluster or the remote cannot be reached.
+    """
+    if importlib.util.find_spec("prefect_ray") is None:
+        raise TavError("params.yaml: runtime.ray: prefect-ray is not installed: pip install 'tav[ray]'")
+    from prefect_ray import RayTaskRunner
+    from prefect_ray.context import remote_options
+
+    address, share = stages.params.runtime.ray, stages.params.runtime.ray_gpus
+    jobs = _jobs(stages, todo, share)
+    resources = {"num_cpus": jobs[0].threads}
+    if batch.device.startswith("cuda"):
+        resources = {"num_cpus": 1, "num_gpus": share}
+
+    failed = {}
+    try:
+        with RayTaskRunner(address=None if address == "local" else address) as runner, remote_options(**resources):
+            _check_room(resources)
+            futures = []
+            for edit, job in zip(todo, jobs, strict=True):
+                row = _row.with_options(task_run_name=f"edit: {_literal(edit.prompt)}", **settings)
+                futures.append(runner.submit(row, {"job": job, "name": edit.name}))
+            for edit, future in zip(todo, futures, strict=True):
+                try:
+                    remote.adopt(batch, edit, future.result())
+                except Exception as error:
+                    failed[edit.name] = one_line(getattr(error, "cause", None) or error)  # Ray wraps a worker's error.
+                    continue
+                progress.update(edit.steps)
+                stages.runs.edit(edit)
+    except ConnectionError as error:
+        raise TavError(f"params.yaml: runtime.ray: no Ray cluster answers at {address} ({one_line(error)})") from None
+    return failed
+
+
+@task(name="edit row")
+def _row(job: RowJob, name: str) -> State | dict[str, bytes]:
+    shown, done = ShownProgress(f"{job.clip} {name}"), 0
+
+    def on_step(steps: int) -> None:
+        nonlocal done
+        done += steps
+        shown(done, job.steps, {})
+
+    try:
+        return remote.render(job, on_step)
+    except TavError as error:
+        return Failed(message=str(error))
+
+
+def _jobs(stages: ClipStages, todo: list[Edit], share: float) -> list[RowJob]:
+    versions = Versions(stages.root)
+    paths = remote.inputs_of(stages.project, stages.clip)
+    reached = [versions.publish(stage, stages.clip, paths) for stage in ("tune", "invert")][-1]
+    return [remote.describe(stages, edit, reached, share) for edit in todo]
+
+
+def _check_room(resources: dict[str, float]) -> None:
+    """Ray would wait for ever for a machine that the cluster does not have.
+
+    Raises:
+        TavError: no machine of the cluster has as much.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(all(node.get(RAY_NAMES[name], 0) >= amount for name, amount in resources.items()) for node in nodes):
+        return
+    wanted = ", ".join(f"{RAY_NAMES[name]} {amount:g}" for name, amount in resources.items())
+    most = ", ".join(f"{name} {max(node.get(name, 0) for node in nodes):g}" for name in RAY_NAMES.values())
+    raise TavError(
+        f"runtime.ray: a row asks for {wanted}, but no machine of the cluster has that (the most: {most}); "
+        "OMP_NUM_THREADS sets the threads of a row on a CPU, runtime.ray_gpus its share of a GPU"
+    )
+
+
+def _literal(text: str) -> str:
+    """Prefect takes a name for a template."""
+    return text.replace("{", "{{").replace("}", "}}")
