@@ -154,6 +154,7 @@ class Tracking(_Section):
 
     uri: str | None = Field("sqlite:///mlflow.db", description="MLflow's tracking URI; null: nowhere")
     experiment: str = Field("tav", min_length=1, max_length=200, description="MLflow's experiment")
+    log_model: bool = Field(True, description="log each tuning as a model that mlflow.pyfunc loads")
 
 
 # Only what is given counts: None here is no value that a file may have, except for `end`.

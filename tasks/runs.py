@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ import yaml
 
 from tasks.paths import Project
 from tasks.score import read_scores
+from tasks.system_metrics import system_metrics
 from tasks.tracking import Run, Tracker, flatten
-from tav_model.files import read_json, write_json
+from tav_model.files import digest, read_json, write_json
 
 if TYPE_CHECKING:
     from tasks.edit import Edit
@@ -61,6 +63,8 @@ class ClipRuns:
         self.root, self.clip, self.params = root, clip, params
         self.project = Project(root)
         self.tracker = Tracker(params.tracking.uri, params.tracking.experiment, root)
+        self._while_working = contextlib.ExitStack()
+        self._watched = False
 
     @cached_property
     def pipeline(self) -> Run:
@@ -84,7 +88,7 @@ class ClipRuns:
         """Note how long the stage takes and how it ends; short stages that have no run of their own wait for the score."""
         start = time.monotonic()
         try:
-            with self.tracker:
+            with self.tracker, contextlib.ExitStack() as self._while_working:
                 yield
         except BaseException as error:
             if "pipeline" in vars(self):  # A mistake found before there was anything to log needs no run.
@@ -112,7 +116,8 @@ class ClipRuns:
             last = now
 
         try:
-            yield on_step
+            with system_metrics(run):
+                yield on_step
         except BaseException as error:
             run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             raise
@@ -131,6 +136,9 @@ class ClipRuns:
         run.log_params(_edit_params(vars(edit)))
         run.set_tags(self._dvc_hashes("decode", "encode", "tune", "invert"))
         run.finish()
+        if not self._watched:  # Not before: a batch whose first row cannot be rendered may be a mistake, with no run.
+            self._watched = True
+            self._while_working.enter_context(system_metrics(self.pipeline))
 
     def scores(self) -> None:
         """The scores of each edit, their means, and the contact sheet.
@@ -151,6 +159,28 @@ class ClipRuns:
         self.pipeline.set_tags(self._dvc_hashes("decode", "encode", "tune", "invert", "edit"))
         self.pipeline.log_artifact(self.project.scores(self.clip) / "scores.csv")
         self.pipeline.log_artifact(self.project.contact_sheet(self.clip))
+        if self.params.tracking.log_model:
+            self._log_model()
+
+    def _log_model(self) -> None:
+        """The tuned model with all that a prompt needs, once for each tuning and inversion."""
+        if not self.pipeline.tracked:
+            return
+        tuned, inverted = self.project.tuned(self.clip), self.project.inverted(self.clip)
+        sections = self.params.model_dump_json(include={"base_model", "seed", "attention", "edit"})
+        identity = digest(tuned / "tuned.json", inverted, sections)
+        if self.pipeline.tag("tav.model") == identity:
+            return
+        from tasks import mlflow_model
+
+        folder = self.project.work / "mlflow" / self.clip / "model"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            mlflow_model.save(folder, self.params, tuned, inverted)
+            self.pipeline.log_artifact(folder)
+            self.pipeline.set_tags({"tav.model": identity})
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _edit_run(self, identity: str, name: str) -> Run:
         return self.pipeline.child("edit", identity, f"edit {name}")

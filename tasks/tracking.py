@@ -108,6 +108,7 @@ class _Stored:
     """A run in the store, and what of it is there already."""
 
     run_id: str
+    tags: dict[str, str]
     params: dict[str, str]
     values: dict[str, float]
     """The latest value of each metric."""
@@ -283,6 +284,7 @@ class Tracker:
                 raise _Rejected(self._reason(error)) from None
             raise
         stored.params |= params
+        stored.tags |= tags
         if "artifact" in entry:
             path, folder = entry["artifact"]
             try:
@@ -308,7 +310,7 @@ class Tracker:
             run = found[0] if found else None
             if run is None:
                 run = self._client.create_run(self._experiment_id, created, tags, identity["name"])
-        self._stored[key] = _Stored(run.info.run_id, dict(run.data.params), dict(run.data.metrics))
+        self._stored[key] = _Stored(run.info.run_id, dict(run.data.tags), dict(run.data.params), dict(run.data.metrics))
         return self._stored[key]
 
     def _new_metrics(self, stored: _Stored, metrics: list[list[Any]]) -> Iterator[tuple[str, float, int, int]]:
@@ -336,7 +338,7 @@ class Tracker:
                 path, folder = entry["artifact"]
                 copy = self._missed.with_suffix("") / uuid.uuid4().hex / Path(path).name
                 copy.parent.mkdir(parents=True)
-                shutil.copyfile(path, copy)
+                (shutil.copytree if Path(path).is_dir() else shutil.copyfile)(path, copy)
                 entry = entry | {"artifact": [copy.relative_to(self._root).as_posix(), folder]}
             with self._lock("tracking-missed"), self._missed.open("a", encoding="utf-8") as file:
                 # Should a killed process have left half a line, this one still stands alone.
@@ -419,6 +421,17 @@ class Run:
         identity = {"key": key, "kind": kind, "clip": self.identity["clip"], "name": name, "parent": self.identity}
         return self._tracker._open(identity, {})
 
+    @property
+    def tracked(self) -> bool:
+        """Whether anything is logged at all."""
+        return self._tracker._uri is not None
+
+    def tag(self, name: str) -> str | None:
+        """A tag's value in the store; None where it has none, or does not answer now."""
+        with self._tracker._mutex:
+            stored = self._tracker._stored.get(self.identity["key"])
+            return stored.tags.get(name) if stored else None
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log flat parameters. One that has another value already keeps it; the new value becomes a tag."""
         self._tracker._send(self, params=_texts(params))
@@ -438,7 +451,7 @@ class Run:
                 self.flush()
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Copy a file into the run's artifacts, below `folder`, in place of one with the same name."""
+        """Copy a file or a folder into the run's artifacts, below `folder`, in place of one with the same name."""
         self._tracker._send(self, artifact=[str(path.absolute()), folder])
 
     def flush(self) -> None:
