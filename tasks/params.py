@@ -223,6 +223,15 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> Param
     return _check(path.name, content)
 
 
+def parse_params(name: str, text: str) -> Params:
+    """The parameters in the text of a params.yaml that messages call `name`.
+
+    Raises:
+        TavError: as `load_params`.
+    """
+    return _check(name, _parse(name, text))
+
+
 def write_overrides(path: Path, overrides: Mapping[str, Any]) -> Params:
     """Change values in params.yaml by dotted key, keeping comments and order; returns the new parameters.
 

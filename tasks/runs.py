@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,10 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tasks.params import parse_params
 from tasks.paths import Project
 from tasks.score import read_scores
 from tasks.system_metrics import system_metrics
 from tasks.tracking import Run, Tracker, flatten
+from tav_model.errors import TavError
 from tav_model.files import digest, read_json, write_json
 
 if TYPE_CHECKING:
@@ -69,19 +72,29 @@ class ClipRuns:
     @cached_property
     def pipeline(self) -> Run:
         """The parent run: every parameter, and later the mean scores and the contact sheet."""
-        return self.tracker.pipeline(self.clip, self._settings())
+        return self.tracker.pipeline(self.clip, self._settings(self.params), self._changes())
 
     def find(self) -> tuple[str, str] | None:
         """The ids of the experiment and of the parent run in the store, if both are there."""
-        return self.tracker.find(self.clip, self._settings())
+        return self.tracker.find(self.clip, self._settings(self.params))
 
-    def _settings(self) -> dict[str, str | int | float]:
+    def _settings(self, params: Params) -> dict[str, str | int | float]:
         """All that decides the results, flat."""
-        sections = self.params.model_dump(mode="json")
+        sections = params.model_dump(mode="json")
         settings = {name: sections[name] for name in RESULT_SECTIONS}
-        settings["decode"] = self.params.decode_for(self.clip).model_dump(mode="json")
-        settings["caption"] = self.params.clip(self.clip).caption
+        settings["decode"] = params.decode_for(self.clip).model_dump(mode="json")
+        settings["caption"] = params.clip(self.clip).caption
         return flatten(settings)
+
+    def _changes(self) -> dict[str, str | int | float]:
+        """The settings that are not those of the last commit: what a sweep changes, and its runs are told apart by."""
+        command = ["git", "show", "HEAD:./params.yaml"]
+        try:
+            text = subprocess.run(command, cwd=self.root, capture_output=True, timeout=10, check=True).stdout.decode()
+            committed = self._settings(parse_params("params.yaml", text))
+        except (OSError, subprocess.SubprocessError, UnicodeDecodeError, TavError):
+            return {}  # No repository, or one with other parameters than this version knows.
+        return {name: value for name, value in self._settings(self.params).items() if committed.get(name) != value}
 
     @contextlib.contextmanager
     def reporting(self, stage: str) -> Iterator[None]:

@@ -43,6 +43,9 @@ SERVERS = ("http", "https", "postgresql", "mysql", "mssql")
 # What MLflow takes in one call (1000 of everything together), and of one text.
 PARAMS, TAGS, METRICS = 100, 100, 800
 LENGTH = 6000
+# Of a run's name: what it always says, and how much of what else is other than usual.
+NAMED = ("attention.spatial", "attention.temporal", "tune.steps")
+MOST_PARTS, LONGEST_PART = 3, 30
 # Read by MLflow, and a user's own settings stand. No telemetry, since the project is offline by default; a server that
 # is away costs one short wait, and the entry is sent later.
 ENVIRONMENT = {
@@ -155,12 +158,19 @@ class Tracker:
         for run in self._opened:
             run.flush()
 
-    def pipeline(self, clip: str, params: Mapping[str, Any]) -> Run:
+    def pipeline(self, clip: str, params: Mapping[str, Any], changes: Mapping[str, Any] | None = None) -> Run:
         """The parent run of `clip` under `params` (flat, dotted keys; all that decides a result, and nothing else).
 
-        The same clip and parameters give the same run in every process, named like `ball · first,former · 300 steps`.
+        The same clip and parameters give the same run in every process, named like `ball · first,former · 300 steps`,
+        and by the first few of `changes`: `ball · first,former · 300 steps · guidance_scale 5.0`.
         """
-        return self._open(*self._pipeline(clip, params))
+        identity, shown = self._pipeline(clip, params)
+        others = [
+            f"{name.rpartition('.')[2]} {value}" for name, value in _texts(changes or {}).items() if name not in NAMED
+        ]
+        parts = [identity["name"], *(part[:LONGEST_PART] for part in others[:MOST_PARTS]), "…"]
+        identity["name"] = " · ".join(parts if len(others) > MOST_PARTS else parts[:-1])
+        return self._open(identity, shown)
 
     def find(self, clip: str, params: Mapping[str, Any]) -> tuple[str, str] | None:
         """The ids of the experiment and of that run, without touching it; None if it or the store is not there."""

@@ -1,0 +1,64 @@
+"""Sweeps by `dvc exp run`: one after the other, and a queue; each is an MLflow run that a glance tells apart."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tests.projects import QUICK, change_params, fresh_clone, run
+
+
+def parents(project: Path) -> dict[str, str]:
+    """Name and status of the MLflow runs of pipelines."""
+    with sqlite3.connect(project / "mlflow.db") as store:
+        return dict(
+            store.execute(
+                "select name, status from runs join tags on tags.run_uuid = runs.run_uuid "
+                "where tags.key = 'tav.kind' and tags.value = 'pipeline'"
+            )
+        )
+
+
+@pytest.mark.timeout(500)
+def test_a_sweep_and_a_queue(tmp_path: Path) -> None:
+    project = fresh_clone(tmp_path / "project")
+    clips = {"ball": {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", "decode": {}}}
+    change_params(project, QUICK, clips)
+    (project / "data/ball.csv").write_text("name,prompt\nblue,a blue ball is bouncing\n")
+    run(project, "git", "commit", "-qam", "one clip")
+
+    run(project, "dvc", "exp", "run", "-n", "one-frame", "-S", "attention.spatial=[first]")
+    assert parents(project) == {"ball · first · 4 steps": "FINISHED"}
+    run(
+        project,
+        "dvc",
+        "exp",
+        "run",
+        "--queue",
+        "-n",
+        "weak",
+        "-S",
+        "edit.guidance_scale=2",
+        "-S",
+        "attention.spatial=[self]",
+    )
+    run(project, "dvc", "exp", "run", "--queue", "-n", "strong", "-S", "edit.guidance_scale=9,11")
+    run(project, "dvc", "exp", "run", "--run-all")
+    assert parents(project) == dict.fromkeys(
+        [
+            "ball · first · 4 steps",
+            "ball · self · 4 steps · guidance_scale 2.0",
+            "ball · first · 4 steps · guidance_scale 9.0",
+            "ball · first · 4 steps · guidance_scale 11.0",
+        ],
+        "FINISHED",
+    )
+    shown = json.loads(run(project, "dvc", "exp", "show", "--json").stdout)
+    names = {one["name"] for row in shown if row["rev"] != "workspace" for one in row["experiments"] or []}
+    assert {"one-frame", "weak"} <= names and len(names) == 4
+    listed = json.loads(run(project, "tav", "compare", "--json").stdout)
+    assert {row["run"] for row in listed} == set(parents(project))
+    assert len({row["run"] for row in listed}) == 4
