@@ -182,7 +182,9 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
         ``{CLIP: {EDIT: {"track_error": ..., ...}}}``
     """
     from tasks.models import base_digest
+    from tasks.params import load_params
     from tasks.paths import Project
+    from tasks.runs import RESULT_SECTIONS
     from tasks.score import read_scores
     from tasks.stages import STAGES, ClipStages
     from toyworld import WEIGHTS
@@ -190,10 +192,11 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
 
     root = out / variant.replace(" ", "-")
     _write_project(root, VARIANTS[variant] | overrides)
+    decisive = load_params(root / "params.yaml").model_dump_json(include={*RESULT_SECTIONS, "decode", "clips"})
     scores = {}
     for clip in CLIPS:
         done = root / "done" / f"{clip}.json"
-        made_of = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", root / "params.yaml", root / "data")
+        made_of = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", decisive, root / "data")
         if not done.exists() or read_json(done) != made_of:
             print(f"  {variant}: {clip}", file=sys.stderr, flush=True)
             for stage in STAGES:

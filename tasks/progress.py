@@ -122,7 +122,7 @@ class Progress:
             parts = [f"done, {self._count()} in {_clock(seconds)}"]
             parts += [_rate(self.done - self.initial, seconds, self.unit), self._shown_values()]
         else:
-            parts = ["stopped" if isinstance(error, KeyboardInterrupt) else "failed"]
+            parts = ["failed" if isinstance(error, Exception) else "stopped"]
             parts[0] += f" at {self._count()} after {_clock(seconds)}"
             parts.append(": ".join(filter(None, [type(error).__name__, str(error).strip().partition("\n")[0]])))
         self._say(f"{self.title}: {', '.join(part for part in parts if part)}", now)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
@@ -105,7 +105,7 @@ class ClipRuns:
                 yield
         except BaseException as error:
             if "pipeline" in vars(self):  # A mistake found before there was anything to log needs no run.
-                self.pipeline.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+                self.pipeline.finish(_ended(error))
             raise
         timings = self._timings() | {stage: round(time.monotonic() - start, 3)}
         write_json(self._timings_path, timings)
@@ -132,7 +132,7 @@ class ClipRuns:
             with system_metrics(run):
                 yield on_step
         except BaseException as error:
-            run.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            run.finish(_ended(error))
             raise
         folder = self.project.tuned(self.clip)
         info = read_json(folder / "tuned.json")
@@ -219,6 +219,11 @@ class ClipRuns:
 
     def _timings(self) -> dict[str, float]:
         return read_json(self._timings_path) if self._timings_path.exists() else {}
+
+
+def _ended(error: BaseException) -> Literal["FAILED", "KILLED"]:
+    """A run ends by a failure, or from outside: by Ctrl-C, or Prefect's signal that it is cancelled."""
+    return "FAILED" if isinstance(error, Exception) else "KILLED"
 
 
 def _edit_params(settings: dict[str, Any]) -> dict[str, Any]:

@@ -75,3 +75,17 @@ def run_deployment(project: Path, prefect: dict[str, str], *parameters: str) -> 
     done = run(project, "prefect", "deployment", "run", "tav/edit-batch", "--watch", *given, check=False, **prefect)
     log = (project / "logs" / "prefect-worker.log").read_text()
     assert done.returncode == 0, f"{done.stdout}\n{log}"
+
+
+def flow_states(prefect: dict[str, str], project: Path) -> list[str]:
+    """The states of all flow runs."""
+    script = """
+import asyncio, json
+from prefect import get_client
+async def main():
+    async with get_client() as client:
+        print("STATES", json.dumps([r.state.type.value for r in await client.read_flow_runs()]))
+asyncio.run(main())
+"""
+    text = run(project, "python", "-c", script, **prefect).stdout
+    return json.loads(next(line for line in text.splitlines() if line.startswith("STATES "))[7:])
