@@ -68,10 +68,10 @@ def _tick(reached: bool) -> str:
 
 def table(measures: list[Measure]) -> str:
     """The measures as a Markdown table."""
-    return _markdown([["part", "measured", "value", "wanted", "reached"], *(measure.cells() for measure in measures)])
+    return markdown([["part", "measured", "value", "wanted", "reached"], *(measure.cells() for measure in measures)])
 
 
-def _markdown(rows: list[list[str]]) -> str:
+def markdown(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
@@ -191,7 +191,7 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
     from toyworld.clips import CLIPS
 
     root = out / variant.replace(" ", "-")
-    _write_project(root, VARIANTS[variant] | overrides)
+    _write_project(root, overrides | VARIANTS[variant])
     decisive = load_params(root / "params.yaml").model_dump_json(include={*RESULT_SECTIONS, "decode", "clips"})
     scores = {}
     for clip in CLIPS:
@@ -259,7 +259,7 @@ def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
         shares = [f"{100 * mean[name]:.1f} %" for name in ("track_error", "attributes_edited", "attributes_kept")]
         rows.append([variant, *shares, f"{mean['consistency_to_truth']:+.3f}", f"{mean['psnr_to_truth']:.1f}"])
     _picture(out)
-    return _markdown(rows)
+    return markdown(rows)
 
 
 def _picture(out: Path) -> None:

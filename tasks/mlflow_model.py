@@ -4,22 +4,18 @@ MLflow runs this file where the model is loaded (its "models from code": nothing
 the inverted latents as the model's files and the parameters as its configuration.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.pyfunc import PythonModel
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from tasks.params import Params
+from tasks.params import Params
 
 COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed")
 
@@ -70,8 +66,6 @@ class TunedClip(PythonModel):
         Raises:
             TavError: a base model that is not here or another than the tuned one.
         """
-        import pandas as pd
-
         from tasks.devices import choose_device
         from tasks.edit import EditBatch
         from tasks.params import Attention

@@ -35,7 +35,7 @@ class _Lines:
     done: int
 
     def write(self, text: str, now: float, done: int) -> None:
-        stamp = datetime.now().astimezone().strftime(STAMP) + " " if self.stamped else ""
+        stamp = datetime.now().astimezone().isoformat(timespec="milliseconds") + " " if self.stamped else ""
         self.stream.write(f"{stamp}{text}\n")
         self.stream.flush()
         self.at, self.done = now, done

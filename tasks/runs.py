@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -184,12 +185,13 @@ class ClipRuns:
         identity = digest(tuned / "tuned.json", inverted, sections)
         if self.pipeline.tag("tav.model") == identity:
             return
-        from tasks import mlflow_model
-
         folder = self.project.work / "mlflow" / self.clip / "model"
         shutil.rmtree(folder, ignore_errors=True)
         try:
-            mlflow_model.save(folder, self.params, tuned, inverted)
+            with warnings.catch_warnings(action="ignore"):  # MLflow's advice to those who write models.
+                from tasks import mlflow_model
+
+                mlflow_model.save(folder, self.params, tuned, inverted)
             self.pipeline.log_artifact(folder)
             self.pipeline.set_tags({"tav.model": identity})
         finally:

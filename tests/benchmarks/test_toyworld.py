@@ -64,7 +64,7 @@ def test_exit_code_says_whether_everything_was_reached(
 
 @pytest.mark.usefixtures("one_clip")
 def test_the_method_is_judged_by_its_own_stages_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    verdicts = run_method("without tuning", tmp_path, TINY | {"tune.steps": 0})
+    verdicts = run_method("without tuning", tmp_path, TINY)
     assert set(verdicts["ball"]) == {"blue-ball", "yellow-star-at-night"}
     mean = means(verdicts)
     assert {"frame_consistency", "textual_alignment", "consistency_to_truth"} <= set(mean)
@@ -73,4 +73,22 @@ def test_the_method_is_judged_by_its_own_stages_and_not_run_twice(tmp_path: Path
     from tasks.stages import ClipStages
 
     monkeypatch.setattr(ClipStages, "run", lambda self, stage: pytest.fail(f"{stage} ran again"))
-    assert run_method("without tuning", tmp_path, TINY | {"tune.steps": 0}) == verdicts
+    assert run_method("without tuning", tmp_path, TINY) == verdicts
+
+    monkeypatch.setattr(benchmark, "VARIANTS", {"without tuning": {"tune.steps": 0}})
+    monkeypatch.setattr(benchmark, "_picture", lambda out: None)
+    head, _, row = benchmark.measure_ablations(tmp_path, TINY).splitlines()
+    assert head.count("|") == row.count("|") == 7 and "without tuning" in row and row.count("%") == 3
+
+
+@pytest.mark.usefixtures("one_clip")
+def test_a_picture_of_all_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from PIL import Image
+
+    variants = {"full method": {}, "without inversion": {"edit.start": "random"}}
+    monkeypatch.setattr(benchmark, "VARIANTS", variants)
+    assert (
+        main(["ablations", "--out", str(tmp_path), "--set", *(f"{key}={json.dumps(TINY[key])}" for key in TINY)]) == 0
+    )
+    with Image.open(tmp_path / "ablations.png") as picture:
+        assert picture.width > 3 * 128 and picture.height > 4 * 128
