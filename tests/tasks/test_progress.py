@@ -34,7 +34,7 @@ def stderr(monkeypatch, capsys):
 
 
 def without_times(text):
-    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d{4} "
+    stamp = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d "
     lines = text.splitlines()
     assert all(re.match(stamp, line) for line in lines)
     return [re.sub(stamp, "", line, count=1) for line in lines]
