@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -78,8 +79,9 @@ def score(
         progress.total = 1 + len(paths)
 
     # The edits went through the video codec, which smooths; their reference is the source that went there too.
-    source = judge.measure(frames / "source.mp4", caption, progress)
-    scores = {path.stem: judge.measure(path, prompts[path]["prompt"], progress, source) for path in paths}
+    with progress or contextlib.nullcontext():
+        source = judge.measure(frames / "source.mp4", caption, progress)
+        scores = {path.stem: judge.measure(path, prompts[path]["prompt"], progress, source) for path in paths}
 
     table = pd.DataFrame.from_dict(scores, orient="index")
     metrics = {

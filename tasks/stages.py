@@ -175,19 +175,18 @@ class ClipStages:
         from tasks.score import score
 
         truth, indexes = self._truth()
-        with self._progress("score", None, "video") as progress:
-            score(
-                self.project.frames(self.clip),
-                self.project.edits(self.clip),
-                self.project.scores(self.clip),
-                caption=self.settings.caption,
-                params=self.params.score,
-                resolve_model=lambda name: resolve_model(self.root, name),
-                device=self.device,
-                truth=truth,
-                indexes=indexes,
-                progress=progress,
-            )
+        score(
+            self.project.frames(self.clip),
+            self.project.edits(self.clip),
+            self.project.scores(self.clip),
+            caption=self.settings.caption,
+            params=self.params.score,
+            resolve_model=lambda name: resolve_model(self.root, name),
+            device=self.device,
+            truth=truth,
+            indexes=indexes,
+            progress=self._progress("score", None, "video"),
+        )
         self._contact_sheet()
         self.runs.scores()
 
