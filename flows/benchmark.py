@@ -84,11 +84,11 @@ def benchmark(root: Path, folder: Path, out: Path, changes: Sequence[str], only:
         failed: dict[str, str] = {}
         with _Report(out / "benchmark.log", chosen, [entry for entry in chosen if entry.name in done]) as report:
             try:
-                for entry in chosen:
+                for entry, outcome in _outcomes(project, chosen, done, params, report):
                     try:
-                        if entry.name not in done:
-                            report.begins(entry)
-                            done[entry.name] = run_clip(project, entry.clip_name, report.stage)
+                        if isinstance(outcome, Exception):
+                            raise outcome
+                        done[entry.name] = outcome
                         _write_submission(project, entry, out / SUBMISSION)
                     except Exception as error:
                         done.pop(entry.name, None)
@@ -112,13 +112,37 @@ def benchmark(root: Path, folder: Path, out: Path, changes: Sequence[str], only:
     return 1 if failed else 0
 
 
-def run_clip(project: Path, clip: str, on_stage: OnStage | None = None) -> Scores:
+def _outcomes(
+    project: Path, chosen: Sequence[Entry], done: Mapping[str, Scores], params: Params, report: _Report
+) -> Iterator[tuple[Entry, Scores | Exception]]:
+    """The clips with their scores, or what went wrong: those done before, then one after the other, or as Ray has them."""
+    todo = {entry.clip_name: entry for entry in chosen if entry.name not in done}
+    yield from [(entry, done[entry.name]) for entry in chosen if entry.name in done]
+    if params.runtime.ray is None:
+        for clip, entry in todo.items():
+            report.begins(entry)
+            try:
+                outcome: Scores | Exception = run_clip(project, clip, on_stage=report.stage)
+            except Exception as error:
+                outcome = error
+            yield entry, outcome
+    elif todo:
+        from flows.fan_out import run_clips
+        from tasks.devices import choose_device
+
+        device = choose_device(params.runtime.device)
+        for clip, outcome in run_clips(run_clip, project, list(todo), params.runtime, device):
+            yield todo[clip], outcome
+
+
+def run_clip(project: Path, clip: str, alone: bool = True, on_stage: OnStage | None = None) -> Scores:
     """Run the stages of one clip of a work project that are not done for its inputs and parameters.
 
-    It needs nothing but the project's folder and the clip's name, and clips do not touch each other's files: so this is
-    what further workers would be given.
+    It needs nothing but the project's folder and the clip's name, and clips do not touch each other's files, so several
+    workers may do it at once.
 
     Args:
+        alone: whether it holds the GPU for itself.
         on_stage: told how far a stage is.
 
     Raises:
@@ -128,7 +152,7 @@ def run_clip(project: Path, clip: str, on_stage: OnStage | None = None) -> Score
     for stage in STAGES:
         if _is_stage_done(project, clip, stage, wanted[stage]):
             continue
-        ClipStages(project, clip, on_stage and _telling(on_stage, stage)).run(stage)
+        ClipStages(project, clip, on_stage and _telling(on_stage, stage), alone).run(stage)
         write_json(_record_path(project, clip), _record(project, clip) | {stage: wanted[stage]})
     return _scores(project, clip)
 

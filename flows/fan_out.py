@@ -1,9 +1,15 @@
-"""The rows of a batch on a Ray cluster, a Prefect task run each (`runtime.ray` in params.yaml; the extra `tav[ray]`)."""
+"""Work on a Ray cluster (`runtime.ray` in params.yaml; the extra `tav[ray]`).
+
+The rows of a batch, a Prefect task run each, whose inputs go by the DVC remote; and the clips of a benchmark.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-from typing import Any
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 from prefect import task
 from prefect.states import Failed, State
@@ -12,11 +18,13 @@ from flows.artifacts import ShownProgress
 from flows.versions import Versions
 from tasks import remote
 from tasks.edit import Edit, EditBatch, one_line
+from tasks.params import Runtime
 from tasks.progress import Progress
 from tasks.remote import RowJob
 from tasks.stages import ClipStages
 from tav_model.errors import TavError
 
+Result = TypeVar("Result")
 RAY_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
@@ -36,16 +44,13 @@ def render_rows(
     Raises:
         TavError: prefect-ray is not installed, or the cluster or the remote cannot be reached.
     """
-    if importlib.util.find_spec("prefect_ray") is None:
-        raise TavError("params.yaml: runtime.ray: prefect-ray is not installed: pip install 'tav[ray]'")
+    _check_installed()
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 
     address, share = stages.params.runtime.ray, stages.params.runtime.ray_gpus
     jobs = _jobs(stages, todo, share)
-    resources = {"num_cpus": jobs[0].threads}
-    if batch.device.startswith("cuda"):
-        resources = {"num_cpus": 1, "num_gpus": share}
+    resources = _resources(batch.device, share)
 
     failed = {}
     try:
@@ -64,8 +69,72 @@ def render_rows(
                 progress.update(edit.steps)
                 stages.runs.edit(edit)
     except ConnectionError as error:
-        raise TavError(f"params.yaml: runtime.ray: no Ray cluster answers at {address} ({one_line(error)})") from None
+        raise _no_cluster(address, error) from None
     return failed
+
+
+def run_clips(
+    run_clip: Callable[[Path, str, bool], Result], project: Path, clips: Sequence[str], runtime: Runtime, device: str
+) -> Iterator[tuple[str, Result | Exception]]:
+    """Clips on the cluster, whose machines share the project's folder: each clip's result when it is there.
+
+    Args:
+        run_clip: given the project, the clip and whether it has the GPU for itself.
+        device: of the driver, taken for the workers' too.
+
+    Raises:
+        TavError: Ray is not installed, or the cluster cannot be reached or has no room.
+    """
+    _check_installed()
+    import ray
+    import torch
+
+    address, threads = runtime.ray, torch.get_num_threads()
+    try:
+        ray.init(None if address == "local" else address, ignore_reinit_error=True, logging_level="WARNING")
+    except ConnectionError as error:
+        raise _no_cluster(address, error) from None
+    try:
+        resources = _resources(device, runtime.ray_gpus)
+        _check_room(resources)
+        work = ray.remote(_work).options(**resources)
+        alone = runtime.ray_gpus >= 1
+        pending = {work.remote(run_clip, str(project.resolve()), clip, threads, alone): clip for clip in clips}
+        while pending:
+            (ready,), _ = ray.wait(list(pending))
+            clip = pending.pop(ready)
+            try:
+                result = ray.get(ready)
+            except ray.exceptions.RayError as error:
+                result = getattr(error, "cause", None) or error
+            yield clip, result
+    finally:
+        ray.shutdown()
+
+
+def _work(run_clip: Callable[[Path, str, bool], Result], project: str, clip: str, threads: int, alone: bool) -> Result:
+    import torch
+
+    torch.set_num_threads(threads)
+    if not Path(project).is_dir():
+        raise TavError(f"the worker {platform.node()} has no folder {project}: the machines must share it")
+    return run_clip(Path(project), clip, alone)
+
+
+def _check_installed() -> None:
+    if importlib.util.find_spec("prefect_ray") is None:
+        raise TavError("params.yaml: runtime.ray: Ray is not installed: pip install 'tav[ray]'")
+
+
+def _resources(device: str, share: float) -> dict[str, float]:
+    """What a task asks for: on a CPU the threads of the driver, for the same bits."""
+    import torch
+
+    return {"num_cpus": 1, "num_gpus": share} if device.startswith("cuda") else {"num_cpus": torch.get_num_threads()}
+
+
+def _no_cluster(address: str | None, error: Exception) -> TavError:
+    return TavError(f"params.yaml: runtime.ray: no Ray cluster answers at {address} ({one_line(error)})")
 
 
 @task(name="edit row")

@@ -85,7 +85,8 @@ def edit_rows(clip: str, root: Path) -> None:
     """The stage `edit` with a task run for each row that is to do; rows that fail, fail alone."""
     stages = ClipStages(root, clip)
     on_ray = stages.params.runtime.ray is not None
-    with stages.session("edit", here=not on_ray):
+    stages.alone = not on_ray
+    with stages.session("edit"):
         batch = stages.edit_batch()
         todo = batch.todo()
         with stages.edit_progress(todo) as progress:

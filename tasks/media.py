@@ -110,7 +110,7 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]], columns: i
             draw.rectangle((left - 1, upper - 1, left + cell[0], upper + cell[1]), outline=LINE)
             sheet.paste(image, (left, upper))
     with atomic_file(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="PNG")
 
 
 def _font(text: str) -> ImageFont.FreeTypeFont:

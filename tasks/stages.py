@@ -32,15 +32,21 @@ class ClipStages:
 
     Args:
         on_progress: told of each stage's updates, as `tasks.progress.Progress` tells them.
+        alone: whether the stages hold the GPU for themselves; not where something else gives out shares of it, or
+            another machine computes.
 
     Raises:
         TavError: parameters that are not allowed, or no such clip.
     """
 
     def __init__(
-        self, root: Path, clip: str, on_progress: Callable[[int, int, dict[str, Any]], None] | None = None
+        self,
+        root: Path,
+        clip: str,
+        on_progress: Callable[[int, int, dict[str, Any]], None] | None = None,
+        alone: bool = True,
     ) -> None:
-        self.root, self.clip, self.on_progress = root, clip, on_progress
+        self.root, self.clip, self.on_progress, self.alone = root, clip, on_progress, alone
         self.project = Project(root)
         self.params = load_params(root / "params.yaml")
         self.settings = self.params.clip(clip)
@@ -52,14 +58,10 @@ class ClipStages:
             getattr(self, stage)()
 
     @contextlib.contextmanager
-    def session(self, stage: str, here: bool = True) -> Iterator[None]:
-        """What a stage runs in: nobody else works on the clip or the GPU, its log is kept, MLflow is told how it ends.
-
-        Args:
-            here: whether this process computes; otherwise the GPU is not held.
-        """
+    def session(self, stage: str) -> Iterator[None]:
+        """What a stage runs in: nobody else works on the clip or the GPU, its log is kept, MLflow is told how it ends."""
         with self._locked(stage), stage_log(self.project.log(self.clip, stage)):
-            device = alone_on(self.device) if here and stage in COMPUTING else contextlib.nullcontext()
+            device = alone_on(self.device) if self.alone and stage in COMPUTING else contextlib.nullcontext()
             with device, self.runs.reporting(stage):
                 yield
 

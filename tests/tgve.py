@@ -6,6 +6,14 @@ import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
+
+from toyworld.captions import caption
+from toyworld.clips import CLIPS
+from toyworld.renderer import render_clip
+
+CATEGORIES = ("style", "object", "background", "multiple")
+NAMES = {"DAVIS_480p": "ball", "youtube_480p": "fish"}
 HEADER = [
     "Video name",
     "Our GT caption",
@@ -30,3 +38,18 @@ def write_table(folder: Path, clips: Mapping[str, Sequence[tuple[str, ...]]]) ->
             writer.writerows([*row, "https://example.org/video"] for row in rows)
             writer.writerow([""] * 7)
     return path
+
+
+def write_benchmark(folder: Path) -> Path:
+    """Two of toyworld's clips with four edits each, as frames of 480x480."""
+    clips = {}
+    for of_set, name in NAMES.items():
+        clip = CLIPS[name]
+        frames = folder / of_set / "480p_frames" / name
+        frames.mkdir(parents=True)
+        for number, picture in enumerate(render_clip(clip.scene, 4)):
+            Image.fromarray(picture).resize((480, 480)).save(frames / f"{number:05}.jpg", quality=90)
+        edits = {edit.category: caption(clip.scene.edited(**edit.changes)) for edit in clip.edits}
+        clips[of_set] = [(name, caption(clip.scene), *(edits[category] for category in CATEGORIES))]
+    write_table(folder, clips)
+    return folder

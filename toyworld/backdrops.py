@@ -44,10 +44,10 @@ LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (0.98, 0.78, 0.70), "night": (0.42, 0
 @functools.cache
 def backdrop(ground: str, sky: str, style: str) -> np.ndarray:
     """The panorama, `h w c` float32 of 0 to 1, (SIDE, 2 SIDE, 3)."""
-    cartoon = style == "cartoon"
-    picture = _reduce(_landscape(ground, sky, cartoon), OVERSAMPLING)
-    if style == "pixel art":
-        small = _reduce(picture, BLOCK)
+    if style != "pixel art":
+        picture = _reduce(_landscape(ground, sky, style == "cartoon"), OVERSAMPLING)
+    else:
+        small = _reduce(backdrop(ground, sky, "plain"), BLOCK)
         small = np.rint(small * 12) / 12  # few colours, as an old machine has
         picture = small.repeat(BLOCK, 0).repeat(BLOCK, 1)
     picture.flags.writeable = False

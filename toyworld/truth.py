@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,8 @@ def track_error(picture: np.ndarray, truth: Scene, time: float) -> float:
 def _landscapes() -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarray]:
     """Every ground, sky and style, with the colours of its top and bottom rows: (n, 2, 3), and of all rows."""
     names = list(itertools.product(GROUNDS, SKIES, STYLES))
+    with ThreadPoolExecutor() as pool:  # They take seconds, and numpy leaves other threads their turn.
+        list(pool.map(lambda name: backdrop(*name), names))
     ends = [[np.median(backdrop(*n)[rows], axis=(0, 1)) for rows in (SKY_ROWS, GROUND_ROWS)] for n in names]
     return names, 255 * np.array(ends), np.array([255 * backdrop(*n)[:, ::COLUMN_STEP] for n in names])
 

@@ -19,13 +19,8 @@ from tasks.media import read_mp4
 from tasks.stages import STAGES, ClipStages
 from tav_model.errors import TavError
 from tests.projects import ROOT
-from tests.tgve import write_table
-from toyworld.captions import caption
-from toyworld.clips import CLIPS
-from toyworld.renderer import render_clip
+from tests.tgve import CATEGORIES, NAMES, write_benchmark
 
-CATEGORIES = ("style", "object", "background", "multiple")
-NAMES = {"DAVIS_480p": "ball", "youtube_480p": "fish"}
 QUICK = {
     "decode.frames": 2,
     "decode.width": 64,
@@ -88,16 +83,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which the benchmark has run once."""
     root = tmp_path_factory.mktemp("finished")
     shutil.copy(ROOT / "params.yaml", root)
-    clips = {}
-    for of_set, name in NAMES.items():
-        clip = CLIPS[name]
-        frames = root / "tgve" / of_set / "480p_frames" / name
-        frames.mkdir(parents=True)
-        for number, picture in enumerate(render_clip(clip.scene, 4)):
-            Image.fromarray(picture).resize((480, 480)).save(frames / f"{number:05}.jpg", quality=90)
-        edits = {edit.category: caption(clip.scene.edited(**edit.changes)) for edit in clip.edits}
-        clips[of_set] = [(name, caption(clip.scene), *(edits[category] for category in CATEGORIES))]
-    write_table(root / "tgve", clips)
+    write_benchmark(root / "tgve")
     shutil.copy(root / "params.yaml", root / "tgve" / "params.before")
     with pytest.MonkeyPatch.context() as monkeypatch:
         assert tav(monkeypatch, root, "tgve", *options()) == 0

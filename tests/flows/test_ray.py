@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.flows.test_benchmark import options
 from tests.projects import QUICK, change_params, fresh_clone, run
 from tests.servers import free_port, run_deployment, serving, task_runs
+from tests.tgve import write_benchmark
 
 CLIP = "ball"
 RESULT = ("edits", "scores")
@@ -32,6 +34,32 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         yield cluster.address
     finally:
         cluster.shutdown()
+
+
+def test_clips_of_a_benchmark_on_the_cluster(tmp_path: Path, cluster: str) -> None:
+    clone = project(tmp_path / "project")
+    folder = write_benchmark(tmp_path / "tgve")
+    settings = options()
+    run(clone, "tav", "benchmark", str(folder), "--out", "alone", *settings, **ONE_THREAD)
+    run(
+        clone,
+        "tav",
+        "benchmark",
+        str(folder),
+        "--out",
+        "ray",
+        *settings,
+        "--set",
+        f"runtime.ray={cluster}",
+        **ONE_THREAD,
+    )
+
+    def submission(out: str) -> dict[str, bytes]:
+        root = clone / out / "submission"
+        return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*.jpg")}
+
+    assert submission("ray") == submission("alone") and submission("ray")
+    assert (clone / "ray/results.csv").read_text() == (clone / "alone/results.csv").read_text()
 
 
 def project(folder: Path) -> Path:

@@ -169,8 +169,8 @@ def test_scores_of_an_earlier_run_are_replaced_whole(clip):
 
 def test_progress_counts_videos(clip, monkeypatch):
     monkeypatch.setenv("TAV_QUIET", "1")
-    with Progress("score", None, "video") as progress:
-        run(clip, progress=progress)
+    progress = Progress("score", None, "video")
+    run(clip, progress=progress)
     assert progress.done == progress.total == 3  # the source and two edits
 
 
