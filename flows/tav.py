@@ -116,10 +116,12 @@ def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:
         TavError: a stage has failed.
     """
     logger = get_run_logger()
+    anything = False
     for stage in STAGES:
         if versions.is_current(stage, clip):
             logger.info("%s: %s is up to date", clip, stage)
             continue
+        anything = True
         if versions.restore(stage, clip):
             logger.info("%s: %s restored from DVC's cache", clip, stage)
             continue
@@ -132,7 +134,8 @@ def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:
                 raise TavError(state.message or f"{stage}: {state.name}")
         versions.commit(stage, clip, before)
         logger.info("%s: %s done", clip, stage)
-    show_results(clip, root)
+    if anything:
+        show_results(clip, root)
     scores = json.loads((ClipStages(root, clip).project.scores(clip) / "metrics.json").read_text(encoding="utf-8"))
     return scores["mean"]
 
