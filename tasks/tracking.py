@@ -43,6 +43,11 @@ SERVERS = ("http", "https", "postgresql", "mysql", "mssql")
 # What MLflow takes in one call (1000 of everything together), and of one text.
 PARAMS, TAGS, METRICS = 100, 100, 800
 LENGTH = 6000
+# So that its page opens with runs and their curves, and not with what language models want.
+EXPERIMENT = {
+    "mlflow.experimentKind": "custom_model_development",
+    "mlflow.note.content": "A run for each clip and configuration; below it, the tuning and each edit.",
+}
 # Of a run's name: what it always says, and how much of what else is other than usual.
 NAMED = ("attention.spatial", "attention.temporal", "tune.steps")
 MOST_PARTS, LONGEST_PART = 3, 30
@@ -256,6 +261,8 @@ class Tracker:
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
                 self._experiment_id = client.create_experiment(self.experiment, self._artifact_location())
+                for name, text in EXPERIMENT.items():
+                    client.set_experiment_tag(self._experiment_id, name, text)
             else:
                 self._experiment_id = experiment.experiment_id
         self._client = client
