@@ -138,13 +138,13 @@ def _workspace(job: RowJob) -> Path:
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "lock"):
         _remove_old(home, keep=root)
-        project = Project(root)
-        inputs = inputs_of(project, job.clip)
-        if not all((root / path).exists() for path in inputs):
+        whole = root / ".tav" / "pulled"
+        if not whole.exists():
             for name, text in job.texts:
                 write_text(root / name, text)
             _write_config(root, home / "cache", dict(job.remote))
-            _pull(root, inputs)
+            _pull(root, inputs_of(Project(root), job.clip))
+            write_text(whole, "")
         os.utime(root)
     return root
 
