@@ -80,7 +80,13 @@ def files(clone: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("remote", [True, False], ids=["by a DVC remote", "by a shared folder"])
+@pytest.mark.parametrize(
+    "remote",
+    [
+        pytest.param(True, id="by a DVC remote"),
+        pytest.param(False, id="by a shared folder", marks=pytest.mark.long),
+    ],
+)
 def test_same_bits_as_in_one_process(tmp_path: Path, prefect: dict[str, str], cluster: str, remote: bool) -> None:
     alone = project(tmp_path / "alone")
     run(alone, "dvc", "repro", **ONE_THREAD)
