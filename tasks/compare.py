@@ -43,7 +43,7 @@ HIGHER_IS_BETTER = {
 }
 # Where two runs are as good as each other; the newer one comes first where these agree too.
 TIE_BREAK = ("textual_alignment", "frame_consistency")
-NO_SCORES = ("source.", "seconds.")  # what a parent run has beside its mean scores
+NO_SCORES = ("source.", "seconds.", "system/")  # what a parent run has beside its mean scores
 PAGE = 1000
 
 

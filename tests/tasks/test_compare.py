@@ -32,7 +32,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
         def log(clip: str, changes: dict, scores: dict | None) -> None:
             run = tracker.pipeline(clip, BALL | changes)
-            run.log_metrics({"seconds.tune": 12.0})
+            run.log_metrics({"seconds.tune": 12.0, "system/cpu_utilization_percentage": 50.0})
             if scores is None:
                 run.finish("FAILED")
                 return
