@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
 
 from tasks.paths import project_path
@@ -245,23 +245,99 @@ def write_overrides(path: Path, overrides: Mapping[str, Any]) -> Params:
     """
     params = load_params(path, overrides)
     text = _read(path)
-    round_trip = YAML()
-    round_trip.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    round_trip.preserve_quotes = True
-    round_trip.width = 10000
-    content = round_trip.load(text.replace("\r\n", "\n"))
+    content = _round_trip().load(text.replace("\r\n", "\n"))
     changes = [_override(path.name, content, dotted, value) for dotted, value in overrides.items()]
     if not any(changes):
         return params
-    stream = io.StringIO()
-    round_trip.dump(content, stream)
-    changed = stream.getvalue()
+    changed = _dump(content)
     params = _check(path.name, _parse(path.name, changed))
     # Through a link, and with the line ends that the file has.
     write_text(path.resolve(), changed.replace("\n", "\r\n") if "\r\n" in text else changed)
     return params
+
+
+def parse_overrides(changes: Iterable[str]) -> dict[str, str]:
+    """`KEY=VALUE` of a command line as `load_params` wants it.
+
+    Raises:
+        TavError: no `=`, or no key before it.
+    """
+    overrides = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise TavError(f"--set: {change!r} is not allowed: must be KEY=VALUE, such as tune.steps=300")
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def add_clip(path: Path, name: str, clip: Mapping[str, Any]) -> tuple[str, Params]:
+    """The text of params.yaml with one clip more, the last of `clips`, and the parameters in it; nothing is written.
+
+    Every line of the file stays as it is, unless `clips` is written in braces.
+
+    Raises:
+        TavError: a clip of this name is there already, or what is given is not allowed.
+    """
+    text = _read(path)
+    params = _check(path.name, _parse(path.name, text))
+    if name in params.clips:
+        raise TavError(
+            f"{path.name}: clips: {name!r} is there already; give another name (--name), or change the entry there"
+        )
+    plain = text.replace("\r\n", "\n")
+    content = _parse(path.name, plain)
+    wanted = {**content, "clips": {**content["clips"], name: dict(clip)}}
+    params = _check(path.name, wanted)
+    new = _insert_clip(plain, name, clip)
+    if new is None or _parse(path.name, new) != wanted:
+        commented = _round_trip().load(plain)
+        commented["clips"][name] = dict(clip)
+        new = _dump(commented)
+    return new.replace("\n", "\r\n") if "\r\n" in text else new, params
+
+
+def _insert_clip(text: str, name: str, clip: Mapping[str, Any]) -> str | None:
+    """The text with the clip's lines below the last one of the block `clips`; None where it is no block."""
+    clips = next(value for key, value in YAML(pure=True).compose(text).value if key.value == "clips")
+    if clips.flow_style or not clips.value:
+        return None
+    column = clips.value[0][0].start_mark.column
+    lines = text.splitlines(keepends=True)
+    end = clips.end_mark.line + (clips.end_mark.column > 0)
+    # The block ends where the next key begins; the empty lines and comments above that belong to it.
+    while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
+        end -= 1
+    if not lines[end - 1].endswith("\n"):
+        lines[end - 1] += "\n"
+    entry = _dump({name: {key: _braces(value) for key, value in clip.items()}})
+    return "".join([*lines[:end], *(" " * column + line for line in entry.splitlines(keepends=True)), *lines[end:]])
+
+
+def _braces(value: Any) -> Any:
+    """A mapping that is written in one line."""
+    if not isinstance(value, Mapping):
+        return value
+    braces = CommentedMap(value)
+    braces.fa.set_flow_style()
+    return braces
+
+
+def _round_trip() -> YAML:
+    """A reader and writer that keeps comments, order and quotes."""
+    yaml = YAML()
+    yaml.representer.add_representer(
+        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+    )
+    yaml.preserve_quotes = True
+    yaml.width = 10000
+    return yaml
+
+
+def _dump(content: Any) -> str:
+    stream = io.StringIO()
+    _round_trip().dump(content, stream)
+    return stream.getvalue()
 
 
 def _read(path: Path) -> str:
