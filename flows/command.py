@@ -326,7 +326,7 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
 
 
 def main() -> None:
-    app()
+    app(prog_name="tav")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from tasks.stages import STAGES
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
-LOG = "run.log"
+LOG, SERVER_LOG = "logs/run.log", "logs/run-prefect-server.log"
 
 
 def run(root: Path, clips: Sequence[str], changes: Sequence[str], prompts: str | None, as_json: bool) -> int:
@@ -124,16 +124,18 @@ def _check(root: Path, params: Params, clips: Sequence[str]) -> None:
 
 def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], report: _Report) -> str | None:
     """Run the flow; returns what has gone wrong, where that is not one of the clips' own failures."""
-    log = root / "logs" / LOG
-    log.parent.mkdir(exist_ok=True)
+    (root / LOG).parent.mkdir(exist_ok=True)
     services = running(root)
     url = services.prefect + "/api" if services else api_url(root)
     if not answers(f"{url}/health", 2):
         from flows.temporary_server import start_temporary_server
 
         with report.bars.working("starting Prefect"):
-            url = start_temporary_server(root / "logs" / "temporary-prefect-server.log")
+            url = start_temporary_server(root / SERVER_LOG) or ""
+        if not url:
+            return f"no Prefect server can be started for this run; {SERVER_LOG} says why"
     os.environ["PREFECT_API_URL"] = url
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Else Prefect's client counts uses, and says so on the terminal.
     # Its handler on the terminal, not what its pages show.
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     if services and services.mlflow:
@@ -141,11 +143,11 @@ def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], report: _
     with report.bars.working("loading"):
         from flows.tav import tav, watched_by
 
-    with watched_by(report), _logged(log):
+    with watched_by(report), _logged(root / LOG):
         state = tav(clips, None, overrides, return_state=True)
     if state.is_completed() or report.failed:
         return None
-    return f"{state.message or state.name}; {log.relative_to(root)} says more"
+    return f"{state.message or state.name}; {LOG} says more"
 
 
 @contextlib.contextmanager

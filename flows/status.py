@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -157,7 +158,7 @@ def _show(console: Console, clip: str, one: ClipStatus, at_length: bool) -> None
             why = f"{why}{'; ' if why else ''}DVC's cache has it"
         table.add_row("", stage, Text(status.state, style=STYLES[status.state]), Text(why))
     console.print(table)
-    console.print(Text(f"  {prompts}"))
+    console.print(Padding(Text(prompts), (0, 0, 0, 2), expand=False))
 
 
 def _prompts_line(one: ClipStatus) -> str:

@@ -16,17 +16,15 @@ import time
 from pathlib import Path
 
 from flows.serve import START_SECONDS, answers, stop
-from tav_model.errors import TavError
 
 SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 GRACE_SECONDS = 2
 
 
-def start_temporary_server(log: Path) -> str:
-    """Returns the address of its API when it answers. To be called before Prefect is imported, so that it ends last.
+def start_temporary_server(log: Path) -> str | None:
+    """Returns the address of its API when it answers; None: it does not start, and its log says why.
 
-    Raises:
-        TavError: it does not start.
+    To be called before Prefect is imported, so that it ends after all that Prefect has to tell it at the end.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as listening, log.open("a") as output:
@@ -46,7 +44,7 @@ def start_temporary_server(log: Path) -> str:
         if answers(f"{url}/health"):
             return url
         time.sleep(0.1)
-    raise TavError(f"no Prefect server can be started for this run; {log} says why")
+    return None
 
 
 def main() -> None:

@@ -77,7 +77,8 @@ class Bars:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._rich.stop()
+        if self._rich.live.is_started:
+            self._rich.stop()
 
     def output(self, line: str) -> None:
         """A line on standard output, now."""
@@ -97,9 +98,9 @@ class Bars:
         finally:
             self.rest(title)
 
-    def work(self, title: str) -> None:
+    def work(self, title: str, what: str = "") -> None:
         self._working.add(title)
-        self._replace(title, total=None, count="", unit="", values="")
+        self._replace(title, total=None, count=what, unit="", values="")
 
     def rest(self, title: str) -> None:
         self._working.discard(title)
@@ -119,7 +120,7 @@ class Bars:
 
     def end(self, progress: Progress) -> None:
         if progress.title in self._working:
-            self.work(progress.title)
+            self.work(progress.title, "finishing")
         else:
             self._remove(progress.title)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tasks.params import Params, add_clip, load_params
+from tasks.params import CLIP_NAME, CLIP_NAME_RULE, Params, add_clip, load_params
 from tasks.paths import project_path
 from tasks.prompts import csv_text, make_rows, read_prompts
 from tasks.reader import IMAGES, Selection, read_frames
@@ -72,7 +72,11 @@ def add(
     load_params(path)
     video = video.expanduser()
     name = _slug(video) if name is None else name
+    if not re.fullmatch(CLIP_NAME, name):
+        raise TavError(f"--name: {name!r} is not allowed: {CLIP_NAME_RULE}")
     _check_kind(video)
+    if not caption.strip():
+        raise TavError("--caption: must be a text that is not blank")
     make_rows([caption], "--caption")
     prompts = [row.prompt for row in make_rows(edits, "--edit")]
     with _alone(root):

@@ -43,7 +43,9 @@ GuidanceScale = Annotated[float, Field(ge=1, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 InProject = AfterValidator(_in_project)
 # As part of a file's and of a DVC stage's name.
-ClipName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+CLIP_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+ClipName = Annotated[str, Field(pattern=f"^{CLIP_NAME}$")]
+CLIP_NAME_RULE = "must be 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
 
 
 class _Section(BaseModel):
@@ -303,15 +305,14 @@ def _insert_clip(text: str, name: str, clip: Mapping[str, Any]) -> str | None:
     if clips.flow_style or not clips.value:
         return None
     column = clips.value[0][0].start_mark.column
-    lines = text.splitlines(keepends=True)
+    lines = text.split("\n")
     end = clips.end_mark.line + (clips.end_mark.column > 0)
     # The block ends where the next key begins; the empty lines and comments above that belong to it.
-    while not lines[end - 1].strip() or lines[end - 1].startswith("#"):
+    while end > len(lines) or not lines[end - 1].strip() or lines[end - 1].startswith("#"):
         end -= 1
-    if not lines[end - 1].endswith("\n"):
-        lines[end - 1] += "\n"
-    entry = _dump({name: {key: _braces(value) for key, value in clip.items()}})
-    return "".join([*lines[:end], *(" " * column + line for line in entry.splitlines(keepends=True)), *lines[end:]])
+    entry = _dump({name: {key: _braces(value) for key, value in clip.items()}}).removesuffix("\n")
+    new = [" " * column + line for line in entry.split("\n")]
+    return "\n".join([*lines[:end], *new, *(lines[end:] or [""])])
 
 
 def _braces(value: Any) -> Any:
@@ -447,7 +448,7 @@ def _describe(problem: ErrorDetails) -> str:
     *above, last = (str(part) for part in problem["loc"])
     key = _plain(".".join(above if last == "[key]" else [*above, last]))
     if last == "[key]":
-        return f"{key}: the clip's name must be 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
+        return f"{key}: the clip's name {CLIP_NAME_RULE}"
     kind, allowed = Params, ""
     for part in [*above, last]:
         if _is_section(kind):

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from tasks import progress as module
-from tasks.progress import Progress, stage_log
+from tasks.progress import Progress, shown_on, stage_log
 from tav_model.errors import TavError
 
 
@@ -139,6 +139,35 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     assert "3/3" in shown
     assert "loss 0.1235" in shown
     assert "starts" not in shown
+
+
+class Shown:
+    """A display that notes what it is told."""
+
+    def __init__(self):
+        self.said = []
+
+    def begin(self, progress):
+        self.said.append(f"begin {progress.title} {progress.count()}")
+
+    def update(self, progress):
+        self.said.append(f"update {progress.count()} {progress.shown_values()}")
+
+    def end(self, progress):
+        self.said.append(f"end {progress.count()}")
+
+
+def test_another_display_is_told_and_stderr_stays_empty(stderr, tmp_path):
+    display = Shown()
+    log = tmp_path / "tune.log"
+    with shown_on(display), pytest.raises(ValueError, match="why"), Progress("tune", total=3, log=log) as progress:
+        progress.update(loss=0.5)
+        raise ValueError("why")
+    assert display.said == ["begin tune 0/3 steps", "update 1/3 steps loss 0.5", "end 1/3 steps"]
+    assert stderr() == "" and len(log.read_text().splitlines()) == 2
+    with Progress("after"):
+        pass
+    assert len(display.said) == 3 and "after" in stderr()
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):
