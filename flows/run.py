@@ -68,16 +68,13 @@ def run(root: Path, clips: Sequence[str], changes: Sequence[str], prompts: str |
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
     done = [clip for clip in chosen if clip not in report.failed]
-    pages = _write_reports(root, done)
+    _write_missing_reports(root, done)
     if as_json:
-        print_json(_result(root, chosen, report, pages, time.monotonic() - start))
+        print_json(_result(root, chosen, report, time.monotonic() - start))
     elif done:
         from tasks.show import show
 
         print(show(root, done))
-        for clip in done:
-            if clip in pages:
-                print(f"report:  {pages[clip].relative_to(root)}")
     for clip, reason in report.failed.items():
         complain(f"{clip}: {reason}")
     if report.failed:
@@ -235,23 +232,22 @@ class _Report:
             self._current.clear()
 
 
-def _write_reports(root: Path, clips: Sequence[str]) -> dict[str, Path]:
-    """The page of each clip; without one the results are no less."""
-    pages = {}
+def _write_missing_reports(root: Path, clips: Sequence[str]) -> None:
+    """The stage `score` leaves a report, unless it was restored; without one the results are no less."""
+    project = Project(root)
     for clip in clips:
+        if project.report(clip).exists():
+            continue
         try:
             from tasks.report import write_index, write_report
 
-            pages[clip] = write_report(root, clip)
+            write_report(root, clip)
             write_index(root)
         except Exception as error:
             complain(f"no report of {clip}: {error}", "warning")
-    return pages
 
 
-def _result(
-    root: Path, clips: Sequence[str], report: _Report, pages: dict[str, Path], seconds: float
-) -> dict[str, Any]:
+def _result(root: Path, clips: Sequence[str], report: _Report, seconds: float) -> dict[str, Any]:
     """What `--json` prints."""
     from tasks.score import read_scores
 
@@ -269,6 +265,6 @@ def _result(
                 for name, scores in read_scores(project.scores(clip)).items()
             },
             "picture": str(project.contact_sheet(clip).relative_to(root)),
-            "report": str(pages[clip].relative_to(root)) if clip in pages else None,
+            "report": str(project.report(clip).relative_to(root)) if project.report(clip).exists() else None,
         }
     return {"clips": results, "seconds": round(seconds, 3)}
