@@ -171,7 +171,9 @@ class EditBatch:
     def _batch_of(self, edit: Edit) -> list[Edit]:
         # From here on and around, and only as far as the batch needs: to look whether an edit is done reads its video.
         place = self.edits.index(edit)
-        others = (other for other in (*self.edits[place + 1 :], *self.edits[:place]) if other.batch_key == edit.batch_key)
+        others = (
+            other for other in (*self.edits[place + 1 :], *self.edits[:place]) if other.batch_key == edit.batch_key
+        )
         waiting = (other for other in others if not self.is_done(other))
         return [edit, *islice(waiting, self.batch_size - 1)]
 

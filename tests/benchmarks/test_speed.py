@@ -65,7 +65,9 @@ def test_speed_against_the_original_is_in_units_of_the_machines_matrix_products(
     assert "x |" not in timing_table([timing], other).splitlines()[-1]
 
 
-@pytest.mark.parametrize("arguments", [["--size", "60"], ["--frames", "0"], ["--repeats", "0"], ["--device", "cuda:77"]])
+@pytest.mark.parametrize(
+    "arguments", [["--size", "60"], ["--frames", "0"], ["--repeats", "0"], ["--device", "cuda:77"]]
+)
 def test_bad_arguments_are_one_line(arguments, capsys):
     assert main([*arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
