@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -126,7 +128,7 @@ def browser_window() -> Iterator[Browser]:
             finally:
                 window.call("DELETE", "")
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)  # With the browser, should it still be there.
             process.wait(SECONDS)
 
 
