@@ -70,6 +70,17 @@ class Project:
     def contact_sheet(self, clip: str) -> Path:
         return self.root / "results" / clip / "contact-sheet.png"
 
+    def report(self, clip: str) -> Path:
+        return self.root / "results" / clip / "report.html"
+
+    def reports(self) -> Path:
+        """The page that leads to the reports of all clips."""
+        return self.root / "results" / "index.html"
+
+    def timings(self, clip: str) -> Path:
+        """How long each stage has taken here, in seconds."""
+        return self.work / "timings" / f"{clip}.json"
+
     def log(self, clip: str, stage: str) -> Path:
         return self.root / "logs" / clip / f"{stage}.log"
 

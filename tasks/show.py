@@ -12,7 +12,8 @@ from tav_model.files import read_json
 
 
 def show(root: Path, clips: list[str]) -> str:
-    """A table for each clip that has scores, the source first and the mean last, and where its pictures are.
+    """A table for each clip that has scores, the source first and the mean last, and where its pictures
+    and its report are.
 
     Raises:
         TavError: none of the clips has scores.
@@ -33,7 +34,9 @@ def show(root: Path, clips: list[str]) -> str:
         sheet = project.contact_sheet(clip).relative_to(root)
         edits = project.edits(clip).relative_to(root)
         numbers = table.to_string(na_rep="", float_format="{:.4f}".format)
-        parts.append(f"{title}\n\n{numbers}\n\nvideos:  {edits}/\npicture: {sheet}")
+        report = project.report(clip).relative_to(root)
+        made = report if (root / report).exists() else f"none here yet; tav report {clip} makes it"
+        parts.append(f"{title}\n\n{numbers}\n\nvideos:  {edits}/\npicture: {sheet}\nreport:  {made}")
     if not parts:
         raise TavError(f"no scores yet for {', '.join(clips)}: dvc repro")
     return "\n\n".join(parts)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tasks.devices import alone_on
 from tasks.edit import Edit, EditBatch
@@ -19,8 +20,7 @@ from tasks.runs import ClipRuns
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
-if TYPE_CHECKING:
-    from toyworld.scenes import Truth
+logger = logging.getLogger(__name__)
 
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
 COMPUTING = STAGES[1:]  # on the device of params.yaml
@@ -64,6 +64,8 @@ class ClipStages:
             device = alone_on(self.device) if self.alone and stage in COMPUTING else contextlib.nullcontext()
             with device, self.runs.reporting(stage):
                 yield
+            if stage == STAGES[-1]:  # Now that its time is known, which the report shows.
+                self._report()
 
     @contextlib.contextmanager
     def _locked(self, stage: str) -> Iterator[None]:
@@ -174,9 +176,9 @@ class ClipStages:
         return self._progress("edit", sum(edit.steps for edit in edits), "step")
 
     def score(self) -> None:
-        from tasks.score import score
+        from tasks.score import load_clip_truth, score
 
-        truth, indexes = self._truth()
+        truth, indexes = load_clip_truth(self.root, self.clip, self.params)
         score(
             self.project.frames(self.clip),
             self.project.edits(self.clip),
@@ -192,17 +194,6 @@ class ClipStages:
         self._contact_sheet()
         self.runs.scores()
 
-    def _truth(self) -> tuple[Truth | None, list[int]]:
-        """What the edits should come to, where the clip has a scene file, and which frames of the clip they have."""
-        from tasks.reader import Selection
-        from toyworld.scenes import load_truth
-
-        path = self.project.scene(self.clip)
-        if not path.exists():
-            return None, []
-        truth = load_truth(path)
-        return truth, Selection(**self.params.decode_for(self.clip).model_dump()).indexes(truth.frames)
-
     def _contact_sheet(self) -> None:
         from tasks.media import contact_sheet, read_mp4
 
@@ -211,6 +202,16 @@ class ClipStages:
         for path in sorted(edits.glob("*.mp4"))[:SHEET_ROWS]:
             rows.append((read_json(path.with_suffix(".json"))["prompt"], read_mp4(path)[0]))
         contact_sheet(self.project.contact_sheet(self.clip), rows)
+
+    def _report(self) -> None:
+        """The page about the clip; without it the results are no less."""
+        from tasks.report import write_index, write_report
+
+        try:
+            write_report(self.root, self.clip)
+            write_index(self.root)
+        except Exception as error:
+            logger.warning("no report of %s: %s", self.clip, error, exc_info=not isinstance(error, TavError))
 
     # What they share
 
