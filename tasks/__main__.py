@@ -15,7 +15,7 @@ HELP = {
     "invert": "the noise that the tuned model turns into the clip (DDIM inversion)",
     "edit": "render each row of the clip's prompt CSV",
     "score": "score the edits, and put them on a contact sheet",
-    "show": "print the scores there are, and where the pictures lie",
+    "show": "print the scores there are, and where the pictures and the report lie",
 }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,8 +190,13 @@ class EditBatch:
             write_json(folder / "edit.json", record)
 
     def _batch_of(self, edit: Edit) -> list[Edit]:
-        rest = [other for other in self.todo() if other.batch_key == edit.batch_key and other != edit]
-        return [edit, *rest[: self.batch_size - 1]]
+        # From here on and around, and only as far as the batch needs: to look whether an edit is done reads its video.
+        place = self.edits.index(edit)
+        others = (
+            other for other in (*self.edits[place + 1 :], *self.edits[:place]) if other.batch_key == edit.batch_key
+        )
+        waiting = (other for other in others if not self.is_done(other))
+        return [edit, *islice(waiting, self.batch_size - 1)]
 
     def _render_batch(self, edits: list[Edit], on_step: Callable[[int], None] | None) -> None:
         """The frames of the edits, or of fewer where memory does not suffice; the rest is asked for later."""

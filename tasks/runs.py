@@ -109,7 +109,7 @@ class ClipRuns:
                 self.pipeline.finish(_ended(error))
             raise
         timings = self._timings() | {stage: round(time.monotonic() - start, 3)}
-        write_json(self._timings_path, timings)
+        write_json(self.project.timings(self.clip), timings)
         if stage in TRACKED_STAGES:
             if stage == "score":  # After the scores: MLflow's comparison shows first what was logged first.
                 self.pipeline.log_metrics({f"seconds.{name}": seconds for name, seconds in timings.items()})
@@ -216,12 +216,9 @@ class ClipRuns:
                 tags[f"dvc.{stage}"] = entry["outs"][0].get("md5", "")
         return tags
 
-    @property
-    def _timings_path(self) -> Path:
-        return self.project.work / "timings" / f"{self.clip}.json"
-
     def _timings(self) -> dict[str, float]:
-        return read_json(self._timings_path) if self._timings_path.exists() else {}
+        path = self.project.timings(self.clip)
+        return read_json(path) if path.exists() else {}
 
 
 def _ended(error: BaseException) -> Literal["FAILED", "KILLED"]:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.paths import Project
 from tav_model.errors import TavError
-from tav_model.files import atomic_folder, load_tensors, read_json, write_json
+from tav_model.files import atomic_folder, load_tensors, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tasks.params import Score
+    from tasks.params import Params, Score
     from tasks.progress import Progress
     from tav_model.metrics import ClipScorer
     from tav_model.motion import Motion
     from toyworld.scenes import Truth
 
 DECIMALS = 6
+PICTURE_DECIMALS = 4  # of what is looked at and not computed with
 
 
 def score(
@@ -37,6 +40,9 @@ def score(
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write ``metrics.json`` (source and mean) and ``scores.csv`` (each edit) into ``out``, and return what both hold.
+
+    A third file, ``consistency.json``, has what frame consistency is the mean of: the cosine similarity of each frame
+    with each, as ``{"source": ROWS, "edits": {NAME: ROWS}}``. Without a CLIP model: ``{"source": null, "edits": {}}``.
 
     Args:
         frames: folder of the source clip: ``frames.safetensors``, and ``source.mp4`` with the same frames.
@@ -80,9 +86,14 @@ def score(
 
     # The edits went through the video codec, which smooths; their reference is the source that went there too.
     with progress or contextlib.nullcontext():
-        source = judge.measure(frames / "source.mp4", caption, progress)
-        scores = {path.stem: judge.measure(path, prompts[path]["prompt"], progress, source) for path in paths}
+        source, similarities = judge.measure(frames / "source.mp4", caption, progress)
+        measured = {path.stem: judge.measure(path, prompts[path]["prompt"], progress, source) for path in paths}
 
+    scores = {name: values for name, (values, _) in measured.items()}
+    consistency = {
+        "source": similarities,
+        "edits": {name: rows for name, (_, rows) in measured.items() if rows is not None},
+    }
     table = pd.DataFrame.from_dict(scores, orient="index")
     metrics = {
         "source": _rounded(source),
@@ -94,6 +105,7 @@ def score(
         write_json(folder / "metrics.json", {"source": metrics["source"], "mean": metrics["mean"]})
         rows = [{"name": path.stem, **prompts[path], **metrics["edits"][path.stem]} for path in paths]
         pd.DataFrame(rows).to_csv(folder / "scores.csv", index=False, lineterminator="\n")
+        write_text(folder / "consistency.json", json.dumps(consistency, ensure_ascii=False, allow_nan=False) + "\n")
     return metrics
 
 
@@ -105,6 +117,22 @@ def read_scores(folder: Path) -> dict[str, dict[str, float]]:
     table = table.drop(columns=["prompt", "category"])
     # Edits without a known truth have fewer.
     return {name: row.dropna().to_dict() for name, row in table.iterrows()}
+
+
+def load_clip_truth(root: Path, clip: str, params: Params) -> tuple[Truth | None, list[int]]:
+    """What the edits of a clip should come to, where it has a scene file, and which frames of the clip they have.
+
+    Raises:
+        TavError: not a scene file, or fewer frames than the parameters ask for.
+    """
+    from tasks.reader import Selection
+    from toyworld.scenes import load_truth
+
+    path = Project(root).scene(clip)
+    if not path.exists():
+        return None, []
+    truth = load_truth(path)
+    return truth, Selection(**params.decode_for(clip).model_dump()).indexes(truth.frames)
 
 
 @dataclass(frozen=True)
@@ -120,20 +148,31 @@ class _Judge:
 
     def measure(
         self, path: Path, prompt: str, progress: Progress | None, source: Mapping[str, float] | None = None
-    ) -> dict[str, float]:
-        """The metrics of one video; given those of its source, also the ones that compare an edit with it."""
+    ) -> tuple[dict[str, float], list[list[float]] | None]:
+        """The metrics of one video; given those of its source, also the ones that compare an edit with it.
+
+        Beside them the similarity of each frame with each, if there is a CLIP model.
+        """
         from tasks.media import read_mp4
+        from tav_model.metrics import frame_similarities
 
         frames, _ = read_mp4(path)
         try:
-            values = self._of_pixels(frames, source) | self._of_embeddings(frames, prompt, source)
+            values = self._of_pixels(frames, source)
+            similarities = None
+            if self.clip is not None:
+                images = self.clip.embed_frames(frames)
+                values |= self._of_embeddings(images, prompt, source)
+                similarities = frame_similarities(images).round(PICTURE_DECIMALS).tolist()
+            if self.pickscore is not None:
+                values["pick_score"] = self._pick_score(frames, prompt)
             if source is not None:
                 values |= self._of_truth(frames, path.stem)
         except TavError as error:
             raise TavError(f"{path}: {error}") from error
         if progress is not None:
             progress.update()
-        return values
+        return values, similarities
 
     def _of_pixels(self, frames: np.ndarray, source: Mapping[str, float] | None) -> dict[str, float]:
         from tav_model.motion import flicker, warping_error
@@ -143,21 +182,24 @@ class _Judge:
             values["excess_flicker"] = values["flicker"] - source["flicker"]
         return values
 
-    def _of_embeddings(self, frames: np.ndarray, prompt: str, source: Mapping[str, float] | None) -> dict[str, float]:
+    def _of_embeddings(self, images: np.ndarray, prompt: str, source: Mapping[str, float] | None) -> dict[str, float]:
         from tav_model import metrics
 
-        values = {}
-        if self.clip is not None:
-            images, (text, caption) = self.clip.embed_frames(frames), self.clip.embed_texts([prompt, self.caption])
-            values["frame_consistency"] = metrics.frame_consistency(images)
-            values["consecutive_consistency"] = metrics.consecutive_consistency(images)
-            values["textual_alignment"] = metrics.textual_alignment(images, text)
-            if source is not None:
-                values["frame_accuracy"] = metrics.frame_accuracy(images, text, caption)
-        if self.pickscore is not None:
-            images, (text,) = self.pickscore.embed_frames(frames), self.pickscore.embed_texts([prompt])
-            values["pick_score"] = metrics.pick_score(images, text, self.pickscore.logit_scale)
+        text, caption = self.clip.embed_texts([prompt, self.caption])
+        values = {
+            "frame_consistency": metrics.frame_consistency(images),
+            "consecutive_consistency": metrics.consecutive_consistency(images),
+            "textual_alignment": metrics.textual_alignment(images, text),
+        }
+        if source is not None:
+            values["frame_accuracy"] = metrics.frame_accuracy(images, text, caption)
         return values
+
+    def _pick_score(self, frames: np.ndarray, prompt: str) -> float:
+        from tav_model.metrics import pick_score
+
+        (text,) = self.pickscore.embed_texts([prompt])
+        return pick_score(self.pickscore.embed_frames(frames), text, self.pickscore.logit_scale)
 
     def _of_truth(self, frames: np.ndarray, name: str) -> dict[str, float]:
         from toyworld.judge import Judge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
@@ -21,7 +22,8 @@ from tav_model.files import read_json
 
 if TYPE_CHECKING:
     from tasks.prompts import PromptRow
-    from toyworld.scenes import Truth
+
+logger = logging.getLogger(__name__)
 
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
 COMPUTING = STAGES[1:]  # on the device of params.yaml
@@ -74,6 +76,8 @@ class ClipStages:
             device = alone_on(self.device) if self.alone and stage in COMPUTING else contextlib.nullcontext()
             with device, self.runs.reporting(stage):
                 yield
+            if stage == STAGES[-1]:  # Now that its time is known, which the report shows.
+                self._report()
 
     @contextlib.contextmanager
     def quick_session(self) -> Iterator[None]:
@@ -214,9 +218,9 @@ class ClipStages:
         return self._progress("edit", sum(edit.steps for edit in edits), "step", log="quick")
 
     def score(self) -> None:
-        from tasks.score import score
+        from tasks.score import load_clip_truth, score
 
-        truth, indexes = self._truth()
+        truth, indexes = load_clip_truth(self.root, self.clip, self.params)
         score(
             self.project.frames(self.clip),
             self.project.edits(self.clip),
@@ -232,17 +236,6 @@ class ClipStages:
         self._contact_sheet()
         self.runs.scores()
 
-    def _truth(self) -> tuple[Truth | None, list[int]]:
-        """What the edits should come to, where the clip has a scene file, and which frames of the clip they have."""
-        from tasks.reader import Selection
-        from toyworld.scenes import load_truth
-
-        path = self.project.scene(self.clip)
-        if not path.exists():
-            return None, []
-        truth = load_truth(path)
-        return truth, Selection(**self.params.decode_for(self.clip).model_dump()).indexes(truth.frames)
-
     def _contact_sheet(self) -> None:
         from tasks.media import contact_sheet, read_mp4
 
@@ -251,6 +244,16 @@ class ClipStages:
         for path in sorted(edits.glob("*.mp4"))[:SHEET_ROWS]:
             rows.append((read_json(path.with_suffix(".json"))["prompt"], read_mp4(path)[0]))
         contact_sheet(self.project.contact_sheet(self.clip), rows)
+
+    def _report(self) -> None:
+        """The page about the clip; without it the results are no less."""
+        from tasks.report import write_index, write_report
+
+        try:
+            write_report(self.root, self.clip)
+            write_index(self.root)
+        except Exception as error:
+            logger.warning("no report of %s: %s", self.clip, error, exc_info=not isinstance(error, TavError))
 
     # What they share
 

@@ -13,12 +13,16 @@ from math import gcd
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.attention import FeedForward
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import nn
+
+from tav_model.lean import Conv2d, FeedForward, GroupNorm, LayerNorm
+from tav_model.merged_attention import merged_attention, split_by_name
 
 ATTENTION_FRAMES = ("first", "former", "self", "middle", "next", "all")
 TUNE_A_VIDEO = ("first", "former")
+# Keys up to which, on a CPU, plain products are faster than torch's fused attention.
+SHORT = 32
 
 
 def check_attention_frames(attention: Sequence[str]) -> tuple[str, ...]:
@@ -54,6 +58,22 @@ def key_frames(attention: Sequence[str], num_frames: int) -> list[tuple[int, ...
     return sources
 
 
+def merges(query: torch.Tensor) -> bool:
+    """Whether attention to several frames is put together from its parts instead of copying keys and values.
+
+    On a GPU, copying takes a thousandth of the time, and fused attention over whole sequences is the faster one.
+    """
+    return query.device.type == "cpu"
+
+
+def _select(frames: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
+    """`b f n c` -> the chosen of the f frames, a view where they are neighbours."""
+    first, last = chosen[0], chosen[-1]
+    if last - first + 1 == len(chosen):
+        return frames[:, first : last + 1]
+    return frames[:, chosen]
+
+
 class Attention(nn.Module):
     """Multi-head attention, `softmax(Q K^T / sqrt(d)) V`, from `hidden_states` to `encoder_hidden_states` (or itself).
 
@@ -86,6 +106,10 @@ class Attention(nn.Module):
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """`b heads n d`, keys and values `b heads m d` -> `b heads n d`."""
         if not self.upcast:
+            if query.device.type == "cpu" and key.shape[-2] <= SHORT:
+                # Over a few frames, what the fused attention of CPUs spends on each sequence is more than the products.
+                scores = (query * query.shape[-1] ** -0.5) @ key.mT
+                return scores.softmax(dim=-1) @ value
             return F.scaled_dot_product_attention(query, key, value)
         with torch.autocast(query.device.type, enabled=False):
             return F.scaled_dot_product_attention(query.float(), key.float(), value.float()).to(value.dtype)
@@ -95,13 +119,15 @@ class Attention(nn.Module):
         return dropout(projection(rearrange(heads, "b heads n d -> b n (heads d)")))
 
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None) -> torch.Tensor:
-        """`b n c`, optionally attending to `b m c'` -> `b n c`."""
+        """`b n c`, optionally attending to `b' m c'` -> `b n c`; where b is k times b', every k in turn attend to one."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        # Frames that attend to one text are one sequence: its keys and values are neither repeated nor computed again.
+        tokens = rearrange(hidden_states, "(b k) n c -> b (k n) c", b=context.shape[0])
         query, key, value = (
-            self.split_heads(project(tokens))
-            for project, tokens in ((self.to_q, hidden_states), (self.to_k, context), (self.to_v, context))
+            self.split_heads(project(x))
+            for project, x in ((self.to_q, tokens), (self.to_k, context), (self.to_v, context))
         )
-        return self.project_out(self.attend(query, key, value))
+        return self.project_out(self.attend(query, key, value)).view_as(hidden_states)
 
 
 class SparseCausalAttention(Attention):
@@ -129,12 +155,15 @@ class SparseCausalAttention(Attention):
         sources = key_frames(self.attention, num_frames)
         seen = sorted({frame for source in sources for frame in source})
         slot = {frame: position for position, frame in enumerate(seen)}
-        frames = rearrange(hidden_states, "(b f) n c -> b f n c", f=num_frames)[:, seen]
+        frames = _select(rearrange(hidden_states, "(b f) n c -> b f n c", f=num_frames), seen).flatten(1, 2)
         key, value = (
-            rearrange(project(frames), "b f n (heads d) -> b f heads n d", heads=self.heads)
+            rearrange(project(frames), "b (f n) (heads d) -> b f heads n d", heads=self.heads, f=len(seen))
             for project in (self.to_k, self.to_v)
         )
         query = rearrange(query, "(b f) heads n d -> b f heads n d", f=num_frames)
+        if merges(query) and (not self.upcast or query.dtype == torch.float32):
+            out = merged_attention(query, key, value, split_by_name(self.attention, sources, seen))
+            return self.project_out(rearrange(out, "b f heads n d -> (b f) heads n d"))
         return self.project_out(self._attend_frames(query, key, value, sources, slot))
 
     def _attend_frames(
@@ -198,13 +227,13 @@ class BasicTransformerBlock(nn.Module):
         shape = {"heads": num_attention_heads, "dim_head": attention_head_dim}
         shape |= {"dropout": dropout, "upcast": upcast_attention}
         self.temporal = temporal
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn1 = SparseCausalAttention(dim, attention, **shape)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.attn2 = Attention(dim, cross_attention_dim, **shape)
-        self.norm3 = nn.LayerNorm(dim)
-        self.ff = FeedForward(dim, dropout=dropout, activation_fn="geglu")
-        self.norm_temp = nn.LayerNorm(dim)
+        self.norm3 = LayerNorm(dim)
+        self.ff = FeedForward(dim, dropout)
+        self.norm_temp = LayerNorm(dim)
         self.attn_temp = Attention(dim, **shape)
         nn.init.zeros_(self.attn_temp.to_out[0].weight)
         nn.init.zeros_(self.attn_temp.to_out[0].bias)
@@ -212,7 +241,7 @@ class BasicTransformerBlock(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, num_frames: int
     ) -> torch.Tensor:
-        """`(b f) n c` and the text of each frame, `(b f) m c'` -> `(b f) n c`."""
+        """`(b f) n c` and the text of each video, `b m c'` -> `(b f) n c`."""
         hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), num_frames)
         hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
         hidden_states = hidden_states + self.ff(self.norm3(hidden_states))
@@ -244,10 +273,8 @@ class Transformer3DModel(nn.Module):
         super().__init__()
         inner_dim = num_attention_heads * attention_head_dim
         self.use_linear_projection = use_linear_projection
-        self.norm = nn.GroupNorm(norm_num_groups, in_channels, eps=1e-6)
-        self.proj_in = (
-            nn.Linear(in_channels, inner_dim) if use_linear_projection else nn.Conv2d(in_channels, inner_dim, 1)
-        )
+        self.norm = GroupNorm(norm_num_groups, in_channels, eps=1e-6)
+        self.proj_in = nn.Linear(in_channels, inner_dim) if use_linear_projection else Conv2d(in_channels, inner_dim, 1)
         self.transformer_blocks = nn.ModuleList(
             BasicTransformerBlock(
                 inner_dim,
@@ -262,13 +289,12 @@ class Transformer3DModel(nn.Module):
             for _ in range(num_layers)
         )
         self.proj_out = (
-            nn.Linear(inner_dim, in_channels) if use_linear_projection else nn.Conv2d(inner_dim, in_channels, 1)
+            nn.Linear(inner_dim, in_channels) if use_linear_projection else Conv2d(inner_dim, in_channels, 1)
         )
 
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor) -> torch.Tensor:
         """`b c f h w` and the text `b m c'` -> `b c f h w`."""
         b, _, f, h, _ = hidden_states.shape
-        text = repeat(encoder_hidden_states, "b m c -> (b f) m c", f=f)
         frames = rearrange(hidden_states, "b c f h w -> (b f) c h w")
         tokens = self.norm(frames)
         if self.use_linear_projection:
@@ -276,7 +302,7 @@ class Transformer3DModel(nn.Module):
         else:
             tokens = rearrange(self.proj_in(tokens), "bf c h w -> bf (h w) c")
         for block in self.transformer_blocks:
-            tokens = block(tokens, text, num_frames=f)
+            tokens = block(tokens, encoder_hidden_states, num_frames=f)
         if self.use_linear_projection:
             residual = rearrange(self.proj_out(tokens), "bf (h w) c -> bf c h w", h=h)
         else:

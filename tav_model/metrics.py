@@ -39,6 +39,15 @@ def consecutive_consistency(images: np.ndarray) -> float:
     return float((images[:-1] * images[1:]).sum(axis=1).mean()) if len(images) > 1 else 1.0
 
 
+def frame_similarities(images: np.ndarray) -> np.ndarray:
+    """Cosine similarity of each frame with each: (f, f), symmetric. ``images``: (f, d).
+
+    `frame_consistency` is the mean of what lies above the diagonal, `consecutive_consistency` of what lies next to it.
+    """
+    images = normalise(images)
+    return np.clip(images @ images.T, -1, 1)
+
+
 def textual_alignment(images: np.ndarray, text: np.ndarray) -> float:
     """Mean cosine similarity of the frames (f, d) with the prompt (d,) (Tune-A-Video).
 

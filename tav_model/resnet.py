@@ -8,8 +8,10 @@ from diffusers.models.activations import get_activation
 from einops import rearrange
 from torch import nn
 
+from tav_model.lean import Conv2d, GroupNorm
 
-class InflatedConv3d(nn.Conv2d):
+
+class InflatedConv3d(Conv2d):
     """A 2D convolution on every frame: a `k x k` kernel is a `1 x k x k` kernel, with the image model's weights."""
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
@@ -71,12 +73,12 @@ class ResnetBlock3D(nn.Module):
             raise ValueError(f"time_embedding_norm: {time_embedding_norm!r} must be default or scale_shift")
         self.scale_shift = time_embedding_norm == "scale_shift"
         self.output_scale_factor = output_scale_factor
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps=eps)
+        self.norm1 = GroupNorm(groups, in_channels, eps=eps)
         self.conv1 = InflatedConv3d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = (
             nn.Linear(temb_channels, out_channels * (2 if self.scale_shift else 1)) if temb_channels else None
         )
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)
+        self.norm2 = GroupNorm(groups, out_channels, eps=eps)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = InflatedConv3d(out_channels, out_channels, 3, padding=1)
         self.nonlinearity = get_activation(non_linearity)
@@ -84,16 +86,16 @@ class ResnetBlock3D(nn.Module):
 
     def forward(self, video: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
         """`b c f h w` and the time embedding `b e` -> `b c' f h w`."""
-        hidden = self.conv1(self.nonlinearity(self.norm1(video)))
+        hidden = self.conv1(self.norm1(video, self.nonlinearity))
         if self.time_emb_proj is not None:
             time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None, None]
             if self.scale_shift:
                 scale, shift = time.chunk(2, dim=1)
-                hidden = self.norm2(hidden) * (1 + scale) + shift
+                hidden = self.nonlinearity(self.norm2(hidden) * (1 + scale) + shift)
             else:
-                hidden = self.norm2(hidden + time)
+                hidden = self.norm2(hidden + time, self.nonlinearity)
         else:
-            hidden = self.norm2(hidden)
-        hidden = self.conv2(self.dropout(self.nonlinearity(hidden)))
+            hidden = self.norm2(hidden, self.nonlinearity)
+        hidden = self.conv2(self.dropout(hidden))
         shortcut = video if self.conv_shortcut is None else self.conv_shortcut(video)
         return (shortcut + hidden) / self.output_scale_factor

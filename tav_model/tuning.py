@@ -106,23 +106,23 @@ class Tuner:
             raise TavError(f"precision: {config.precision!r} must be one of {', '.join(PRECISIONS)}")
         self.unet, self.scheduler, self.config = unet, scheduler, config
         self.device = unet.device
-        unet.float().train()  # A base that was loaded in half precision, too.
-        unet.requires_grad_(False)
+        unet.train().requires_grad_(False)
         self.parameters = unet.trainable_parameters(config.trainable)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         self.dtype = PRECISIONS[config.precision]
-        if self.dtype != torch.float32:
-            _cast_frozen(unet, self.dtype)
+        _cast(unet, self.dtype)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(),
             lr=config.learning_rate,
             betas=(config.adam_beta1, config.adam_beta2),
             weight_decay=config.weight_decay,
             eps=config.adam_epsilon,
+            fused=True,
         )
+        self._make_room()
         self.schedule = get_scheduler(
             config.learning_rate_schedule,
             self.optimizer,
@@ -133,6 +133,16 @@ class Tuner:
         # Drawn on the CPU, so that a seed means the same on every device.
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[StepRecord] = []
+
+    def _make_room(self) -> None:
+        """Gradients and moments before the first step, so that they do not break up the memory of its activations."""
+        for parameter in self.parameters.values():
+            parameter.grad = torch.zeros_like(parameter)
+            self.optimizer.state[parameter] = {
+                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
 
     def draw(self, mean: torch.Tensor, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """A sample of the posterior, noise of the same shape, and a timestep for each video, `(b,)`."""
@@ -170,7 +180,7 @@ class Tuner:
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-14:
             raise TavError("tune: float16 overflows at any scale; set tune.precision to bfloat16 or float32")
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # That the optimizer has not stepped yet: float16 may skip its first steps.
             self.schedule.step()
@@ -284,10 +294,12 @@ def tune(
     return tuner.history
 
 
-def _cast_frozen(unet: nn.Module, dtype: torch.dtype) -> None:
-    """Keep frozen matrices and kernels in `dtype`; the norms stay in float32, where their statistics belong."""
+def _cast(unet: nn.Module, frozen: torch.dtype) -> None:
+    """Keep frozen matrices and kernels in the precision `frozen`; what is trained, and the norms, in float32.
+
+    Tensor by tensor, so that there are never two copies of the whole, also of a base that was loaded in half precision.
+    """
     for module in unet.modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
-            for parameter in module.parameters(recurse=False):
-                if not parameter.requires_grad:
-                    parameter.data = parameter.data.to(dtype)
+        kernel = isinstance(module, (nn.Linear, nn.Conv2d))
+        for parameter in module.parameters(recurse=False):
+            parameter.data = parameter.data.to(frozen if kernel and not parameter.requires_grad else torch.float32)

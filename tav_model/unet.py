@@ -19,6 +19,7 @@ from torch import nn
 from tav_model import tuned
 from tav_model.attention import TUNE_A_VIDEO, BasicTransformerBlock, check_attention_frames
 from tav_model.errors import TavError
+from tav_model.lean import GroupNorm
 from tav_model.resnet import InflatedConv3d
 from tav_model.unet_blocks import (
     CrossAttnDownBlock3D,
@@ -150,7 +151,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
             )
             for i, kind in zip(reversed(range(levels)), up_block_types, strict=True)
         )
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, first, eps=norm_eps)
+        self.conv_norm_out = GroupNorm(norm_num_groups, first, eps=norm_eps)
         self.conv_act = get_activation(act_fn)
         self.conv_out = InflatedConv3d(first, out_channels, 3, padding=1)
 
@@ -187,7 +188,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
         hidden_states = self.mid_block(hidden_states, temb, encoder_hidden_states)
         for block in self.up_blocks:
             hidden_states = block(hidden_states, residuals, temb, encoder_hidden_states)
-        prediction = self.conv_out(self.conv_act(self.conv_norm_out(hidden_states)))
+        prediction = self.conv_out(self.conv_norm_out(hidden_states, self.conv_act))
 
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)
 

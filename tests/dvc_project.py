@@ -59,7 +59,11 @@ inputs, sections, outputs = {
     "tune": (["latents"], ["tune", "attention"], ["tuned/tuned.safetensors", "tuned/tuned.json", "tuned/loss.csv"]),
     "invert": (["latents", "tuned/tuned.safetensors"], ["invert"], ["inverted/inverted.safetensors"]),
     "edit": ([own["prompts"], "inverted"], ["edit"], ["edits/a.mp4", "edits/b/c.json"]),
-    "score": (["frames", "edits"], ["score"], ["scores/scores.csv", "scores/metrics.json", "contact-sheet.png"]),
+    "score": (
+        ["frames", "edits"],
+        ["score"],
+        ["scores/consistency.json", "scores/scores.csv", "scores/metrics.json", "contact-sheet.png"],
+    ),
 }[stage]
 sha = hashlib.sha256(json.dumps([params[name] for name in sections]).encode())
 for name in inputs:

@@ -235,7 +235,7 @@ def test_every_score_of_the_pipeline_has_a_direction():
     of_embeddings = {
         name for name, value in vars(metrics).items() if getattr(value, "__module__", "") == metrics.__name__
     }
-    of_embeddings -= {"normalise", "ClipScorer", "_cosines", "_quiet"}
+    of_embeddings -= {"normalise", "frame_similarities", "ClipScorer", "_cosines", "_quiet"}
     of_truth = {field.name for field in fields(Verdict)}
     assert len(of_pixels) == 2 and len(of_embeddings) == 5
     assert of_pixels | of_embeddings | of_truth | {"excess_flicker"} == set(HIGHER_IS_BETTER)

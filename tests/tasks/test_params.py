@@ -606,7 +606,7 @@ def test_no_text_leads_out(tmp_path_factory: pytest.TempPathFactory, text: str) 
 def test_every_file_of_a_clip_has_a_place_of_its_own(tmp_path: Path) -> None:
     project = Project(tmp_path)
     places = (project.frames, project.latents, project.tuned, project.inverted, project.edits, project.scores)
-    paths = [place(clip) for place in (*places, project.contact_sheet) for clip in ("ball", "car")]
+    paths = [place(clip) for place in (*places, project.contact_sheet, project.report) for clip in ("ball", "car")]
     paths += [project.log(clip, stage) for clip in ("ball", "car") for stage in ("tune", "edit")] + [project.work]
     assert len(set(paths)) == len(paths)
     for path in paths:

@@ -155,9 +155,30 @@ def test_the_files_hold_what_is_returned_and_are_the_same_twice(clip, model):
         assert numbers == metrics["edits"][row["name"]]
 
     run(clip, model, out="again")
-    assert sorted(path.name for path in (clip / "again").iterdir()) == ["metrics.json", "scores.csv"]
-    for name in ("metrics.json", "scores.csv"):
+    names = ["consistency.json", "metrics.json", "scores.csv"]
+    assert sorted(path.name for path in (clip / "again").iterdir()) == names
+    for name in names:
         assert (clip / "again" / name).read_bytes() == (clip / "scores" / name).read_bytes()
+
+
+def test_the_similarities_are_what_the_consistency_is_the_mean_of(clip, model):
+    metrics = run(clip, model)
+    written = json.loads((clip / "scores/consistency.json").read_text())
+    assert set(written) == {"source", "edits"} and set(written["edits"]) == {"steady", "wild"}
+    pairs = np.triu_indices(FRAMES, 1)
+    for rows, values in [(written["source"], metrics["source"])] + [
+        (written["edits"][name], metrics["edits"][name]) for name in ("steady", "wild")
+    ]:
+        similarities = np.array(rows)
+        assert similarities.shape == (FRAMES, FRAMES) and (similarities == similarities.T).all()
+        assert (similarities.diagonal() == 1).all()
+        assert similarities[pairs].mean() == pytest.approx(values["frame_consistency"], abs=1e-4)
+        assert similarities.diagonal(1).mean() == pytest.approx(values["consecutive_consistency"], abs=1e-4)
+
+
+def test_without_a_model_there_are_no_similarities(clip):
+    run(clip)
+    assert json.loads((clip / "scores/consistency.json").read_text()) == {"source": None, "edits": {}}
 
 
 def test_scores_of_an_earlier_run_are_replaced_whole(clip):

@@ -1,16 +1,27 @@
 """Attention over frames against a literal reading of its formula."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tav_model import BasicTransformerBlock, SparseCausalAttention
-from tav_model.attention import ATTENTION_FRAMES, Attention, check_attention_frames, key_frames
+from tav_model.attention import ATTENTION_FRAMES, SHORT, Attention, check_attention_frames, key_frames
+from tav_model.merged_attention import Part, split_by_name
 from tests.tav_model.small import noise, relative, seeded
 
+
+@pytest.fixture(params=["merged", "copied"])
+def keys_are(request, monkeypatch):
+    """Both ways to attend to several frames: the one of CPUs and the one of GPUs."""
+    monkeypatch.setattr("tav_model.attention.merges", lambda query: request.param == "merged")
+    return request.param
+
+
+either_way = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 name_lists = st.lists(st.sampled_from(ATTENTION_FRAMES), min_size=1, max_size=4)
 
 
@@ -52,9 +63,9 @@ def spatial_attention(attention, dim=8, **changes) -> SparseCausalAttention:
     return SparseCausalAttention(dim, attention, **{"heads": 2, "dim_head": 4} | changes).double().eval()
 
 
-@settings(max_examples=80)
-@given(attention=name_lists, num_frames=st.integers(1, 6), videos=st.integers(1, 2), positions=st.integers(1, 4))
-def test_sparse_causal_attention_is_the_formula(attention, num_frames, videos, positions):
+@settings(either_way, max_examples=80)
+@given(attention=name_lists, num_frames=st.integers(1, 6), videos=st.integers(1, 3), positions=st.integers(1, 4))
+def test_sparse_causal_attention_is_the_formula(keys_are, attention, num_frames, videos, positions):
     layer = spatial_attention(attention)
     tokens = 3 * noise(videos * num_frames, positions, 8).double()
     with torch.no_grad():
@@ -78,12 +89,12 @@ def test_tune_a_videos_choice_is_the_first_and_the_former_frame(num_frames):
         assert relative(layer(tokens, num_frames), expected) < 1e-9
 
 
-@settings(max_examples=30)
-@given(attention=name_lists, num_frames=st.integers(1, 5))
-def test_gradients_are_those_of_the_formula(attention, num_frames):
+@settings(either_way, max_examples=30)
+@given(attention=name_lists, num_frames=st.integers(1, 5), videos=st.integers(1, 2))
+def test_gradients_are_those_of_the_formula(keys_are, attention, num_frames, videos):
     layer = spatial_attention(attention)
-    tokens = noise(num_frames, 3, 8).double().requires_grad_()
-    weights = noise(num_frames, 3, 8, seed=1).double()
+    tokens = noise(videos * num_frames, 3, 8).double().requires_grad_()
+    weights = noise(videos * num_frames, 3, 8, seed=1).double()
     inputs = [tokens, *layer.parameters()]
     ours = torch.autograd.grad((layer(tokens, num_frames) * weights).sum(), inputs)
     theirs = torch.autograd.grad((slow_attention(layer, tokens, num_frames) * weights).sum(), inputs)
@@ -118,19 +129,24 @@ def test_key_frames_of_the_middle_and_the_next():
 
 
 def spy_on_attention(layer, monkeypatch):
-    """The numbers of keys that the queries of each call see, and how many queries there are: `[(queries, keys)]`."""
+    """How many queries each call has, and how many keys they see: `[(queries, keys)]`."""
     seen = []
-    attend = layer.attend
 
-    def spy(query, key, value):
-        seen.append((query.shape[0] * query.shape[2], key.shape[2]))
-        return attend(query, key, value)
+    def spy(attend):
+        def attend_and_note(query, key, value):
+            seen.append((query.shape[0] * query.shape[2], key.shape[2]))
+            return attend(query, key, value)
 
-    monkeypatch.setattr(layer, "attend", spy)
+        return attend_and_note
+
+    monkeypatch.setattr(layer, "attend", spy(layer.attend))
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    ours = SimpleNamespace(_scaled_dot_product_flash_attention_for_cpu=spy(fused))
+    monkeypatch.setattr("tav_model.merged_attention.aten", ours)
     return seen
 
 
-def test_cost_is_linear_in_the_frames(monkeypatch):
+def test_cost_is_linear_in_the_frames(keys_are, monkeypatch):
     n = 3
     costs = []
     for f in (8, 16):
@@ -147,10 +163,10 @@ def test_each_frames_keys_are_projected_once():
     projected = []
     layer.to_k.register_forward_hook(lambda _, inputs, __: projected.append(inputs[0].shape[1]))
     layer(noise(2 * 5, 3, 8).double(), 5)
-    assert projected == [4]  # Nobody looks back at the last of the five.
+    assert projected == [4 * 3]  # Nobody looks back at the last of the five.
 
 
-def test_keys_that_all_frames_share_are_not_copied(monkeypatch):
+def test_keys_that_all_frames_share_are_not_copied(keys_are, monkeypatch):
     layer = spatial_attention(("first",))
     seen = spy_on_attention(layer, monkeypatch)
     layer(noise(4, 3, 8).double(), 4)
@@ -169,9 +185,9 @@ def test_upcast_computes_the_products_in_float32(monkeypatch, upcast, under_auto
         return out
 
     monkeypatch.setattr("tav_model.attention.F.scaled_dot_product_attention", spy)
-    layer = spatial_attention(("first", "former"), upcast=upcast).bfloat16()
+    layer = spatial_attention(("self",), upcast=upcast).bfloat16()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=under_autocast):
-        out = layer(noise(3, 4, 8).bfloat16(), 3)
+        out = layer(noise(3, SHORT + 1, 8).bfloat16(), 3)
     assert out.dtype == torch.bfloat16
     assert seen == {torch.float32 if upcast else torch.bfloat16}
 
@@ -189,6 +205,46 @@ def test_attention_to_a_context_of_another_width():
         assert relative(layer(tokens, context), expected) < 1e-9
 
 
+def test_frames_that_attend_to_one_text_give_what_each_alone_gives():
+    torch.manual_seed(0)
+    layer = Attention(8, cross_attention_dim=6, heads=2, dim_head=4).double()
+    tokens, text = noise(2 * 3, 5, 8).double(), noise(2, 7, 6, seed=1).double()
+    with torch.no_grad():
+        assert relative(layer(tokens, text), layer(tokens, text.repeat_interleave(3, dim=0))) < 1e-12
+
+
+@pytest.mark.parametrize("keys", [5, SHORT + 1])
+def test_short_sequences_attend_as_long_ones_do(keys):
+    query, key, value = noise(2, 3, 4, 8), noise(2, 3, keys, 8, seed=1), noise(2, 3, keys, 8, seed=2)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(Attention(8).attend(query, key, value), expected)
+
+
+@settings(max_examples=60)
+@given(attention=name_lists, num_frames=st.integers(1, 9))
+def test_the_parts_of_attention_are_the_frames_that_are_named(attention, num_frames):
+    sources = key_frames(attention, num_frames)
+    seen = sorted({frame for source in sources for frame in source})
+    found = {frame: [] for frame in range(num_frames)}
+    groups = split_by_name(attention, sources, seen)
+    for part in (part for group in groups for part in group):
+        for place, frame in enumerate(range(part.start, part.stop)):
+            keys = range(part.keys_start, part.keys_stop)
+            found[frame] += [seen[key] for key in (keys if part.shared else [keys[place]])]
+    for frame, frames in found.items():
+        named = [index for name in attention for index in named_frames(name, frame, num_frames)]
+        assert frames == (named if len(set(named)) > 1 else named[:1])
+    assert sorted(i for part in groups[0] for i in range(part.start, part.stop)) == list(range(num_frames))
+
+
+def test_tune_a_videos_attention_has_two_parts():
+    sources = key_frames(("first", "former"), 8)
+    assert split_by_name(("first", "former"), sources, range(7)) == [
+        [Part(0, 8, 0, 1, shared=True)],
+        [Part(2, 8, 1, 7, shared=False)],
+    ]
+
+
 def test_a_new_blocks_temporal_attention_is_silent():
     block = BasicTransformerBlock(8, 2, 4, 6)
     tokens = noise(3, 5, 8)
@@ -202,7 +258,7 @@ def test_temporal_attention_is_over_the_frames_of_one_position():
     for parameter in block.attn_temp.parameters():
         parameter.data = torch.randn(parameter.shape, generator=seeded(1)).double()
     frames, positions = 4, 3
-    text = noise(frames, 5, 6).double()
+    text = noise(1, 5, 6).double()
     tokens = noise(frames, positions, 8).double()
     with torch.no_grad():
         out = block(tokens, text, frames)

@@ -21,6 +21,7 @@ from tav_model.metrics import (
     consecutive_consistency,
     frame_accuracy,
     frame_consistency,
+    frame_similarities,
     normalise,
     pick_score,
     textual_alignment,
@@ -48,6 +49,12 @@ def test_frame_consistency_is_the_mean_over_pairs():
     assert frame_consistency(np.array([RIGHT, RIGHT, UP])) == pytest.approx(1 / 3)
     assert frame_consistency(np.array([RIGHT, DIAGONAL, UP])) == pytest.approx(2 * HALF / 3)
     assert frame_consistency(np.array([RIGHT, [-1.0, 0.0]])) == pytest.approx(-1)
+
+
+def test_frame_similarities_are_the_cosines_of_all_pairs():
+    similarities = frame_similarities(np.array([RIGHT, DIAGONAL, UP]) * [[1], [3], [0.5]])
+    assert similarities == pytest.approx(np.array([[1, HALF, 0], [HALF, 1, HALF], [0, HALF, 1]]))
+    assert frame_similarities(np.array([RIGHT])).tolist() == [[1]]
 
 
 def test_consecutive_consistency_sees_neighbours_only():
