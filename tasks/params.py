@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from tasks.paths import project_path
 from tav_model.errors import TavError
@@ -324,12 +325,19 @@ def _braces(value: Any) -> Any:
     return braces
 
 
+class _Representer(RoundTripRepresenter):
+    """Writes `null` as such. A class of our own: DVC, in the same process, writes dvc.lock by ruamel's."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
 def _round_trip() -> YAML:
     """A reader and writer that keeps comments, order and quotes."""
     yaml = YAML()
-    yaml.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
+    yaml.Representer = _Representer
     yaml.preserve_quotes = True
     yaml.width = 10000
     return yaml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from ruamel.yaml import YAML
 
 from tasks.params import (
     Clip,
@@ -408,6 +410,17 @@ def test_values_that_are_there_already_leave_the_file(tmp_path: Path, text: str)
     assert write_overrides(path, {"seed": 33, "decode.frames": 8, "clips.ball.prompts": "data/ball.csv"}) == params
     assert write_overrides(path, {}) == params
     assert path.read_bytes() == text.encode() and path.stat().st_mtime == 1
+
+
+def test_an_override_leaves_other_writers_of_yaml_alone(path: Path) -> None:
+    def written() -> str:
+        stream = io.StringIO()
+        YAML().dump({"end": None}, stream)
+        return stream.getvalue()
+
+    before = written()
+    write_overrides(path, {"decode.end": None})
+    assert written() == before
 
 
 def test_an_override_can_repair_a_file(path: Path) -> None:
