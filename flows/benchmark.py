@@ -15,10 +15,8 @@ killed goes on, and a changed guidance scale renders and scores again without tu
 from __future__ import annotations
 
 import contextlib
-import csv
 import fcntl
 import functools
-import io
 import json
 import os
 import shutil
@@ -37,10 +35,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from flows.compare import number, output_console
+from flows.compare import number
+from flows.terminal import output_console
 from tasks.compare import HIGHER_IS_BETTER
-from tasks.params import Params, load_params
+from tasks.params import Params, load_params, parse_overrides
 from tasks.paths import EMBEDDED, Project, project_path, resolve_model
+from tasks.prompts import csv_text
 from tasks.stages import STAGES, ClipStages
 from tasks.tgve import EDITS, SIDE, Entry, choose, read_benchmark
 from tav_model.errors import TavError
@@ -240,16 +240,10 @@ def _scores(project: Path, clip: str) -> Scores:
 
 
 def _parameters(root: Path, changes: Sequence[str]) -> Params:
-    overrides = {}
-    for change in changes:
-        key, equals, value = change.partition("=")
-        if not equals or not key.strip():
-            raise TavError(f"--set: {change!r} is not allowed: must be KEY=VALUE, such as tune.steps=300")
-        if key.strip().partition(".")[0] == "clips":
-            raise TavError(
-                f"--set: {change!r} is not allowed: the clips are the benchmark's; --only chooses among them"
-            )
-        overrides[key.strip()] = value.strip()
+    overrides = parse_overrides(changes)
+    for key in overrides:
+        if key.partition(".")[0] == "clips":
+            raise TavError(f"--set: {key!r} is not allowed: the clips are the benchmark's; --only chooses among them")
     return load_params(root / "params.yaml", overrides)
 
 
@@ -303,13 +297,7 @@ def _write_project(project: Path, root: Path, params: Params, entries: Sequence[
 
 def _prompts_csv(entry: Entry) -> str:
     """Each edit under the name of its category."""
-    return _csv(["prompt", "name", "category"], [[entry.prompts[edit], edit, edit] for edit in EDITS])
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()
+    return csv_text([["prompt", "name", "category"], *([entry.prompts[edit], edit, edit] for edit in EDITS)])
 
 
 def _write_if_other(path: Path, text: str) -> None:
@@ -369,7 +357,7 @@ def _write_results(out: Path, entries: Sequence[Entry], done: Mapping[str, Score
         for entry in ready
         for edit in EDITS
     ]
-    write_text(out / "results.csv", _csv(["set", "clip", "category", "prompt", *metrics], rows))
+    write_text(out / "results.csv", csv_text([["set", "clip", "category", "prompt", *metrics], *rows]))
     missing = [entry.name for entry in entries if entry.name not in done]
     lines = [f"# LOVEU-TGVE-2023: {len(ready)} of {len(entries)} clips, {len(rows)} edits", "", ""]
     lines[2] = _markdown(category_means(done.values())) if ready else "No clip is done yet."

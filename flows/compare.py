@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +11,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flows.terminal import output_console, print_json
 from tasks.compare import HIGHER_IS_BETTER, Comparison, PipelineRun, as_rows, compare
 
 LONGEST_VALUE = 28  # characters of a parameter; a whole negative prompt would fill the screen
-PIPED_WIDTH = 200  # where there is no terminal to ask
 SHORT_ID = 8
 
 
@@ -28,7 +26,7 @@ def show_comparisons(root: Path, clips: list[str], by: str | None, everything: b
     """
     comparisons = compare(root, clips, by, everything)
     if as_json:
-        print(json.dumps(as_rows(comparisons), indent=2, ensure_ascii=False))
+        print_json(as_rows(comparisons))
         return
     console = output_console()
     for comparison in comparisons:
@@ -37,14 +35,6 @@ def show_comparisons(root: Path, clips: list[str], by: str | None, everything: b
         if comparison.left_out:
             runs = "run" if comparison.left_out == 1 else "runs"
             console.print(f"{comparison.left_out} {runs} without scores left out; --all shows them", style="dim")
-
-
-def output_console() -> Console:
-    """Standard output; as wide as the terminal, or wide enough for most tables where it is piped."""
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=PIPED_WIDTH)
-    return console
 
 
 @dataclass(frozen=True)

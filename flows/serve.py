@@ -9,24 +9,36 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
+from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from tasks import locks
 from tav_model.errors import TavError
 
 POOL = "tav"
 START_SECONDS = 120
 STOP_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Services:
+    """The process that holds the services, and where a browser finds them."""
+
+    process: int
+    prefect: str
+    mlflow: str
 
 
 def serve(root: Path) -> None:
@@ -45,7 +57,7 @@ def serve(root: Path) -> None:
         raise TavError(
             f"prefect.toml: api.url: {api.geturl()!r} must be http://127.0.0.1:PORT/api to be served from here"
         )
-    mlflow_port = _port("TAV_MLFLOW_PORT", 5000)
+    mlflow_port = mlflow_port_setting()
     uri = resolve_uri(load_params(root / "params.yaml").tracking.uri, root)
     logs = root / "logs"
     logs.mkdir(exist_ok=True)
@@ -54,7 +66,7 @@ def serve(root: Path) -> None:
     environment = os.environ | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
 
     with ExitStack() as stack:
-        stack.enter_context(_only_one(root))
+        stack.enter_context(_only_one(root, f"http://127.0.0.1:{api.port}", mlflow))
         _check_free(api.port, "prefect.toml: api.url")
         _check_free(mlflow_port, "TAV_MLFLOW_PORT")
         children: dict[str, subprocess.Popen] = {}
@@ -64,7 +76,7 @@ def serve(root: Path) -> None:
             child = subprocess.Popen(
                 [*python, *command], cwd=root, stdout=log, stderr=log, start_new_session=True, env=environment
             )
-            stack.callback(_stop, child)
+            stack.callback(stop, child)
             children[name] = child
 
         start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
@@ -102,8 +114,8 @@ def up(root: Path) -> None:
     Raises:
         TavError: it runs already, or what it says when it does not start.
     """
-    if holder := _holder(root):
-        raise TavError(f"already running (process {holder}); make down ends it")
+    if services := running(root):
+        raise _already(services)
     log = root / "logs" / "serve.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as output:
@@ -127,66 +139,93 @@ def down(root: Path) -> None:
     Raises:
         TavError: it does not end.
     """
-    holder = _holder(root)
-    if not holder:
+    services = running(root)
+    if services is None:
         print("not running")
         return
-    os.kill(holder, signal.SIGTERM)
+    os.kill(services.process, signal.SIGTERM)
     deadline = time.monotonic() + 6 * STOP_SECONDS
-    while _holder(root):
+    while running(root):
         if time.monotonic() > deadline:
-            raise TavError(f"process {holder} does not end; logs/serve.log may say why")
+            raise TavError(f"process {services.process} does not end; logs/serve.log may say why")
         time.sleep(0.2)
     print("stopped")
 
 
 @contextlib.contextmanager
-def _only_one(root: Path) -> Iterator[None]:
-    """Hold the project's lock, which goes with the process, however that ends; the file says which process it is."""
+def _only_one(root: Path, prefect: str, mlflow: str) -> Iterator[None]:
+    """Hold the project's lock, which goes with the process, however that ends; the file says who and where."""
     path = _lock_path(root)
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TavError(f"already running (process {path.read_text().strip()}); make down ends it") from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        if not locks.take(file, f"{os.getpid()} {prefect} {mlflow}"):
+            raise _already(_read(locks.holder(path) or ""))
         yield
 
 
-def _holder(root: Path) -> int:
-    """The process that holds the project's lock, or 0."""
-    try:
-        with _lock_path(root).open() as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return int(file.read() or 0)
-    except FileNotFoundError:
-        pass
-    return 0
+def running(root: Path) -> Services | None:
+    """What `serve` of this project has started and not ended, by the lock that it holds."""
+    lock = locks.holder(_lock_path(root))
+    return None if lock is None else _read(lock)
+
+
+def _read(lock: str) -> Services:
+    process, prefect, mlflow = [*lock.split(), "", "", ""][:3]
+    return Services(int(process or 0), prefect, mlflow)
+
+
+def _already(services: Services) -> TavError:
+    return TavError(f"already running (process {services.process}); make down or tav down ends it")
 
 
 def _lock_path(root: Path) -> Path:
     return root / ".tav" / "serve.lock"
 
 
-def _port(variable: str, default: int) -> int:
-    text = os.environ.get(variable, str(default))
+def api_url(root: Path) -> str:
+    """The address of Prefect's API by the environment or prefect.toml, without the seconds that Prefect's import takes.
+
+    Raises:
+        TavError: neither says one.
+    """
+    if url := os.environ.get("PREFECT_API_URL"):
+        return url.rstrip("/")
+    try:
+        url = tomllib.loads((root / "prefect.toml").read_text(encoding="utf-8"))["api"]["url"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise TavError('prefect.toml: no api.url; it should be "http://127.0.0.1:4200/api"') from None
+    return str(url).rstrip("/")
+
+
+def mlflow_port_setting() -> int:
+    text = os.environ.get("TAV_MLFLOW_PORT", "5000")
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise TavError(f"{variable}: {text!r} must be a port, 1 to 65535")
+        raise TavError(f"TAV_MLFLOW_PORT: {text!r} must be a port, 1 to 65535")
     return int(text)
 
 
-def _check_free(port: int, setting: str) -> None:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
-            raise TavError(f"port {port} is taken; end what uses it, or choose another one ({setting})") from None
+            return False
+    return True
+
+
+def answers(url: str, seconds: float = 5) -> bool:
+    """Whether an HTTP server answers there without an error."""
+    try:
+        with urllib.request.urlopen(url, timeout=seconds):
+            return True
+    except (OSError, ValueError, HTTPException):
+        return False
+
+
+def _check_free(port: int, setting: str) -> None:
+    if not is_free(port):
+        raise TavError(f"port {port} is taken; end what uses it, or choose another one ({setting})")
 
 
 def _wait(url: str, children: dict[str, subprocess.Popen], name: str) -> None:
@@ -194,15 +233,13 @@ def _wait(url: str, children: dict[str, subprocess.Popen], name: str) -> None:
     while time.monotonic() < deadline:
         if children[name].poll() is not None:
             break
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except OSError:
-            time.sleep(0.3)
+        if answers(url):
+            return
+        time.sleep(0.3)
     raise TavError(f"{name} does not answer; logs/{name}.log says why")
 
 
-def _stop(child: subprocess.Popen) -> None:
+def stop(child: subprocess.Popen) -> None:
     """End a process with all that it has started."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:

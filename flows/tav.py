@@ -6,9 +6,11 @@ DVC: after this flow `dvc repro` has nothing to do, and the other way round.
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -28,6 +30,39 @@ from tav_model.errors import TavError
 if TYPE_CHECKING:
     from prefect import Task
     from prefect.client.schemas.objects import TaskRun
+
+
+class Watcher(Protocol):
+    """Who wants to know, in the process that runs the flow, how far it is; see `watched_by`."""
+
+    def stage(self, clip: str, stage: str, event: str) -> None:
+        """`event`: up to date, begins, restored or done."""
+
+    def ended(self, clip: str, error: str | None) -> None:
+        """All of the clip is up to date, or why it is not."""
+
+
+_watchers: list[Watcher] = []
+
+
+@contextlib.contextmanager
+def watched_by(watcher: Watcher) -> Iterator[None]:
+    """Meanwhile, tell `watcher` of the flow's runs in this process."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
+def _tell(clip: str, stage: str, event: str) -> None:
+    for watcher in _watchers:
+        watcher.stage(clip, stage, event)
+
+
+def _tell_ended(clip: str, error: str | None = None) -> None:
+    for watcher in _watchers:
+        watcher.ended(clip, error)
 
 
 def transient(_task: Task, _run: TaskRun, state: State) -> bool:
@@ -120,10 +155,13 @@ def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:
     for stage in STAGES:
         if versions.is_current(stage, clip):
             logger.info("%s: %s is up to date", clip, stage)
+            _tell(clip, stage, "up to date")
             continue
         anything = True
+        _tell(clip, stage, "begins")
         if versions.restore(stage, clip):
             logger.info("%s: %s restored from DVC's cache", clip, stage)
+            _tell(clip, stage, "restored")
             continue
         before = versions.snapshot(stage, clip)
         if stage == "edit":
@@ -134,6 +172,7 @@ def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:
                 raise TavError(state.message or f"{stage}: {state.name}")
         versions.commit(stage, clip, before)
         logger.info("%s: %s done", clip, stage)
+        _tell(clip, stage, "done")
     if anything:
         show_results(clip, root)
     scores = json.loads((ClipStages(root, clip).project.scores(clip) / "metrics.json").read_text(encoding="utf-8"))
@@ -167,6 +206,7 @@ def tav(
         except TavError as error:
             failed[clip] = one_line(error)
             logger.error("%s: %s", clip, error)
+        _tell_ended(clip, failed.get(clip))
     if failed:
         return Failed(message="; ".join(f"{clip}: {reason}" for clip, reason in failed.items()))
     return scores

@@ -14,11 +14,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from tasks.tracking import redact
+from tasks.tracking import flatten, redact
 from tav_model.errors import TavError
 from tav_model.files import atomic_file
 
@@ -33,11 +34,27 @@ Inputs = dict[str, Any]
 
 # The options of a remote that say where it is; the others may be secrets.
 REACHING = ("url", "endpointurl", "region", "profile", "port", "user")
+LONGEST_VALUE = 40  # characters of a parameter in a reason
 
 logger = logging.getLogger(__name__)
 
 # DVC's locks are between processes; threads of this one go one by one.
 _one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a stage stands.
+
+    Attributes:
+        state: up to date, stale, never run, or in use: another process reads or writes its files as a part of DVC.
+        reasons: what is not as dvc.lock has it, in words; or who that process is.
+        is_restorable: not up to date, but DVC's cache has what it would give.
+    """
+
+    state: str
+    reasons: list[str]
+    is_restorable: bool = False
 
 
 class Versions:
@@ -62,6 +79,19 @@ class Versions:
     def is_current(self, stage: str, clip: str) -> bool:
         """Whether `dvc repro` would skip the stage: command, inputs and outputs are those of dvc.lock."""
         return self._ask(stage, clip, lambda loaded: not loaded.changed())
+
+    def standing(self, clip: str, stages: Sequence[str]) -> dict[str, Standing]:
+        """How each of the stages stands, for the inputs as they lie there now. Nothing is changed."""
+        from dvc.lock import LockError
+
+        def look(loaded: PipelineStage) -> Standing:
+            try:
+                return _standing(loaded)
+            except LockError as error:
+                return Standing("in use", [self._holder(error)])
+
+        name = f"{stages[0]}@{clip}"
+        return self._ask_all(name, lambda project: {stage: look(project.stages[f"{stage}@{clip}"]) for stage in stages})
 
     def restore(self, stage: str, clip: str) -> bool:
         """Bring back from DVC's cache what the stage gave for the inputs as they are now, if it is there.
@@ -166,16 +196,20 @@ class Versions:
 
     def _ask(self, stage: str, clip: str, action: Callable[[PipelineStage], Answer]) -> Answer:
         """What `action` makes of the stage, under DVC's locks, with DVC's errors as ours."""
+        name = f"{stage}@{clip}"
+        return self._ask_all(name, lambda project: action(project.stages[name]))
+
+    def _ask_all(self, name: str, action: Callable[[ProjectFile], Answer]) -> Answer:
+        """What `action` makes of dvc.yaml; `name` is for messages."""
         _import_dvc()
         from dvc.exceptions import DvcException
         from dvc.lock import LockError
 
-        name = f"{stage}@{clip}"
         end = time.monotonic() + self.wait
         told = False
         while True:
             try:
-                with self._loaded(name) as loaded:
+                with self._loaded() as loaded:
                     return action(loaded)
             except LockError as error:
                 holder = self._holder(error)
@@ -189,7 +223,7 @@ class Versions:
                 raise TavError(f"{name}: {_one_line(error)}") from error
 
     @contextlib.contextmanager
-    def _loaded(self, name: str) -> Iterator[PipelineStage]:
+    def _loaded(self) -> Iterator[ProjectFile]:
         from dvc.repo import Repo, lock_repo
 
         if Path.cwd() != self.root:
@@ -197,7 +231,7 @@ class Versions:
         if not (self.root / ".dvc").is_dir():
             raise TavError(f"{self.root}: not a DVC project: no folder .dvc")
         with _one_at_a_time, Repo(str(self.root)) as repo, lock_repo(repo), repo.scm_context(quiet=True):
-            yield self._parse(repo).stages[name]
+            yield self._parse(repo)
 
     def _parse(self, repo: Repo) -> ProjectFile:
         """dvc.yaml with its dvc.lock, parsed again only if they have changed: with many clips that takes seconds."""
@@ -237,6 +271,65 @@ def _push(stage: PipelineStage, paths: Sequence[str]) -> dict[str, str] | None:
     repo.push(targets=[output.def_path for output in stage.outs if output.def_path in paths])
     options = repo.config["remote"][name]
     return {key: redact(str(options[key])) for key in REACHING if key in options}
+
+
+def _standing(stage: PipelineStage) -> Standing:
+    entries = stage.status().get(stage.addressing, [])
+    if not entries:
+        return Standing("up to date", [])
+    is_new = not any(output.hash_info for output in stage.outs)
+    reasons: list[str] = []
+    if stage.changed_stage() and not is_new:
+        reasons.append("its command changed")
+    for dependency in stage.deps:
+        reasons += _differences(dependency)
+    for output in stage.outs:
+        # What is not there at all is in the same folder as others that are not.
+        reasons += [f"{path} {_said(how)}" for path, how in output.status().items()]
+    restorable = all(dependency.exists for dependency in stage.deps) and _is_in_cache(stage)
+    if is_new:
+        missing = [f"{dependency} is missing" for dependency in stage.deps if not dependency.exists]
+        return Standing("never run", missing, restorable)
+    return Standing("stale", list(dict.fromkeys(reasons)), restorable)
+
+
+def _differences(dependency: Any) -> list[str]:
+    """In what a dependency is other than dvc.lock has it: `tune.steps 400 → 300`, `data/ball.csv changed`."""
+    from dvc.dependency import ParamsDependency
+
+    if not isinstance(dependency, ParamsDependency):
+        return [f"{path} {_said(how)}" for path, how in dependency.status().items()]
+    before, now = flatten(dependency.hash_info.value or {}), flatten(dependency.read_params())
+    return [
+        f"{key} {_value(before, key)} → {_value(now, key)}"
+        for key in {**before, **now}
+        if _value(before, key) != _value(now, key)
+    ]
+
+
+def _value(values: Mapping[str, Any], key: str) -> str:
+    text = _one_line(values.get(key, "unset"))
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 1]}…"
+
+
+def _said(how: object) -> str:
+    words = {"deleted": "is missing", "modified": "changed", "new": "is new", "not in cache": "is in no cache"}
+    return words.get(str(how), str(how))
+
+
+def _is_in_cache(stage: PipelineStage) -> bool:
+    """Whether `Versions.restore` would bring the outputs back."""
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    if stage.changed_stage() or not stage.deps_cached():
+        stage.save_deps()
+        for output in stage.outs:
+            output.clear()
+    try:
+        stage.repo.stage_cache.restore(stage, dry=True)
+    except RunCacheNotFoundError:
+        return False
+    return True
 
 
 def _read_inputs(stage: PipelineStage) -> Inputs:

@@ -63,6 +63,9 @@ class EditBatch:
     Args:
         store: a folder for rendered rows, by identity; what a killed run has finished is found there.
         batch_size: edits sampled together. A batch is rendered when the first of its edits is asked for.
+        found_in: further results folders, whose videos serve too.
+        base_identity: what `tasks.models.base_digest` says of the base, where that is known; else it is read.
+        adopt: False: only look. The store is left as it is, and nothing may be rendered.
     """
 
     def __init__(
@@ -81,16 +84,22 @@ class EditBatch:
         store: Path,
         batch_size: int = 1,
         decode_chunk: int = 8,
+        found_in: Sequence[Path] = (),
+        base_identity: str | None = None,
+        adopt: bool = True,
     ) -> None:
         self.inverted, self.tuned, self.out, self.root, self.store = inverted, tuned, out, root, store
         self.base, self.attention, self.params, self.device = base, attention, params, device
         self.batch_size, self.decode_chunk = batch_size, decode_chunk
+        self.found_in = (out, *found_in)
+        base_identity = base_identity or base_digest(base)
         inputs = digest(
-            FORMAT, inverted, tuned / "tuned.json", base_digest(base), repr(attention), params.start, params.precision
+            FORMAT, inverted, tuned / "tuned.json", base_identity, repr(attention), params.start, params.precision
         )
         self.edits = [self._fill_in(row, seed, inputs) for row in rows]
         self._frames: dict[str, np.ndarray] = {}
-        self._adopt_previous()
+        if adopt:
+            self._adopt_previous()
 
     def _fill_in(self, row: PromptRow, seed: int, inputs: str) -> Edit:
         params = self.params
@@ -110,27 +119,39 @@ class EditBatch:
         """Whether the edit's files are in the store, whole."""
         folder = self.store / edit.identity
         video = folder / "edit.mp4"
-        return video.exists() and _record(folder / "edit.json").get("video") == digest(video)
+        return video.exists() and read_record(folder / "edit.json").get("video") == digest(video)
 
     def todo(self) -> list[Edit]:
         return [edit for edit in self.edits if not self.is_done(edit)]
 
+    def to_render(self) -> list[Edit]:
+        """Those of `todo` that no results folder has either, nor DVC's cache."""
+        todo = self.todo()
+        found = self._previous({edit.identity for edit in todo}) if todo else {}
+        return [edit for edit in todo if edit.identity not in found]
+
     def _adopt_previous(self) -> None:
         """Put into the store what an earlier run left in the results, or what DVC keeps of it in its cache."""
-        if not self.todo():
-            return
-        previous = {path.name: path for path in self.out.glob("*.*")} if self.out.is_dir() else {}
-        previous = {**previous_output(self.root, self.out.relative_to(self.root).as_posix()), **previous}
-        wanted = {edit.identity for edit in self.todo()}
-        for name, path in previous.items():
-            stem = name.removesuffix(".json")
-            if stem == name or not all(stem + suffix in previous for suffix in SUFFIXES):
-                continue
-            record = _record(path)
-            if record.get("identity") in wanted:
-                with atomic_folder(self.store / record["identity"]) as folder:
-                    for suffix in SUFFIXES:
-                        shutil.copyfile(previous[stem + suffix], folder / f"edit{suffix}")
+        todo = self.todo()
+        for identity, files in self._previous({edit.identity for edit in todo}).items() if todo else ():
+            with atomic_folder(self.store / identity) as folder:
+                for suffix, path in files.items():
+                    shutil.copyfile(path, folder / f"edit{suffix}")
+
+    def _previous(self, wanted: set[str]) -> dict[str, dict[str, Path]]:
+        """The files of edits with these identities, by suffix, that lie elsewhere than in the store."""
+        found = {}
+        for results in self.found_in:
+            files = previous_output(self.root, results.relative_to(self.root).as_posix())
+            files = {**files, **({path.name: path for path in results.glob("*.*")} if results.is_dir() else {})}
+            for name, path in files.items():
+                stem = name.removesuffix(".json")
+                if stem == name or not all(stem + suffix in files for suffix in SUFFIXES):
+                    continue
+                identity = read_record(path).get("identity")
+                if identity in wanted:
+                    found[identity] = {suffix: files[stem + suffix] for suffix in SUFFIXES}
+        return found
 
     # Rendering
 
@@ -269,7 +290,7 @@ def edit(batch: EditBatch, progress: Progress, on_done: Callable[[Edit], None] |
     batch.finish(failed)
 
 
-def _record(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """What the JSON of a rendered row says; nothing where it is missing or somebody has damaged it."""
     try:
         record = read_json(path)

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedSeq
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from tasks.paths import project_path
 from tav_model.errors import TavError
@@ -43,7 +44,9 @@ GuidanceScale = Annotated[float, Field(ge=1, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 InProject = AfterValidator(_in_project)
 # As part of a file's and of a DVC stage's name.
-ClipName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")]
+CLIP_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+ClipName = Annotated[str, Field(pattern=f"^{CLIP_NAME}$")]
+CLIP_NAME_RULE = "must be 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
 
 
 class _Section(BaseModel):
@@ -245,23 +248,105 @@ def write_overrides(path: Path, overrides: Mapping[str, Any]) -> Params:
     """
     params = load_params(path, overrides)
     text = _read(path)
-    round_trip = YAML()
-    round_trip.representer.add_representer(
-        type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
-    )
-    round_trip.preserve_quotes = True
-    round_trip.width = 10000
-    content = round_trip.load(text.replace("\r\n", "\n"))
+    content = _round_trip().load(text.replace("\r\n", "\n"))
     changes = [_override(path.name, content, dotted, value) for dotted, value in overrides.items()]
     if not any(changes):
         return params
-    stream = io.StringIO()
-    round_trip.dump(content, stream)
-    changed = stream.getvalue()
+    changed = _dump(content)
     params = _check(path.name, _parse(path.name, changed))
     # Through a link, and with the line ends that the file has.
     write_text(path.resolve(), changed.replace("\n", "\r\n") if "\r\n" in text else changed)
     return params
+
+
+def parse_overrides(changes: Iterable[str]) -> dict[str, str]:
+    """`KEY=VALUE` of a command line as `load_params` wants it.
+
+    Raises:
+        TavError: no `=`, or no key before it.
+    """
+    overrides = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise TavError(f"--set: {change!r} is not allowed: must be KEY=VALUE, such as tune.steps=300")
+        overrides[key.strip()] = value.strip()
+    return overrides
+
+
+def add_clip(path: Path, name: str, clip: Mapping[str, Any]) -> tuple[str, Params]:
+    """The text of params.yaml with one clip more, the last of `clips`, and the parameters in it; nothing is written.
+
+    Every line of the file stays as it is, unless `clips` is written in braces.
+
+    Raises:
+        TavError: a clip of this name is there already, or what is given is not allowed.
+    """
+    text = _read(path)
+    params = _check(path.name, _parse(path.name, text))
+    if name in params.clips:
+        raise TavError(
+            f"{path.name}: clips: {name!r} is there already; give another name (--name), or change the entry there"
+        )
+    plain = text.replace("\r\n", "\n")
+    content = _parse(path.name, plain)
+    wanted = {**content, "clips": {**content["clips"], name: dict(clip)}}
+    params = _check(path.name, wanted)
+    new = _insert_clip(plain, name, clip)
+    if new is None or _parse(path.name, new) != wanted:
+        commented = _round_trip().load(plain)
+        commented["clips"][name] = dict(clip)
+        new = _dump(commented)
+    return new.replace("\n", "\r\n") if "\r\n" in text else new, params
+
+
+def _insert_clip(text: str, name: str, clip: Mapping[str, Any]) -> str | None:
+    """The text with the clip's lines below the last one of the block `clips`; None where it is no block."""
+    clips = next(value for key, value in YAML(pure=True).compose(text).value if key.value == "clips")
+    if clips.flow_style or not clips.value:
+        return None
+    column = clips.value[0][0].start_mark.column
+    lines = text.split("\n")
+    end = clips.end_mark.line + (clips.end_mark.column > 0)
+    # The block ends where the next key begins; the empty lines and comments above that belong to it.
+    while end > len(lines) or not lines[end - 1].strip() or lines[end - 1].startswith("#"):
+        end -= 1
+    entry = _dump({name: {key: _braces(value) for key, value in clip.items()}}).removesuffix("\n")
+    new = [" " * column + line for line in entry.split("\n")]
+    return "\n".join([*lines[:end], *new, *(lines[end:] or [""])])
+
+
+def _braces(value: Any) -> Any:
+    """A mapping that is written in one line."""
+    if not isinstance(value, Mapping):
+        return value
+    braces = CommentedMap(value)
+    braces.fa.set_flow_style()
+    return braces
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes `null` as such. A class of our own: DVC, in the same process, writes dvc.lock by ruamel's."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
+
+
+def _round_trip() -> YAML:
+    """A reader and writer that keeps comments, order and quotes."""
+    yaml = YAML()
+    yaml.Representer = _Representer
+    yaml.preserve_quotes = True
+    yaml.width = 10000
+    return yaml
+
+
+def _dump(content: Any) -> str:
+    stream = io.StringIO()
+    _round_trip().dump(content, stream)
+    return stream.getvalue()
 
 
 def _read(path: Path) -> str:
@@ -371,7 +456,7 @@ def _describe(problem: ErrorDetails) -> str:
     *above, last = (str(part) for part in problem["loc"])
     key = _plain(".".join(above if last == "[key]" else [*above, last]))
     if last == "[key]":
-        return f"{key}: the clip's name must be 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
+        return f"{key}: the clip's name {CLIP_NAME_RULE}"
     kind, allowed = Params, ""
     for part in [*above, last]:
         if _is_section(kind):

@@ -64,6 +64,10 @@ class Project:
     def edits(self, clip: str) -> Path:
         return self.root / "results" / clip / "edits"
 
+    def quick(self, clip: str) -> Path:
+        """Edits that were made at once, which DVC does not know."""
+        return self.root / "results" / clip / "quick"
+
     def scores(self, clip: str) -> Path:
         return self.root / "results" / clip / "scores"
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 from tav_model.errors import TavError
 
@@ -39,6 +39,30 @@ class _Lines:
         self.stream.write(f"{stamp}{text}\n")
         self.stream.flush()
         self.at, self.done = now, done
+
+
+class Display(Protocol):
+    """Where a program of several stages draws the bars itself; see `shown_on`."""
+
+    def begin(self, progress: Progress) -> None: ...
+
+    def update(self, progress: Progress) -> None: ...
+
+    def end(self, progress: Progress) -> None: ...
+
+
+_display: Display | None = None
+
+
+@contextlib.contextmanager
+def shown_on(display: Display) -> Iterator[None]:
+    """Meanwhile, every `Progress` of this process is shown there and not on stderr. Log files are as always."""
+    global _display
+    before, _display = _display, display
+    try:
+        yield
+    finally:
+        _display = before
 
 
 class Progress:
@@ -74,12 +98,16 @@ class Progress:
         self._values: dict[str, Any] = {}
         self._lines: list[_Lines] = []
         self._bar: tqdm | None = None
+        self._display: Display | None = None
 
     def __enter__(self) -> Progress:
         self._start = now = time.monotonic()
         if self._log is not None:
             self._lines.append(_Lines(_open_log(self._log), LOG_SECONDS, True, now, self.done))
-        if os.environ.get("TAV_QUIET", "0") in ("", "0"):
+        if _display is not None:
+            self._display = _display
+            self._display.begin(self)
+        elif not is_quiet():
             if sys.stderr.isatty():
                 from tqdm import tqdm
 
@@ -93,7 +121,7 @@ class Progress:
                 )
             else:
                 self._lines.append(_Lines(sys.stderr, STDERR_SECONDS, False, now, self.done))
-        self._say(f"{self.title}: {'goes on at' if self.initial else 'starts,'} {self._count()}", now)
+        self._say(f"{self.title}: {'goes on at' if self.initial else 'starts,'} {self.count()}", now)
         return self
 
     def update(self, n: int = 1, **values: Any) -> None:
@@ -102,8 +130,10 @@ class Progress:
         self._values |= values
         if self._bar is not None:
             self._bar.total = self.total
-            self._bar.set_postfix_str(self._shown_values(), refresh=False)
+            self._bar.set_postfix_str(self.shown_values(), refresh=False)
             self._bar.update(n)
+        if self._display is not None:
+            self._display.update(self)
         now = time.monotonic()
         for lines in self._lines:
             if now - lines.at >= lines.interval:
@@ -116,14 +146,16 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self._display is not None:
+            self._display.end(self)
         now = time.monotonic()
         seconds = now - self._start
         if error is None:
-            parts = [f"done, {self._count()} in {_clock(seconds)}"]
-            parts += [_rate(self.done - self.initial, seconds, self.unit), self._shown_values()]
+            parts = [f"done, {self.count()} in {clock(seconds)}"]
+            parts += [rate(self.done - self.initial, seconds, self.unit), self.shown_values()]
         else:
             parts = ["failed" if isinstance(error, Exception) else "stopped"]
-            parts[0] += f" at {self._count()} after {_clock(seconds)}"
+            parts[0] += f" at {self.count()} after {clock(seconds)}"
             parts.append(": ".join(filter(None, [type(error).__name__, str(error).strip().partition("\n")[0]])))
         self._say(f"{self.title}: {', '.join(part for part in parts if part)}", now)
         if self._log is not None:
@@ -135,22 +167,29 @@ class Progress:
             lines.write(text, now, self.done)
 
     def _state(self, seconds: float, done: int) -> str:
-        parts = [f"{self.title}: {self._count()}", _rate(done, seconds, self.unit)]
+        parts = [f"{self.title}: {self.count()}", rate(done, seconds, self.unit)]
         if self.total is not None and done > 0:
-            parts.append(f"{_clock((self.total - self.done) * seconds / done)} left")
-        parts.append(self._shown_values())
+            parts.append(f"{clock((self.total - self.done) * seconds / done)} left")
+        parts.append(self.shown_values())
         return ", ".join(part for part in parts if part)
 
-    def _count(self) -> str:
+    def count(self) -> str:
+        """How far it is: `120/400 steps`."""
         if self.total is None:
             return f"{self.done} {self.unit}{'' if self.done == 1 else 's'}"
         return f"{self.done}/{self.total} {self.unit}{'' if self.total == 1 else 's'}"
 
-    def _shown_values(self) -> str:
+    def shown_values(self) -> str:
+        """The values of the last update: `loss 0.1234`."""
         return ", ".join(
             f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
             for name, value in self._values.items()
         )
+
+
+def is_quiet() -> bool:
+    """Whether stderr is for errors only: TAV_QUIET=1 in the environment."""
+    return os.environ.get("TAV_QUIET", "0") not in ("", "0")
 
 
 @contextlib.contextmanager
@@ -199,14 +238,15 @@ def _open_log(path: Path) -> TextIO:
         raise TavError(f"{path}: the log cannot be written ({error.strerror})") from None
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
     """`0:07`, `12:03`, `1:00:00`."""
     minutes, seconds = divmod(max(0, round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
-def _rate(done: int, seconds: float, unit: str) -> str:
+def rate(done: float, seconds: float, unit: str) -> str:
+    """`3.20 step/s`, or `1.50 s/step` where it is slower; nothing where there is nothing to say."""
     if done <= 0 or seconds <= 0:
         return ""
     return f"{done / seconds:.2f} {unit}/s" if done >= seconds else f"{seconds / done:.2f} s/{unit}"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import hashlib
 import io
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tav_model.errors import TavError
+from tav_model.files import atomic_file
 
 COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category")
+ROW_CELLS = ("prompt", "seed", "guidance_scale", "steps", "negative_prompt")
 CATEGORIES = ("style", "object", "background", "multiple", "colour")
 FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 _.-]{0,78}[A-Za-z0-9_-])?")
 # Names that Windows keeps for devices, with any suffix.
@@ -51,8 +54,75 @@ def read_prompts(path: Path) -> list[PromptRow]:
     lines, table = _read_table(path)
     frame = pd.DataFrame(table[1:], columns=_check_header(path, lines, table), dtype=str)
     frame.insert(0, "line", lines[1:])
-    rows = [_check_row(path, record) for record in frame.to_dict("records")]
+    rows = [_check_row(f"{path}: line {record['line']}", record) for record in frame.to_dict("records")]
     return _name_rows(path, rows)
+
+
+def make_rows(prompts: Sequence[str], what: str, **settings: Any) -> list[PromptRow]:
+    """The rows that a CSV with these prompts would give, each prompt once.
+
+    Args:
+        what: such as `--edit`, for messages.
+        settings: of all rows, by the column's name; None is left out.
+
+    Raises:
+        TavError: what a row may not have.
+    """
+    cells = {name: str(value) for name, value in settings.items() if value is not None}
+    distinct = dict.fromkeys(prompt.strip() for prompt in prompts)
+    rows = [_check_row(what, {"line": line, "prompt": prompt, **cells}) for line, prompt in enumerate(distinct, 1)]
+    return _name_rows(Path(what), rows)
+
+
+def append_rows(path: Path, rows: Sequence[PromptRow]) -> list[PromptRow]:
+    """Add rows to a prompt CSV, those left out that it has already; returns the ones added, named as they are there.
+
+    The file's lines stay as they are, unless a column that the rows want is missing.
+
+    Raises:
+        TavError: as `read_prompts`, of the file as it is or as it would be; it is as it was.
+    """
+    there = {_content(row) for row in read_prompts(path)}
+    new = [row for row in rows if _content(row) not in there]
+    if not new:
+        return []
+    raw = path.read_bytes()
+    text = raw.decode("utf-8-sig")
+    lines, table = _read_table(path)
+    header = _check_header(path, lines, table)
+    wanted = [name for name in ROW_CELLS if any(_cells(row)[name] for row in new)]
+    missing = [name for name in wanted if name not in header]
+    added = [[_cells(row).get(name, "") for name in (*header, *missing)] for row in new]
+    newline = "\r\n" if "\r\n" in text else "\n"
+    if missing:
+        kept = [[*cells, *[""] * len(missing)] for cells in table[1:]]
+        text = csv_text([[*header, *missing], *kept, *added], newline)
+    else:
+        text += ("" if text.endswith(("\n", "\r")) else newline) + csv_text(added, newline)
+    with atomic_file(path) as temporary:
+        temporary.write_bytes((codecs.BOM_UTF8 if raw.startswith(codecs.BOM_UTF8) else b"") + text.encode())
+        try:
+            after = read_prompts(temporary)
+        except TavError as error:
+            raise TavError(str(error).replace(str(temporary), str(path))) from None
+    contents = {_content(row) for row in new}
+    return [row for row in after if _content(row) in contents]
+
+
+def csv_text(rows: Iterable[Sequence[Any]], newline: str = "\n") -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator=newline).writerows(rows)
+    return text.getvalue()
+
+
+def _content(row: PromptRow) -> tuple[Any, ...]:
+    """All that decides a row's video."""
+    return row.prompt, row.seed, row.guidance_scale, row.steps, row.negative_prompt
+
+
+def _cells(row: PromptRow) -> dict[str, str]:
+    values = {name: getattr(row, name) for name in ROW_CELLS}
+    return {name: "" if value is None else str(value) for name, value in values.items()}
 
 
 def _read_table(path: Path) -> tuple[list[int], list[list[str]]]:
@@ -102,13 +172,12 @@ def _check_header(path: Path, lines: list[int], table: list[list[str]]) -> list[
     return header
 
 
-def _check_row(path: Path, record: dict[str, Any]) -> PromptRow:
-    line = record["line"]
+def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
     # Git or an editor may change a file's line ends; the prompts, and so what was rendered, stay the same.
     cells = {name: record.get(name, "").replace("\r\n", "\n").replace("\r", "\n").strip() for name in COLUMNS}
 
     def fail(column: str, allowed: str) -> TavError:
-        return TavError(f"{path}: line {line}: {column}: {cells[column][:80]!r} is not {allowed}")
+        return TavError(f"{where}: {column}: {cells[column][:80]!r} is not {allowed}")
 
     def number(column: str, kind: Callable[[str], Any], low: int, high: int) -> Any:
         text = cells[column]
@@ -127,7 +196,7 @@ def _check_row(path: Path, record: dict[str, Any]) -> PromptRow:
         return value
 
     if not cells["prompt"]:
-        raise TavError(f"{path}: line {line}: the prompt is empty")
+        raise TavError(f"{where}: the prompt is empty")
     for column in ("prompt", "negative_prompt"):
         if any(unicodedata.category(c) == "Cc" and c not in "\t\n" for c in cells[column]):
             raise fail(column, "a text without control characters")
@@ -139,7 +208,7 @@ def _check_row(path: Path, record: dict[str, Any]) -> PromptRow:
             "name", "a safe file name: 1 to 80 letters, digits, spaces and _ . -, beginning with a letter or digit"
         )
     return PromptRow(
-        line=line,
+        line=record["line"],
         prompt=cells["prompt"],
         name=name,
         seed=number("seed", int, 0, 2**63 - 1),

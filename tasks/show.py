@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 
 from tasks.params import load_params
@@ -33,10 +35,15 @@ def show(root: Path, clips: list[str]) -> str:
         title = f"{clip}: attention {', '.join(attention.spatial)}{' + temporal' if attention.temporal else ''}"
         sheet = project.contact_sheet(clip).relative_to(root)
         edits = project.edits(clip).relative_to(root)
-        numbers = table.to_string(na_rep="", float_format="{:.4f}".format)
+        numbers = table.to_string(na_rep="", float_format="{:.4f}".format, line_width=_width())
         report = project.report(clip).relative_to(root)
         made = report if (root / report).exists() else f"none here yet; tav report {clip} makes it"
         parts.append(f"{title}\n\n{numbers}\n\nvideos:  {edits}/\npicture: {sheet}\nreport:  {made}")
     if not parts:
         raise TavError(f"no scores yet for {', '.join(clips)}: dvc repro")
     return "\n\n".join(parts)
+
+
+def _width() -> int | None:
+    """Of the terminal; columns that do not fit go below the others. Elsewhere each row stays one line."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

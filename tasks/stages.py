@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from tasks import locks
 from tasks.devices import alone_on
 from tasks.edit import Edit, EditBatch
 from tasks.params import load_params
@@ -20,11 +20,23 @@ from tasks.runs import ClipRuns
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
+if TYPE_CHECKING:
+    from tasks.prompts import PromptRow
+
 logger = logging.getLogger(__name__)
 
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
 COMPUTING = STAGES[1:]  # on the device of params.yaml
 SHEET_ROWS = 24  # More than that is no picture to look at.
+
+
+def at_work(root: Path, clip: str) -> str | None:
+    """Who works on the clip now, as `process 123 (stage tune)`; None: nobody."""
+    return locks.holder(_lock_path(Project(root), clip))
+
+
+def _lock_path(project: Project, clip: str) -> Path:
+    return project.work / "locks" / f"{clip}.lock"
 
 
 class ClipStages:
@@ -68,24 +80,24 @@ class ClipStages:
                 self._report()
 
     @contextlib.contextmanager
+    def quick_session(self) -> Iterator[None]:
+        """What edits beside the pipeline run in: as `session`, but MLflow is told nothing."""
+        with self._locked("quick edits"), stage_log(self.project.log(self.clip, "quick")), alone_on(self.device):
+            yield
+
+    @contextlib.contextmanager
     def _locked(self, stage: str) -> Iterator[None]:
         """Hold the clip's lock, which goes with the process, however that ends.
 
         Raises:
             TavError: another process holds it.
         """
-        path = self.project.work / "locks" / f"{self.clip}.lock"
+        path = _lock_path(self.project, self.clip)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise TavError(f"{stage}: the clip {self.clip} is being worked on by {holder}; wait for it") from None
-            file.truncate(0)
-            file.write(f"process {os.getpid()} (stage {stage})\n")
-            file.flush()
+            if not locks.take(file, f"process {os.getpid()} (stage {stage})\n"):
+                who = (at_work(self.root, self.clip) or "another process").strip()
+                raise TavError(f"{stage}: the clip {self.clip} is being worked on by {who}; wait for it")
             yield
 
     # The stages
@@ -153,27 +165,57 @@ class ClipStages:
         edit(batch, self.edit_progress(batch.todo()), on_done=self.runs.edit)
 
     def edit_batch(self) -> EditBatch:
+        return self._batch(self.prompt_rows(), self.project.edits(self.clip), base=self.base, device=self.device)
+
+    def quick_batch(self, rows: Sequence[PromptRow]) -> EditBatch:
+        """Edits beside those of the CSV, with the same store: what one has rendered, the other does not render again."""
+        found_in = (self.project.edits(self.clip),)
+        out = self.project.quick(self.clip)
+        return self._batch(rows, out, base=self.base, device=self.device, found_in=found_in)
+
+    def rows_to_render(self) -> list[str]:
+        """The names of the CSV's rows that the stage `edit` would render, for the inputs as they lie there now.
+
+        Nothing is written, and of the base model nothing is read: it is taken for the one that was tuned.
+        """
+        tuned = read_json(self.project.tuned(self.clip) / "tuned.json")
+        batch = self._batch(
+            self.prompt_rows(),
+            self.project.edits(self.clip),
+            base=self.params.base_model,
+            device="cpu",
+            base_identity=tuned["base_digest"],
+            adopt=False,
+        )
+        return [edit.name for edit in batch.to_render()]
+
+    def prompt_rows(self) -> list[PromptRow]:
         from tasks.prompts import read_prompts
 
         what = f"params.yaml: clips.{self.clip}.prompts"
+        return read_prompts(project_path(self.root, self.settings.prompts, what))
+
+    def _batch(self, rows: Sequence[PromptRow], out: Path, **others: Any) -> EditBatch:
         return EditBatch(
-            read_prompts(project_path(self.root, self.settings.prompts, what)),
+            rows,
             self.project.inverted(self.clip),
             self.project.tuned(self.clip),
-            self.project.edits(self.clip),
+            out,
             root=self.root,
-            base=self.base,
             attention=self.params.attention,
             params=self.params.edit,
             seed=self.params.seed,
-            device=self.device,
             store=self.project.work / "rows" / self.clip,
             batch_size=self.params.runtime.edit_batch,
             decode_chunk=self.params.runtime.decode_chunk,
+            **others,
         )
 
     def edit_progress(self, edits: list[Edit]) -> Progress:
         return self._progress("edit", sum(edit.steps for edit in edits), "step")
+
+    def quick_progress(self, edits: list[Edit]) -> Progress:
+        return self._progress("edit", sum(edit.steps for edit in edits), "step", log="quick")
 
     def score(self) -> None:
         from tasks.score import load_clip_truth, score
@@ -225,6 +267,6 @@ class ClipStages:
 
         return choose_device(self.params.runtime.device)
 
-    def _progress(self, stage: str, total: int | None, unit: str) -> Progress:
-        log = self.project.log(self.clip, stage)
-        return Progress(f"{stage} {self.clip}", total=total, unit=unit, log=log, on_update=self.on_progress)
+    def _progress(self, stage: str, total: int | None, unit: str, log: str | None = None) -> Progress:
+        path = self.project.log(self.clip, log or stage)
+        return Progress(f"{stage} {self.clip}", total=total, unit=unit, log=path, on_update=self.on_progress)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tasks.edit import EditBatch, edit
+from tasks.models import base_digest
 from tasks.progress import Progress
 from tasks.prompts import PromptRow
 from tav_model.errors import TavError
@@ -73,7 +74,9 @@ def batch_of(project: Path, *prompts: str, renderer: Renderer | None = None, siz
     return batch_of_rows(project, rows, renderer=renderer, size=size, **changes)
 
 
-def batch_of_rows(project: Path, rows, renderer: Renderer | None = None, size: int = 1, **changes) -> EditBatch:
+def batch_of_rows(
+    project: Path, rows, renderer: Renderer | None = None, size: int = 1, look=None, **changes
+) -> EditBatch:
     settings = {"steps": 2, "guidance_scale": 7.5, "negative_prompt": "", "start": "inverted", "precision": "float32"}
     batch = EditBatch(
         rows,
@@ -88,6 +91,7 @@ def batch_of_rows(project: Path, rows, renderer: Renderer | None = None, size: i
         device="cpu",
         store=project / "store",
         batch_size=size,
+        **(look or {}),
     )
     batch.pipeline = renderer or Renderer()
     return batch
@@ -208,3 +212,19 @@ def test_out_of_memory_renders_fewer_at_a_time(project: Path) -> None:
 def test_one_prompt_that_is_too_much_fails_with_the_reason(project: Path) -> None:
     with pytest.raises(TavError, match=r"1 of 1 rows failed: a-cat \(.*out of memory"):
         render(batch_of(project, "a cat", renderer=Renderer(most=0)))
+
+
+def test_looking_finds_what_lies_elsewhere_and_leaves_the_store(project: Path) -> None:
+    rows = [PromptRow(line=1, prompt="a cat", name="cat"), PromptRow(line=2, prompt="a dog", name="dog")]
+    render(batch_of_rows(project, rows[:1]))
+    shutil.rmtree(project / "store")
+    look = {"adopt": False, "base_identity": base_digest(str(project / "base"))}
+    batch = batch_of_rows(project, rows, look=look)
+    assert [edit.name for edit in batch.todo()] == ["cat", "dog"]
+    assert [edit.name for edit in batch.to_render()] == ["dog"]
+    assert not (project / "store").exists()
+    (project / "edits").rename(project / "others")
+    assert len(batch_of_rows(project, rows, look=look).to_render()) == 2
+    assert [edit.name for edit in batch_of_rows(project, rows, look={"found_in": [project / "others"]}).todo()] == [
+        "dog"
+    ]

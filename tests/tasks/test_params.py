@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from ruamel.yaml import YAML
 
-from tasks.params import Clip, Decode, Edit, Params, Runtime, Tune, load_params, write_overrides
+from tasks.params import (
+    Clip,
+    Decode,
+    Edit,
+    Params,
+    Runtime,
+    Tune,
+    add_clip,
+    load_params,
+    parse_overrides,
+    write_overrides,
+)
 from tasks.paths import Project, project_path, resolve_model
 from tav_model.errors import TavError
 from toyworld import WEIGHTS
@@ -399,6 +412,17 @@ def test_values_that_are_there_already_leave_the_file(tmp_path: Path, text: str)
     assert path.read_bytes() == text.encode() and path.stat().st_mtime == 1
 
 
+def test_an_override_leaves_other_writers_of_yaml_alone(path: Path) -> None:
+    def written() -> str:
+        stream = io.StringIO()
+        YAML().dump({"end": None}, stream)
+        return stream.getvalue()
+
+    before = written()
+    write_overrides(path, {"decode.end": None})
+    assert written() == before
+
+
 def test_an_override_can_repair_a_file(path: Path) -> None:
     path.write_text(SHORT.replace("tune: {}", "tune: {steps: 0}"))
     assert write_overrides(path, {"tune.steps": 5}) == load_params(path)
@@ -429,6 +453,99 @@ changes = st.fixed_dictionaries(
         "runtime.gradient_checkpointing": st.booleans(),
     },
 )
+
+
+BLOCK = (
+    SHORT.partition("clips:")[0]
+    + """\
+clips:  # all of them
+  # the first
+  ball:
+    video: data/ball.mp4
+    caption: a ball    # that bounces
+    prompts: data/ball.csv
+    decode: {}
+
+# what follows
+"""
+)
+CAT = {"video": "data/cat.mp4", "caption": "a cat", "prompts": "data/cat.csv", "decode": {"frames": 4}}
+CAT_LINES = """\
+  cat:
+    video: data/cat.mp4
+    caption: a cat
+    prompts: data/cat.csv
+    decode: {frames: 4}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (BLOCK, "\n# what follows\n"),
+        (BLOCK + "runtime: {}\n", "\n# what follows\nruntime: {}\n"),
+        (BLOCK.partition("\n\n")[0], ""),
+        (BLOCK.partition("\n\n")[0] + "\n  # car: later\n\n", "\n"),
+        (BLOCK.partition("\n\n")[0] + "\n...\n", "...\n"),
+    ],
+)
+def test_a_clip_more_is_lines_more(path: Path, before: str, after: str) -> None:
+    path.write_text(before)
+    text, params = add_clip(path, "cat", CAT)
+    kept = before.removesuffix(after)
+    assert text == kept + ("" if kept.endswith("\n") else "\n") + CAT_LINES + after
+    assert path.read_text() == before
+    path.write_text(text)
+    assert load_params(path) == params and params.decode_for("cat").frames == 4
+    assert list(params.clips) == ["ball", "cat"]
+
+
+def test_a_clip_more_where_clips_are_in_braces_or_lines_end_otherwise(path: Path) -> None:
+    braces = SHORT.partition("clips:")[0] + "clips: {ball: {video: a, caption: a, prompts: a, decode: {}}}  # all\n"
+    path.write_text(braces)
+    text, params = add_clip(path, "cat", CAT)
+    path.write_text(text)
+    assert load_params(path) == params and "# a comment" in text and "# all" in text
+    path.write_bytes(BLOCK.replace("\n", "\r\n").encode())
+    text, _ = add_clip(path, "cat", CAT)
+    assert text.count("\r\n") == text.count("\n") == BLOCK.count("\n") + 5
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("ball", {}, "clips: 'ball' is there already"),
+        ("Cat", {}, "clips.Cat: the clip's name must be"),
+        ("cat", {"video": "/etc/passwd"}, "clips.cat.video: '/etc/passwd' is not allowed"),
+        ("cat", {"decode": {"frames": 0}}, "clips.cat.decode.frames: 0 is not allowed"),
+        ("cat", {"decode": {"frame": 1}}, "clips.cat.decode.frame: unknown key; did you mean frames?"),
+        ("cat", {"caption": " "}, "clips.cat.caption: ' ' is not allowed"),
+    ],
+)
+def test_clips_that_are_refused(path: Path, name: str, change: dict[str, Any], message: str) -> None:
+    path.write_text(BLOCK)
+    with pytest.raises(TavError) as caught:
+        add_clip(path, name, CAT | change)
+    assert message in str(caught.value) and str(caught.value).isprintable()
+
+
+@given(
+    caption=texts | st.sampled_from(["yes", "null", "~", "12:30", "- a", "# a", "a: b", "'", '"', "{a}", "|", "a #b"])
+)
+@settings(max_examples=60)
+def test_any_caption_of_a_new_clip_is_read_back(scratch: Path, caption: str) -> None:
+    scratch.write_text(BLOCK)
+    text, params = add_clip(scratch, "cat", CAT | {"caption": caption})
+    scratch.write_text(text)
+    assert load_params(scratch) == params and params.clip("cat").caption == caption
+    assert text.startswith(BLOCK.partition("\n\n")[0]) and text.endswith("# what follows\n")
+
+
+def test_changes_of_a_command_line() -> None:
+    assert parse_overrides(["tune.steps=3", " a.b = c=d "]) == {"tune.steps": "3", "a.b": "c=d"}
+    for text in ("tune.steps", "=3", " =3"):
+        with pytest.raises(TavError, match=r"--set: .* is not allowed: must be KEY=VALUE"):
+            parse_overrides([text])
 
 
 @given(overrides=changes)

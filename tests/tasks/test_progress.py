@@ -1,5 +1,6 @@
 """Progress: the lines and the bar that a loop shows, and where log records go."""
 
+import contextlib
 import fcntl
 import logging
 import os
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tasks import progress as module
-from tasks.progress import Progress, stage_log
+from tasks.progress import Progress, shown_on, stage_log
 from tav_model.errors import TavError
 
 
@@ -132,13 +133,45 @@ def test_a_terminal_gets_a_bar(monkeypatch):
         monkeypatch.setattr(sys, "stderr", terminal)
         with Progress("tune ball", total=3) as progress:
             progress.update(3, loss=0.123456)
-        terminal.flush()
-        shown = os.read(master, 100_000).decode()
+    shown = b""
+    with contextlib.suppress(OSError):  # The end of a terminal whose other side is closed.
+        while part := os.read(master, 100_000):
+            shown += part
     os.close(master)
+    shown = shown.decode()
     assert "tune ball: 100%" in shown
     assert "3/3" in shown
     assert "loss 0.1235" in shown
     assert "starts" not in shown
+
+
+class Shown:
+    """A display that notes what it is told."""
+
+    def __init__(self):
+        self.said = []
+
+    def begin(self, progress):
+        self.said.append(f"begin {progress.title} {progress.count()}")
+
+    def update(self, progress):
+        self.said.append(f"update {progress.count()} {progress.shown_values()}")
+
+    def end(self, progress):
+        self.said.append(f"end {progress.count()}")
+
+
+def test_another_display_is_told_and_stderr_stays_empty(stderr, tmp_path):
+    display = Shown()
+    log = tmp_path / "tune.log"
+    with shown_on(display), pytest.raises(ValueError, match="why"), Progress("tune", total=3, log=log) as progress:
+        progress.update(loss=0.5)
+        raise ValueError("why")
+    assert display.said == ["begin tune 0/3 steps", "update 1/3 steps loss 0.5", "end 1/3 steps"]
+    assert stderr() == "" and len(log.read_text().splitlines()) == 2
+    with Progress("after"):
+        pass
+    assert len(display.said) == 3 and "after" in stderr()
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from tasks.prompts import CATEGORIES, COLUMNS, PromptRow, read_prompts
+from tasks.prompts import CATEGORIES, COLUMNS, PromptRow, append_rows, make_rows, read_prompts
 from tav_model.errors import TavError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -383,3 +383,47 @@ def test_ten_thousand_rows(path: Path) -> None:
     rows = read(path, "prompt,seed,guidance_scale\n" + same + other)
     assert time.perf_counter() - begin < 2
     assert len({row.name for row in rows}) == 10000 and rows[-1].line == 10001
+
+
+# Rows that come from elsewhere
+
+
+def test_rows_of_a_command_line_are_those_of_a_csv(path: Path) -> None:
+    made = make_rows(["a cat", " a dog ", "a cat"], "--edit", seed=7, steps=None, negative_prompt="blurred")
+    assert made == [
+        PromptRow(line=1, prompt="a cat", name="a-cat", seed=7, negative_prompt="blurred"),
+        PromptRow(line=2, prompt="a dog", name="a-dog", seed=7, negative_prompt="blurred"),
+    ]
+    assert len({row.name for row in make_rows(["a cat!", "a cat?"], "--edit")}) == 2
+    for prompts, cells, message in (
+        ([""], {}, "--edit: the prompt is empty"),
+        (["a\0"], {}, "--edit: prompt: .* without control characters"),
+        (["a"], {"guidance_scale": float("nan")}, "--edit: guidance_scale: 'nan' is not a number between 1 and 100"),
+        (["a"], {"steps": 1001}, "--edit: steps: '1001' is not a whole number between 1 and 1000"),
+    ):
+        with pytest.raises(TavError, match=message):
+            make_rows(prompts, "--edit", **cells)
+
+
+def test_rows_are_added_below_the_others_which_stay_as_they_are(path: Path) -> None:
+    before = b'\xef\xbb\xbfname,prompt\r\n\r\nfelix,"a cat, sleeping"'
+    read(path, before)
+    added = append_rows(path, make_rows(["a dog", "a cat, sleeping", 'a "fish"'], "--edit"))
+    assert [row.name for row in added] == ["a-dog", "a-fish"]
+    assert path.read_bytes() == before + b'\r\n,a dog\r\n,"a ""fish"""\r\n'
+    assert append_rows(path, make_rows(["a dog"], "--edit")) == []
+
+
+def test_a_column_that_is_missing_is_added(path: Path) -> None:
+    read(path, "prompt,category\na cat,style\n")
+    (added,) = append_rows(path, make_rows(["a cat"], "--edit", seed=3, guidance_scale=2.5))
+    assert path.read_text() == "prompt,category,seed,guidance_scale\na cat,style,,\na cat,,3,2.5\n"
+    assert (added.prompt, added.seed, added.guidance_scale, added.line) == ("a cat", 3, 2.5, 3)
+
+
+def test_a_csv_that_is_wrong_gets_no_rows(path: Path) -> None:
+    for text in ("prompt\n", "prompt,colour\na cat,red\n"):
+        path.write_text(text)
+        with pytest.raises(TavError, match=re.escape(str(path))):
+            append_rows(path, make_rows(["a dog"], "--edit"))
+        assert path.read_text() == text and [file.name for file in path.parent.iterdir()] == [path.name]

@@ -1,0 +1,66 @@
+"""A Prefect server for one run, where none is running. It ends with the process that has started it, however that ends.
+
+It keeps its runs in Prefect's own database, so that the pages of the next `tav up` show them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from flows.serve import START_SECONDS, answers, stop
+
+SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
+GRACE_SECONDS = 2
+
+
+def start_temporary_server(log: Path) -> str | None:
+    """Returns the address of its API when it answers; None: it does not start, and its log says why.
+
+    To be called before Prefect is imported, so that it ends after all that Prefect has to tell it at the end.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with socket.create_server(("127.0.0.1", 0)) as listening, log.open("a") as output:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
+        # A session of its own: Ctrl-C is for the run, which still has to tell the server that it was stopped.
+        server = subprocess.Popen(
+            [sys.executable, "-m", "flows.temporary_server", str(listening.fileno()), str(os.getpid())],
+            pass_fds=[listening.fileno()],
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            env=os.environ | {"PREFECT_API_URL": url},
+        )
+    atexit.register(stop, server)
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        if answers(f"{url}/health"):
+            return url
+        time.sleep(0.1)
+    return None
+
+
+def main() -> None:
+    """In the child: serve on the socket that the parent has opened."""
+    descriptor, parent = map(int, sys.argv[1:])
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit()  # It has ended meanwhile, and no signal will come.
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = create_app(ephemeral=True, final=True)
+    config = uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=GRACE_SECONDS)
+    uvicorn.Server(config).run(sockets=[socket.socket(fileno=descriptor)])
+
+
+if __name__ == "__main__":
+    main()
