@@ -12,7 +12,7 @@ help:
 	@echo "make down       end them"
 	@echo "make test       set up $(VENV) and run the tests"
 	@echo "make test-long  the same with full fuzzing and repetition"
-	@echo "make lint       ruff"
+	@echo "make lint       ruff and mypy"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,3 +41,4 @@ test-long: install
 lint: install
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
+	@$(RUN) mypy

@@ -79,7 +79,7 @@ def mlflow_address(uri: str | None) -> str | None:
     return os.environ.get("TAV_MLFLOW_URL")
 
 
-def _tried(action: Callable[[], UUID]) -> UUID | None:
+def _tried(action: Callable[[], Any]) -> Any:
     try:
         return action()
     except Exception as error:

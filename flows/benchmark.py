@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
@@ -279,6 +279,8 @@ def _write_project(project: Path, root: Path, params: Params, entries: Sequence[
     """
     clips = {}
     for entry in entries:
+        if entry.frames is None:
+            continue
         name = entry.clip_name
         frames, prompts = f"frames/{name}{entry.frames.suffix if entry.frames.is_file() else ''}", f"prompts/{name}.csv"
         clips[name] = {"video": frames, "caption": entry.caption, "prompts": prompts, "decode": {}}
@@ -366,7 +368,7 @@ def _write_results(out: Path, entries: Sequence[Entry], done: Mapping[str, Score
     write_text(out / "results.md", "\n".join(lines) + "\n")
 
 
-def _metrics(scores: Iterator[Scores] | Sequence[Scores]) -> list[str]:
+def _metrics(scores: Iterable[Scores]) -> list[str]:
     there = {name for edits in scores for values in edits.values() for name in values}
     known = [name for name in HIGHER_IS_BETTER if name in there]
     return known + sorted(there - set(known))

@@ -13,24 +13,25 @@ import typer
 from tav_model.errors import TavError
 
 # The class is not exported under its own name.
-_UsageError = typer.BadParameter.__base__
+_UsageError: Any = typer.BadParameter.__base__
 
 
 class _Commands(typer.core.TyperGroup):
     """Errors as one line on stderr: exit code 2 for a user's mistake, 1 for trouble with files, 130 for Ctrl-C."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **kwargs: Any) -> Any:
-        sys.exit(_exit_code(lambda: super(_Commands, self).main(*args, standalone_mode=False, **kwargs)))
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        kwargs["standalone_mode"] = False
+        sys.exit(_exit_code(lambda: super(_Commands, self).main(*args, **kwargs)))
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             raise typer.Exit(130) from None
 
-    def get_params(self, ctx: typer.Context) -> list[Any]:
-        params = super().get_params(ctx)
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)
         for param in params:
             if param.name == "show_completion":
                 param.help = "Show completion for the current shell."  # The whole help is to fit one screen.
@@ -40,7 +41,7 @@ class _Commands(typer.core.TyperGroup):
 class _Command(typer.core.TyperCommand):
     """Usage lines as everywhere else: VIDEO, [CLIP]... (newer Typers write {VIDEO})."""
 
-    def collect_usage_pieces(self, ctx: typer.Context) -> list[str]:
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from rich import box
 from rich.console import Console
@@ -41,7 +42,7 @@ def show_comparisons(root: Path, clips: list[str], by: str | None, everything: b
 class _Column:
     header: str
     cell: Callable[[PipelineRun], Text]
-    justify: str = "left"
+    justify: Literal["left", "right"] = "left"
 
 
 def tables(comparison: Comparison, console: Console) -> list[Table]:
@@ -62,7 +63,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
     columns = [_Column(key.replace(".", ".\n"), _parameter(key)) for key in comparison.differing]
     metrics = sorted(comparison.metrics, key=lambda metric: metric != comparison.by)  # The order's reason comes first.
     for metric in metrics:
-        arrow = {True: " ↑", False: " ↓"}.get(HIGHER_IS_BETTER.get(metric), "")
+        arrow = {True: " ↑", False: " ↓"}.get(HIGHER_IS_BETTER[metric], "") if metric in HIGHER_IS_BETTER else ""
         first, _, rest = metric.partition("_")
         header = f"{first}\n{rest}{arrow}" if rest else f"{first}{arrow}"
         columns.append(_Column(header, _score(metric, comparison.best(metric)), "right"))

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
@@ -97,7 +98,7 @@ def _checks(root: Path) -> Iterator[Check]:
     for key in ("clip_model", "pickscore_model"):
         name = getattr(params.score, key)
         if name:
-            yield from _guarded(key, lambda key=key, name=name: _model(root, key, name, f"score.{key}", ()))
+            yield from _guarded(key, partial(_model, root, key, name, f"score.{key}", ()))
     if params.score.clip_model is None:
         yield Check("clip_model", "ok", "none: scores that need a CLIP model are left out")
     yield from _guarded("Prefect", lambda: _prefect(root))

@@ -6,6 +6,7 @@ The rows of a batch, a Prefect task run each, whose inputs go by the DVC remote;
 from __future__ import annotations
 
 import importlib.util
+import logging
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -91,13 +92,13 @@ def run_clips(
 
     address, threads = runtime.ray, torch.get_num_threads()
     try:
-        ray.init(None if address == "local" else address, ignore_reinit_error=True, logging_level="WARNING")
+        ray.init(None if address == "local" else address, ignore_reinit_error=True, logging_level=logging.WARNING)
     except ConnectionError as error:
         raise _no_cluster(address, error) from None
     try:
         resources = _resources(device, runtime.ray_gpus)
         _check_room(resources)
-        work = ray.remote(_work).options(**resources)
+        work: Any = ray.remote(_work).options(**resources)
         alone = runtime.ray_gpus >= 1
         pending = {work.remote(run_clip, str(project.resolve()), clip, threads, alone): clip for clip in clips}
         while pending:

@@ -34,7 +34,7 @@ STOP_SECONDS = 15
 
 @dataclass(frozen=True)
 class Services:
-    """The process that holds the services, and where a browser finds them."""
+    """The process that holds the services, and where a browser finds them; "" for MLflow: nothing is tracked."""
 
     process: int
     prefect: str
@@ -58,17 +58,21 @@ def serve(root: Path) -> None:
             f"prefect.toml: api.url: {api.geturl()!r} must be http://127.0.0.1:PORT/api to be served from here"
         )
     mlflow_port = mlflow_port_setting()
-    uri = resolve_uri(load_params(root / "params.yaml").tracking.uri, root)
+    uri = load_params(root / "params.yaml").tracking.uri
+    if uri is not None:
+        uri = resolve_uri(uri, root)
     logs = root / "logs"
     logs.mkdir(exist_ok=True)
     python = [sys.executable, "-m"]
-    mlflow = uri if uri.startswith("http") else f"http://127.0.0.1:{mlflow_port}"
+    own_mlflow = uri is not None and not uri.startswith("http")
+    mlflow = f"http://127.0.0.1:{mlflow_port}" if own_mlflow else uri or ""
     environment = os.environ | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
 
     with ExitStack() as stack:
         stack.enter_context(_only_one(root, f"http://127.0.0.1:{api.port}", mlflow))
         _check_free(api.port, "prefect.toml: api.url")
-        _check_free(mlflow_port, "TAV_MLFLOW_PORT")
+        if own_mlflow:
+            _check_free(mlflow_port, "TAV_MLFLOW_PORT")
         children: dict[str, subprocess.Popen] = {}
 
         def start(name: str, *command: str) -> None:
@@ -80,7 +84,7 @@ def serve(root: Path) -> None:
             children[name] = child
 
         start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
-        if not uri.startswith("http"):
+        if uri is not None and own_mlflow:
             store = ("--host", "127.0.0.1", "--port", str(mlflow_port), "--backend-store-uri", uri)
             start("mlflow-server", "mlflow", "server", *store)
         _wait(f"{api.geturl()}/health", children, "prefect-server")
@@ -96,7 +100,7 @@ def serve(root: Path) -> None:
         if "mlflow-server" in children:
             _wait(f"http://127.0.0.1:{mlflow_port}/health", children, "mlflow-server")
         print(f"Prefect   http://127.0.0.1:{api.port}")
-        print(f"MLflow    {mlflow}")
+        print(f"MLflow    {mlflow or 'none: tracking.uri is null in params.yaml'}")
         print(
             "ready: prefect deployment run tav/edit-batch --watch      (Ctrl-C or make down ends everything)",
             flush=True,

@@ -108,7 +108,7 @@ def _stages(standings: dict[str, Standing], worker: str | None) -> dict[str, Sta
     waits_for = None
     for stage, standing in standings.items():
         state, reasons = standing.state, standing.reasons
-        if at_work_on and at_work_on[1] == stage:
+        if worker and at_work_on and at_work_on[1] == stage:
             state, reasons = "running", [worker.partition(" (")[0]]
         elif state == "in use":
             state = "stale"
@@ -171,4 +171,5 @@ def _prompts_line(one: ClipStatus) -> str:
 def _services_line(services: Services | None) -> Text:
     if services is None:
         return Text("services: not running; tav up starts Prefect and MLflow", style="dim")
-    return Text(f"services: Prefect {services.prefect}, MLflow {redact(services.mlflow)}; tav down ends them")
+    mlflow = f", MLflow {redact(services.mlflow)}" if services.mlflow else ""
+    return Text(f"services: Prefect {services.prefect}{mlflow}; tav down ends them")

@@ -74,7 +74,12 @@ def transient(_task: Task, _run: TaskRun, state: State) -> bool:
     return isinstance(state.data, OSError) or (isinstance(state.data, Exception) and is_out_of_memory(state.data))
 
 
-RETRIES = {"retries": 2, "retry_delay_seconds": [2, 10], "retry_condition_fn": transient, "cache_policy": NO_CACHE}
+RETRIES: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [2, 10],
+    "retry_condition_fn": transient,
+    "cache_policy": NO_CACHE,
+}
 
 
 def _row_name() -> str:
@@ -140,7 +145,7 @@ def _render_rows(stages: ClipStages, batch: EditBatch, todo: list[Edit], progres
     for edit in todo:
         state = render_row(batch, edit, stages, progress, return_state=True)
         if not state.is_completed():
-            failed[edit.name] = state.message or state.name
+            failed[edit.name] = str(state.message or state.name)
     return failed
 
 

@@ -145,5 +145,5 @@ class _Pace(ProgressColumn):
         return Text(", ".join(part for part in parts if part))
 
 
-def _fields(progress: Progress) -> dict[str, str]:
+def _fields(progress: Progress) -> dict[str, Any]:
     return {"count": progress.count(), "values": progress.shown_values()}

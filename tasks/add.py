@@ -82,7 +82,7 @@ def add(
     with _alone(root):
         inside = _inside(root, video)
         target, table = root / (inside or f"data/{name}{_suffix(video)}"), root / f"data/{name}.csv"
-        entry = {
+        entry: dict[str, Any] = {
             "video": target.relative_to(root).as_posix(),
             "caption": caption.strip(),
             "prompts": table.relative_to(root).as_posix(),

@@ -103,7 +103,7 @@ class EditBatch:
 
     def _fill_in(self, row: PromptRow, seed: int, inputs: str) -> Edit:
         params = self.params
-        settings = {
+        settings: dict[str, Any] = {
             "prompt": row.prompt,
             "negative_prompt": params.negative_prompt if row.negative_prompt is None else row.negative_prompt,
             "guidance_scale": float(params.guidance_scale if row.guidance_scale is None else row.guidance_scale),

@@ -58,6 +58,8 @@ def read_mp4(path: Path) -> tuple[np.ndarray, Fraction]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            if stream.average_rate is None:
+                raise ValueError("no frame rate")
             return np.stack(frames), Fraction(stream.average_rate)
     except FileNotFoundError:
         raise TavError(f"{path}: no such file") from None
@@ -113,7 +115,7 @@ def contact_sheet(path: Path, rows: Sequence[tuple[str, np.ndarray]], columns: i
         sheet.save(temporary, format="PNG")
 
 
-def _font(text: str) -> ImageFont.FreeTypeFont:
+def _font(text: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font knows ASCII; for anything more there is the one that comes with matplotlib.
 
     That one has Latin, Greek, Cyrillic and more, but no Chinese or Japanese: a box stands for a letter it lacks.
@@ -127,7 +129,7 @@ def _font(text: str) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 16)
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
     """The text on one line, with an ellipsis where it does not fit."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:

@@ -29,12 +29,14 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path) -> None:
         tuned, inverted: the stages' outputs.
     """
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     # Numbers as pandas has them in a column with gaps.
     kinds = (DataType.string, DataType.string, DataType.double, DataType.double, DataType.double)
-    inputs = [ColSpec(kind, name, required=name == "prompt") for name, kind in zip(COLUMNS, kinds, strict=True)]
-    outputs = [ColSpec(DataType.string, "prompt"), ColSpec(DataType.binary, "video")]
+    inputs: list[ColSpec | TensorSpec] = [
+        ColSpec(kind, name, required=name == "prompt") for name, kind in zip(COLUMNS, kinds, strict=True)
+    ]
+    outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "prompt"), ColSpec(DataType.binary, "video")]
     sections = params.model_dump(mode="json")
     mlflow.pyfunc.save_model(
         str(folder),
@@ -74,8 +76,8 @@ class TunedClip(PythonModel):
 
         rows = []
         for i, row in enumerate(model_input.to_dict("records")):
-            given = {name: row[name] for name in COLUMNS if name in row and not pd.isna(row[name])}
-            whole = {name: int(given[name]) for name in ("steps", "seed") if name in given}
+            given: dict[str, Any] = {name: row[name] for name in COLUMNS if name in row and not pd.isna(row[name])}
+            whole: dict[str, Any] = {name: int(given[name]) for name in ("steps", "seed") if name in given}
             rows.append(PromptRow(line=i + 1, name=f"edit-{i}", **given | whole))
         root = Path(tempfile.mkdtemp(prefix="tav-"))
         try:

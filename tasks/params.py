@@ -7,7 +7,7 @@ import io
 import reprlib
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 from pydantic_core import ErrorDetails
@@ -161,14 +161,20 @@ class Tracking(_Section):
 
 
 # Only what is given counts: None here is no value that a file may have, except for `end`.
-DecodeOverrides = create_model(
-    "DecodeOverrides",
-    __base__=_Section,
-    **{
-        name: (field.rebuild_annotation(), Field(None, description=field.description))
-        for name, field in Decode.model_fields.items()
-    },
-)
+if TYPE_CHECKING:
+
+    class DecodeOverrides(_Section):
+        pass
+
+else:
+    DecodeOverrides = create_model(
+        "DecodeOverrides",
+        __base__=_Section,
+        **{
+            name: (field.rebuild_annotation(), Field(None, description=field.description))
+            for name, field in Decode.model_fields.items()
+        },
+    )
 
 
 class Clip(_Section):

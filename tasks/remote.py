@@ -88,7 +88,7 @@ def render(job: RowJob, on_step: Callable[[int], None] | None = None) -> dict[st
     import torch
 
     torch.set_num_threads(job.threads)
-    root = Path(job.root) if job.remote is None else _workspace(job)
+    root = Path(job.root) if job.remote is None else _workspace(job, job.remote)
     if not (root / "params.yaml").exists():
         raise TavError(
             f"the worker {platform.node()} has no folder {root}: give the project a DVC remote (dvc remote add -d), "
@@ -131,10 +131,10 @@ def _batch(root: Path, clip: str, inputs: str) -> EditBatch:
     return batch
 
 
-def _workspace(job: RowJob) -> Path:
+def _workspace(job: RowJob, remote: tuple[tuple[str, str], ...]) -> Path:
     """A project with the job's texts and inputs, in the user's cache folder (TAV_WORKSPACES, if set)."""
     home = Path(os.environ.get("TAV_WORKSPACES") or _cache_home() / "tav" / "workspaces")
-    root = home / digest(*(part for pair in job.remote + job.texts for part in pair))
+    root = home / digest(*(part for pair in remote + job.texts for part in pair))
     home.mkdir(parents=True, exist_ok=True)
     with _locked(home / "lock"):
         _remove_old(home, keep=root)
@@ -142,7 +142,7 @@ def _workspace(job: RowJob) -> Path:
         if not whole.exists():
             for name, text in job.texts:
                 write_text(root / name, text)
-            _write_config(root, home / "cache", dict(job.remote))
+            _write_config(root, home / "cache", dict(remote))
             _pull(root, inputs_of(Project(root), job.clip))
             write_text(whole, "")
         os.utime(root)

@@ -51,7 +51,7 @@ def write_report(root: Path, clip: str) -> Path:
         raise TavError(f"results/{clip}: nothing to report yet; dvc repro score@{clip} makes it")
 
     source = read_video(project.frames(clip) / "source.mp4")
-    edits = read_edits(root, clip, params, source and source.fps)
+    edits = read_edits(root, clip, params, source.fps if source else None)
     scores = read_clip_scores(project.scores(clip))
     scored = [edit.name for edit in edits if scores and scores.of(edit.name, edit.prompt)]
     first = source or (edits[0].video if edits else None)

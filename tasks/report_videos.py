@@ -65,8 +65,10 @@ def edit_paths(folder: Path) -> list[Path]:
 
 def read_video(path: Path) -> Video | None:
     """One of the project's videos; None where there is no such file."""
-    if not path.exists():
-        return None
+    return _read_video(path) if path.exists() else None
+
+
+def _read_video(path: Path) -> Video:
     frames, fps = read_mp4(path)
     _, height, width, _ = frames.shape
     poster = _webp(frames[0], POSTER_SIDE)
@@ -88,7 +90,7 @@ def read_edits(root: Path, clip: str, params: Params, fps: Fraction | None) -> l
         record = read_json(path.with_suffix(".json"))
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
             raise TavError(f"{path.with_suffix('.json')}: no prompt; it must be an object with the text 'prompt'")
-        video, truth = read_video(path), truths.get(path.stem)
+        video, truth = _read_video(path), truths.get(path.stem)
         edits.append(
             Edit(
                 name=path.stem,
@@ -117,7 +119,7 @@ def _render_truths(root: Path, clip: str, params: Params, fps: Fraction) -> dict
         for name, scene in truth.edits.items():
             path = Path(folder) / "truth.mp4"
             write_mp4(path, np.stack([render(scene, time) for time in truth.times(indexes)]), fps)
-            videos[name] = read_video(path)
+            videos[name] = _read_video(path)
     return videos
 
 

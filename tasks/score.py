@@ -95,7 +95,7 @@ def score(
         "edits": {name: rows for name, (_, rows) in measured.items() if rows is not None},
     }
     table = pd.DataFrame.from_dict(scores, orient="index")
-    metrics = {
+    metrics: dict[str, Any] = {
         "source": _rounded(source),
         "mean": _rounded(table.mean()),
         "edits": {name: _rounded(values) for name, values in scores.items()},
@@ -162,10 +162,10 @@ class _Judge:
             similarities = None
             if self.clip is not None:
                 images = self.clip.embed_frames(frames)
-                values |= self._of_embeddings(images, prompt, source)
+                values |= self._of_embeddings(self.clip, images, prompt, source)
                 similarities = frame_similarities(images).round(PICTURE_DECIMALS).tolist()
             if self.pickscore is not None:
-                values["pick_score"] = self._pick_score(frames, prompt)
+                values["pick_score"] = self._pick_score(self.pickscore, frames, prompt)
             if source is not None:
                 values |= self._of_truth(frames, path.stem)
         except TavError as error:
@@ -182,10 +182,12 @@ class _Judge:
             values["excess_flicker"] = values["flicker"] - source["flicker"]
         return values
 
-    def _of_embeddings(self, images: np.ndarray, prompt: str, source: Mapping[str, float] | None) -> dict[str, float]:
+    def _of_embeddings(
+        self, clip: ClipScorer, images: np.ndarray, prompt: str, source: Mapping[str, float] | None
+    ) -> dict[str, float]:
         from tav_model import metrics
 
-        text, caption = self.clip.embed_texts([prompt, self.caption])
+        text, caption = clip.embed_texts([prompt, self.caption])
         values = {
             "frame_consistency": metrics.frame_consistency(images),
             "consecutive_consistency": metrics.consecutive_consistency(images),
@@ -195,11 +197,11 @@ class _Judge:
             values["frame_accuracy"] = metrics.frame_accuracy(images, text, caption)
         return values
 
-    def _pick_score(self, frames: np.ndarray, prompt: str) -> float:
+    def _pick_score(self, model: ClipScorer, frames: np.ndarray, prompt: str) -> float:
         from tav_model.metrics import pick_score
 
-        (text,) = self.pickscore.embed_texts([prompt])
-        return pick_score(self.pickscore.embed_frames(frames), text, self.pickscore.logit_scale)
+        (text,) = model.embed_texts([prompt])
+        return pick_score(model.embed_frames(frames), text, model.logit_scale)
 
     def _of_truth(self, frames: np.ndarray, name: str) -> dict[str, float]:
         from toyworld.judge import Judge
@@ -210,7 +212,7 @@ class _Judge:
         return asdict(Judge(self.clip).verdict(frames, self.truth.scene, edited, times))
 
 
-def _read_prompt(path: Path) -> dict[str, str | None]:
+def _read_prompt(path: Path) -> dict[str, Any]:
     """The prompt and the category of one edit."""
     edit = read_json(path)
     if not isinstance(edit, dict) or not isinstance(edit.get("prompt"), str):

@@ -41,7 +41,7 @@ def _watch(run: Run, interval: float, end: threading.Event) -> None:
     try:
         collectors = _collectors()
         while True:
-            values = {}
+            values: dict[str, float] = {}
             for collector in collectors:
                 collector.collect_metrics()
                 values |= collector.aggregate_metrics()

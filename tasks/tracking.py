@@ -184,8 +184,7 @@ class Tracker:
             return None
         identity, _ = self._pipeline(clip, params)
         with self._mutex, contextlib.suppress(Exception):
-            self._connect()
-            for run in self._client.search_runs(
+            for run in self._connect().search_runs(
                 [self._experiment_id], f"tags.`tav.key` = '{identity['key']}'", max_results=1
             ):
                 return self._experiment_id, run.info.run_id
@@ -223,8 +222,7 @@ class Tracker:
                 return
             started = time.monotonic()
             try:
-                self._connect()
-                self._deliver(entry)
+                self._deliver(self._connect(), entry)
             except _Rejected as error:
                 logger.warning("tracking: %s of %r not logged: %s", _kinds(entry), run.identity["name"], error)
             except Exception as error:
@@ -243,9 +241,9 @@ class Tracker:
                     f"kept in {self._missed.relative_to(self._root)}, and sent when it answers" if kept else "lost",
                 )
 
-    def _connect(self) -> None:
+    def _connect(self) -> MlflowClient:
         if self._client is not None:
-            return
+            return self._client
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         import mlflow.store.db.utils
@@ -266,17 +264,19 @@ class Tracker:
             else:
                 self._experiment_id = experiment.experiment_id
         self._client = client
-        self._replay()
+        self._replay(client)
+        return client
 
     def _artifact_location(self) -> str | None:
         """Beside the database; a server knows its own place."""
-        if self._uri.startswith("http"):
+        uri = self._uri or ""
+        if uri.startswith("http"):
             return None
-        if self._uri.startswith("sqlite:///"):
-            return (Path(self._uri.removeprefix("sqlite:///").partition("?")[0]).parent / "mlartifacts").as_uri()
+        if uri.startswith("sqlite:///"):
+            return (Path(uri.removeprefix("sqlite:///").partition("?")[0]).parent / "mlartifacts").as_uri()
         return (self._root / "mlartifacts").as_uri()
 
-    def _deliver(self, entry: dict[str, Any]) -> None:
+    def _deliver(self, client: MlflowClient, entry: dict[str, Any]) -> None:
         """Write an entry into the store, less what is there already.
 
         Raises:
@@ -285,15 +285,15 @@ class Tracker:
         from mlflow.entities import Metric, Param, RunTag
         from mlflow.exceptions import MlflowException
 
-        stored = self._find(entry["run"], entry["time"])
+        stored = self._find(client, entry["run"], entry["time"])
         params = {name: value for name, value in entry.get("params", {}).items() if stored.params.get(name) != value}
         # MLflow's parameters are written once; a later value, of a setting that decides no result, becomes a tag.
         tags = entry.get("tags", {}) | {name: params.pop(name) for name in params.keys() & stored.params.keys()}
         try:
-            metrics = [Metric(*metric) for metric in self._new_metrics(stored, entry.get("metrics", []))]
+            metrics = [Metric(*metric) for metric in self._new_metrics(client, stored, entry.get("metrics", []))]
             rows, labels = [Param(*pair) for pair in params.items()], [RunTag(*pair) for pair in tags.items()]
             while metrics or rows or labels:
-                self._client.log_batch(stored.run_id, metrics[:METRICS], rows[:PARAMS], labels[:TAGS], synchronous=True)
+                client.log_batch(stored.run_id, metrics[:METRICS], rows[:PARAMS], labels[:TAGS], synchronous=True)
                 metrics, rows, labels = metrics[METRICS:], rows[PARAMS:], labels[TAGS:]
         except BaseException as error:
             # What the run holds is not certain now; it may even have been deleted.
@@ -306,32 +306,34 @@ class Tracker:
         if "artifact" in entry:
             path, folder = entry["artifact"]
             try:
-                self._client.log_artifact(stored.run_id, str(self._root / path), folder)
+                client.log_artifact(stored.run_id, str(self._root / path), folder)
             except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
                 # The file is gone, or the store's own folder is: no later try would help.
                 raise _Rejected(f"{error.filename}: {error.strerror}") from None
         if entry.get("status") == "RUNNING":
-            self._client.update_run(stored.run_id, status="RUNNING")
+            client.update_run(stored.run_id, status="RUNNING")
         elif "status" in entry:
-            self._client.set_terminated(stored.run_id, entry["status"], entry["time"])
+            client.set_terminated(stored.run_id, entry["status"], entry["time"])
 
-    def _find(self, identity: dict[str, Any], created: int) -> _Stored:
+    def _find(self, client: MlflowClient, identity: dict[str, Any], created: int) -> _Stored:
         """The run with this key, made if there is none."""
         key, parent = identity["key"], identity["parent"]
         if key in self._stored:
             return self._stored[key]
         tags = {"tav.key": key, "tav.kind": identity["kind"], "tav.clip": identity["clip"]}
         if parent is not None:
-            tags["mlflow.parentRunId"] = self._find(parent, created).run_id
+            tags["mlflow.parentRunId"] = self._find(client, parent, created).run_id
         with self._lock("tracking"):
-            found = self._client.search_runs([self._experiment_id], f"tags.`tav.key` = '{key}'", max_results=1)
+            found = client.search_runs([self._experiment_id], f"tags.`tav.key` = '{key}'", max_results=1)
             run = found[0] if found else None
             if run is None:
-                run = self._client.create_run(self._experiment_id, created, tags, identity["name"])
+                run = client.create_run(self._experiment_id, created, tags, identity["name"])
         self._stored[key] = _Stored(run.info.run_id, dict(run.data.tags), dict(run.data.params), dict(run.data.metrics))
         return self._stored[key]
 
-    def _new_metrics(self, stored: _Stored, metrics: list[list[Any]]) -> Iterator[tuple[str, float, int, int]]:
+    def _new_metrics(
+        self, client: MlflowClient, stored: _Stored, metrics: list[list[Any]]
+    ) -> Iterator[tuple[str, float, int, int]]:
         """Those not in the store: a step is logged once, and a value without a step again when it has changed."""
         for name, value, step, milliseconds in metrics:
             if step is None:
@@ -339,7 +341,7 @@ class Tracker:
                     continue
             else:
                 if name not in stored.steps:
-                    known = self._client.get_metric_history(stored.run_id, name) if name in stored.values else []
+                    known = client.get_metric_history(stored.run_id, name) if name in stored.values else []
                     stored.steps[name] = {metric.step for metric in known}
                 if step in stored.steps[name]:
                     continue
@@ -365,7 +367,7 @@ class Tracker:
             return False
         return True
 
-    def _replay(self) -> None:
+    def _replay(self, client: MlflowClient) -> None:
         """Send what this store has missed; what fails stays."""
         with self._lock("tracking-missed"):
             if not self._missed.exists():
@@ -383,7 +385,7 @@ class Tracker:
                     kept.append(line)
                     continue
                 try:
-                    self._deliver(entry)
+                    self._deliver(client, entry)
                     sent += 1
                 except _Rejected as error:
                     logger.warning("tracking: %s of %r dropped: %s", _kinds(entry), entry["run"]["name"], error)
@@ -418,9 +420,10 @@ class Tracker:
         while (inner := error.__cause__ or error.__context__) is not None and str(inner):
             error = inner
         text = redact(str(error).strip().partition("\n")[0] or type(error).__name__)
-        parts = urlsplit(self._uri)
-        for secret in filter(None, (parts.password, parts.query)):
-            text = text.replace(secret, "***")
+        parts = urlsplit(self._uri or "")
+        for secret in (parts.password, parts.query):
+            if secret:
+                text = text.replace(secret, "***")
         return text
 
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from functools import reduce
 from math import gcd
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,13 @@ class Attention(nn.Module):
         projection, dropout = self.to_out
         return dropout(projection(rearrange(heads, "b heads n d -> b n (heads d)")))
 
+    def start_at_zero(self) -> None:
+        """Let the output be zero until it is trained."""
+        projection, _ = self.to_out
+        assert isinstance(projection, nn.Linear)
+        nn.init.zeros_(projection.weight)
+        nn.init.zeros_(projection.bias)
+
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None) -> torch.Tensor:
         """`b n c`, optionally attending to `b' m c'` -> `b n c`; where b is k times b', every k in turn attend to one."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
@@ -140,11 +148,11 @@ class SparseCausalAttention(Attention):
     attention.) `attention` names other choices of frames; see `key_frames`.
     """
 
-    def __init__(self, query_dim: int, attention: Sequence[str] = TUNE_A_VIDEO, **kwargs) -> None:
+    def __init__(self, query_dim: int, attention: Sequence[str] = TUNE_A_VIDEO, **kwargs: Any) -> None:
         super().__init__(query_dim, **kwargs)
         self.attention = check_attention_frames(attention)
 
-    def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, num_frames: int) -> torch.Tensor:  # type: ignore[override]  # no text
         """`(b f) n c` -> `(b f) n c`, with `num_frames` = f."""
         query = self.split_heads(self.to_q(hidden_states))
         if self.attention == ("self",):
@@ -224,7 +232,7 @@ class BasicTransformerBlock(nn.Module):
         temporal: bool = True,
     ) -> None:
         super().__init__()
-        shape = {"heads": num_attention_heads, "dim_head": attention_head_dim}
+        shape: dict[str, Any] = {"heads": num_attention_heads, "dim_head": attention_head_dim}
         shape |= {"dropout": dropout, "upcast": upcast_attention}
         self.temporal = temporal
         self.norm1 = LayerNorm(dim)
@@ -235,8 +243,7 @@ class BasicTransformerBlock(nn.Module):
         self.ff = FeedForward(dim, dropout)
         self.norm_temp = LayerNorm(dim)
         self.attn_temp = Attention(dim, **shape)
-        nn.init.zeros_(self.attn_temp.to_out[0].weight)
-        nn.init.zeros_(self.attn_temp.to_out[0].bias)
+        self.attn_temp.start_at_zero()
 
     def forward(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, num_frames: int

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.grad import conv2d_input
 
 
 def recompute(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
@@ -69,7 +70,7 @@ class _FrozenConv2d(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (weight,) = ctx.saved_tensors
-        grad = torch.nn.grad.conv2d_input(ctx.shape, weight.to(grad_out.dtype), grad_out, ctx.stride, ctx.padding)
+        grad = conv2d_input(ctx.shape, weight.to(grad_out.dtype), grad_out, ctx.stride, ctx.padding)
         return grad, None, None, None, None
 
 
@@ -98,7 +99,7 @@ class LayerNorm(nn.LayerNorm):
             return F.layer_norm(tokens, self.normalized_shape, *_affine(self, tokens), self.eps)
 
 
-def _affine(norm: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _affine(norm: nn.GroupNorm | nn.LayerNorm, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The norm's weight and bias. On a CPU they may be of higher precision than what is normed."""
     if images.device.type == "cpu" and norm.weight.dtype == torch.float32:
         return norm.weight, norm.bias

@@ -5,7 +5,7 @@ Both read frames as ``f h w c`` uint8 RGB and speak of values in [0, 1]. Neither
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -63,13 +63,17 @@ def estimate_motion(frames: np.ndarray) -> Motion:
     if count > 1 and min(height, width) < SMALLEST_SIDE:
         raise TavError(f"frames: {width}x{height}; optical flow needs {SMALLEST_SIDE}x{SMALLEST_SIDE} or more")
 
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     search.setFinestScale(0)  # the preset stops at half the size
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     for t in range(count - 1):
-        flow[t] = search.calc(gray[t], gray[t + 1], None)
-        visible[t] = visible_pixels(flow[t], search.calc(gray[t + 1], gray[t], None))
+        flow[t] = _flow(search, gray[t], gray[t + 1])
+        visible[t] = visible_pixels(flow[t], _flow(search, gray[t + 1], gray[t]))
     return Motion(flow, visible)
+
+
+def _flow(search: Any, image: np.ndarray, following: np.ndarray) -> np.ndarray:
+    return search.calc(image, following, None)
 
 
 def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:

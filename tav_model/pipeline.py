@@ -122,7 +122,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 )
                 latents = self._denoise(prediction, timestep, latents, eta, generator)
                 if callback_on_step_end is not None:
-                    tensors = {
+                    tensors: dict[str, Any] = {
                         "latents": latents,
                         "prompt_embeds": prompt_embeds,
                         "negative_prompt_embeds": negative_prompt_embeds,

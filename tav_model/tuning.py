@@ -279,8 +279,9 @@ def tune(
                     break
             except TavError:
                 path.unlink()  # Damaged from outside; the one before it still serves.
-    for record in tuner.history if on_step else ():
-        on_step(record)
+    if on_step is not None:
+        for record in tuner.history:
+            on_step(record)
     while len(tuner.history) < tuner.config.steps:
         record = tuner.step(mean, deviation, encoder_hidden_states)
         if on_step is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -317,7 +317,7 @@ def inflate_config(config: dict[str, Any]) -> dict[str, Any]:
     return inflated
 
 
-def _block_class(blocks: dict[str, type[nn.Module]], kind: str) -> type[nn.Module]:
+def _block_class(blocks: Mapping[str, Callable[..., nn.Module]], kind: str) -> Callable[..., nn.Module]:
     if kind not in blocks:
         raise TavError(f"a UNet with a block of type {kind} cannot be inflated; allowed: {', '.join(blocks)}")
     return blocks[kind]
@@ -328,10 +328,9 @@ def _materialise_temporal(block: BasicTransformerBlock, dtype: torch.dtype, devi
     for module in (block.norm_temp, block.attn_temp):
         module.to_empty(device=device).to(dtype)
         for layer in module.modules():
-            if hasattr(layer, "reset_parameters"):
+            if isinstance(layer, nn.Linear | nn.LayerNorm):
                 layer.reset_parameters()
-    nn.init.zeros_(block.attn_temp.to_out[0].weight)
-    nn.init.zeros_(block.attn_temp.to_out[0].bias)
+    block.attn_temp.start_at_zero()
 
 
 def _first_line(error: Exception) -> str:

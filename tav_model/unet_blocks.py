@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +64,7 @@ class _Level(nn.Module):
     """Layers that gradient checkpointing may compute again instead of keeping their activations."""
 
     gradient_checkpointing = False
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # set by diffusers, with the former
 
     def run(self, layer: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():

@@ -77,7 +77,7 @@ class Scene:
         """Where the object is at ``time``, 0 to 1."""
         return _PATHS[self.motion](self, time)
 
-    def edited(self, **changes: str) -> Scene:
+    def edited(self, **changes: Any) -> Scene:
         """The same clip with other attributes: what an edit should come to, motion and view unchanged.
 
         Raises:
