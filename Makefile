@@ -45,4 +45,4 @@ lint: install
 
 docs: install
 	@$(RUN) python -m docs.generate
-	@$(RUN) python -m mkdocs build --strict --quiet
+	@$(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet

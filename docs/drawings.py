@@ -75,12 +75,12 @@ def pipeline() -> str:
     """The six stages and the files between them."""
     d = _Drawing(820, 212, "Video, frames, latents, tuned weights, inverted latents, edits, scores")
     stages = ("decode", "encode", "tune", "invert", "edit", "score")
-    files = ("frames", "latents, text", "tuned weights", "inverted latents", "videos", "scores, report")
+    files = ("frames", "latents, text", "tuned weights", "inverted noise", "videos", "scores, report")
     for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
         x = 20 + 132 * number
         d.box(x, 84, 112, 44, "tuned", stage)
         d.arrow((x + 56, 128), (x + 56, 158))
-        d.box(x - 3, 160, 118, 32, "data", file)
+        d.box(x - 8, 160, 128, 32, "data", file)
         if number:
             # From the files of the stage before, up to this stage.
             d.arrow((x - 20, 160), (x - 20, 106), (x - 2, 106))
@@ -102,7 +102,7 @@ def inflation() -> str:
     d.text(330, 56, "f frames: b c f h w, folded to (b f) c h w where the image model works", "small")
     left = (("self-attention", "attn1"), ("attention to the text", "attn2"), ("feed-forward", "ff"))
     right = (
-        ("sparse attention", "attn1: keys and values of the first and the former frame", "to_q"),
+        ("sparse attention", "attn1: keys and values of first and former frame", "to_q"),
         ("attention to the text", "attn2: the prompt, repeated for each frame", "to_q"),
         ("feed-forward", "ff: unchanged, frame by frame", ""),
         ("temporal attention", "attn_temp: over the frames, for each position; new", "all of it"),
@@ -199,7 +199,7 @@ def orchestration() -> str:
     d.arrow((560, 198), (560, 212), (670, 212), (670, 238))
     d.box(40, 240, 220, 62, "data", "dvc.lock, DVC's cache", "which results belong to what")
     d.box(300, 240, 220, 62, "data", "results/", "the files themselves")
-    d.box(560, 240, 220, 62, "data", "MLflow", "parameters, curves, scores, videos")
+    d.box(560, 240, 220, 62, "data", "MLflow", "parameters, scores, videos")
     return d.svg()
 
 

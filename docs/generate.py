@@ -112,7 +112,7 @@ def _keys(fields: Mapping[str, Any], model: Any, shipped: Mapping[str, Any] | No
             ours = ("four samples",) if ours else ()
         else:
             kind, allowed = _kind(field.annotation), _allowed(schema[name]).replace(str(2**63), "2<sup>63</sup>")
-        if "pattern" in str(schema[name]):
+        if kind != "mapping" and "pattern" in str(schema[name]):
             allowed = "as *Meaning* says"
         return f"`{name}`", kind, default, *ours, allowed, field.description or ""
 

@@ -39,7 +39,7 @@ OTHERS = {
     "nvidia-smi",
     "pip",
 }
-OTHERS |= {"pre-commit", "ray", "sleep", "source", "ssh", "sudo", "tail"}
+OTHERS |= {"nvidia-smi", "pre-commit", "ray", "sleep", "source", "ssh", "sudo", "tail"}
 PREFIXES = ("do", "nohup")
 KEYWORDS = ("done", "for")
 KINDS = {"sh", "console", "text", "python", "yaml", "csv", "json", "toml"}
@@ -290,7 +290,9 @@ def prepare(folder: Path) -> Path:
 
     project = fresh_clone(folder / "tav")
     small = {f"{section}.{key}": value for section, values in QUICK.items() for key, value in values.items()}
-    write_overrides(project / "params.yaml", small)
+    params = project / "params.yaml"
+    write_overrides(params, small)
+    params.write_text(params.read_text().partition("  fish:")[0])  # Two clips are enough.
     (folder / "home").mkdir()
     for line in ("[user]", "\tname = test", "\temail = test@localhost"):
         with (folder / "home/.gitconfig").open("a") as file:
