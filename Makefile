@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 # Stages that DVC starts must find this environment's python first.
 RUN = PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: help install demo up down test test-long lint
+.PHONY: help install demo up down test test-long lint docs
 
 help:
 	@echo "make demo       set up $(VENV) and edit the sample clip from end to end"
@@ -13,6 +13,7 @@ help:
 	@echo "make test       set up $(VENV) and run the tests"
 	@echo "make test-long  the same with full fuzzing and repetition"
 	@echo "make lint       ruff and mypy"
+	@echo "make docs       write the documentation's generated pages, and build it in site/"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,3 +43,7 @@ lint: install
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
+
+docs: install
+	@$(RUN) python -m docs.generate
+	@$(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
