@@ -69,8 +69,9 @@ def serve(root: Path) -> None:
 
         start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
         if not uri.startswith("http"):
-            store = ("--host", "127.0.0.1", "--port", str(mlflow_port), "--backend-store-uri", uri)
-            start("mlflow-server", "mlflow", "server", *store)
+            # The address may hold a password, and everyone on the machine sees the arguments of processes.
+            environment["MLFLOW_BACKEND_STORE_URI"] = uri
+            start("mlflow-server", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port))
         _wait(f"{api.geturl()}/health", children, "prefect-server")
         for step in (
             ("work-pool", "create", POOL, "--type", "process", "--overwrite"),

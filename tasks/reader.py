@@ -1,7 +1,7 @@
 """Frames out of a file that nobody vouches for: read in a process of its own, bounded in time and memory.
 
 Decoders hang or crash on some broken files. Here that ends the child process; another decoder then has a try, and where
-that one crashes too, the parent says so in one line.
+that one does no better, the parent says so in one line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FOLDER_FPS = Fraction(8)
 PLAYLISTS = (b"ffconcat", b"#extm3u")
 PLAYLIST_MARKS = (b"<mpd", b"<compositionplaylist")
 HEAD = 2**16
-# In this order; the second where the first has crashed.
+# In this order; the second where the first has crashed, or hung for half of the time.
 READERS = ("decord", "av")
 # What the child leaves.
 FRAMES, ANSWER = "frames.npy", "answer.json"
@@ -122,24 +122,25 @@ def read_frames(
         raise TavError(f"{source}: neither a file nor a folder")
     deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="tav-") as folder:
-        for reader in READERS if os.path.isfile(source) else READERS[:1]:
-            status = _run_child(source, Path(folder), selection, reader, deadline, memory)
-            if status is None:
-                raise TavError(f"{source}: reading it took more than {seconds:g} s; the file is broken or too long")
+        readers = READERS if os.path.isfile(source) else READERS[-1:]
+        for left, reader in zip(range(len(readers), 0, -1), readers, strict=True):
+            share = max((deadline - time.monotonic()) / left, 0.01)
+            status = _run_child(source, Path(folder), selection, reader, share, memory)
             answer = _answer(Path(folder))
             if "error" in answer:
                 raise TavError(f"{source}: {answer['error']}")
             if "fps" in answer:
                 return np.load(Path(folder) / FRAMES, allow_pickle=False), Fraction(answer["fps"])
+    if status is None:
+        raise TavError(f"{source}: reading it took more than {seconds:g} s; the file is broken or too long")
     how = f"signal {-status}" if status < 0 else f"status {status}"
     raise TavError(f"{source}: cannot be read: the decoder crashed on it ({how})")
 
 
 def _run_child(
-    source: Path, folder: Path, selection: Selection, reader: str, deadline: float, memory: int
+    source: Path, folder: Path, selection: Selection, reader: str, seconds: float, memory: int
 ) -> int | None:
     """The status with which the child ended; None where it had to be ended."""
-    seconds = max(deadline - time.monotonic(), 0.01)
     settings = {"reader": reader, "seconds": seconds, "memory": memory, "selection": vars(selection)}
     command = [sys.executable, "-m", "tasks.reader", str(source), str(folder), json.dumps(settings)]
     # Decoders write a line for each broken block, which may be gigabytes.

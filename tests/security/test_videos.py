@@ -214,6 +214,14 @@ def executable(path: Path, script: str) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("fault", ["exec sleep 600", "kill -SEGV $$"])
+def test_another_decoder_has_a_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    clip = mp4(tmp_path / "clip.mp4")
+    script = f'case "$*" in *decord*) {fault};; *) exec {sys.executable} "$@";; esac'
+    monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", script))
+    assert outcome(clip, seconds=6) == READ
+
+
 def test_a_decoder_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip = mp4(tmp_path / "clip.mp4")
     monkeypatch.setattr(sys, "executable", executable(tmp_path / "python", f"echo $$ > {tmp_path}/id; exec sleep 600"))
