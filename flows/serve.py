@@ -38,7 +38,7 @@ def serve(root: Path) -> None:
     from prefect.settings import PREFECT_API_URL
 
     from tasks.params import load_params
-    from tasks.tracking import resolve_uri
+    from tasks.tracking import redact, resolve_uri
 
     api = urlsplit(PREFECT_API_URL.value() or "")
     if api.hostname not in ("127.0.0.1", "localhost") or api.port is None:
@@ -50,7 +50,7 @@ def serve(root: Path) -> None:
     logs = root / "logs"
     logs.mkdir(exist_ok=True)
     python = [sys.executable, "-m"]
-    mlflow = uri if uri.startswith("http") else f"http://127.0.0.1:{mlflow_port}"
+    mlflow = redact(uri) if uri.startswith("http") else f"http://127.0.0.1:{mlflow_port}"
     environment = os.environ | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
 
     with ExitStack() as stack:
