@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 # Stages that DVC starts must find this environment's python first.
 RUN = PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: help install demo up down test test-long lint
+.PHONY: help install demo up down test test-long lint audit
 
 help:
 	@echo "make demo       set up $(VENV) and edit the sample clip from end to end"
@@ -13,6 +13,7 @@ help:
 	@echo "make test       set up $(VENV) and run the tests"
 	@echo "make test-long  the same with full fuzzing and repetition"
 	@echo "make lint       ruff"
+	@echo "make audit      known vulnerabilities of the pinned packages (asks the network)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -41,3 +42,7 @@ test-long: install
 lint: install
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
+
+# Each pin as it stands: nothing is resolved or installed for it. Strict: a package that nothing is known of fails it.
+audit: install
+	@$(RUN) pip-audit --strict --requirement constraints.txt --no-deps --disable-pip

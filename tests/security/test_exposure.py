@@ -67,7 +67,8 @@ with stages.runs.tracker:
 """
 
 
-@pytest.mark.parametrize("tracked", [pytest.param("database", marks=pytest.mark.long), "server that is away"])
+@pytest.mark.long
+@pytest.mark.parametrize("tracked", ["database", "server that is away"])
 def test_no_secret_is_logged_by_a_stage(tmp_path: Path, tracked: str) -> None:
     project = fresh_clone(tmp_path / "project")
     change_params(project, QUICK)
@@ -120,7 +121,8 @@ def test_files_have_the_users_mode(tmp_path: Path, umask: int, file_mode: int, f
         assert path.stat().st_mode & 0o777 == (folder_mode if path.is_dir() else file_mode), path
 
 
-@pytest.mark.parametrize(("umask", "forbidden"), [pytest.param("022", 0o022, marks=pytest.mark.long), ("077", 0o077)])
+@pytest.mark.long
+@pytest.mark.parametrize(("umask", "forbidden"), [("022", 0o022), ("077", 0o077)])
 def test_a_stage_keeps_to_the_users_umask(tmp_path: Path, umask: str, forbidden: int) -> None:
     project = fresh_clone(tmp_path / "project")
     change_params(project, QUICK | {"tracking": {"uri": None}})

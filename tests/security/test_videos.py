@@ -200,7 +200,7 @@ def test_an_image_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # The limits
 
 
-@pytest.mark.parametrize(("name", "megabytes"), [("clip.mp4", 900), ("clip", 700)])
+@pytest.mark.parametrize(("name", "megabytes"), [("clip.mp4", 900), pytest.param("clip", 700, marks=pytest.mark.long)])
 def test_no_more_memory_than_allowed(tmp_path: Path, name: str, megabytes: int) -> None:
     path = mp4(tmp_path / name) if name.endswith("mp4") else images(tmp_path / name, *range(6))
     large = selection(width=4096, height=4096)  # 50 MB a frame, and all of them twice
