@@ -9,15 +9,21 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.models import load_part
+from tasks.edit import EditBatch
+from tasks.invert import invert
+from tasks.models import base_digest, load_part
+from tasks.progress import Progress
+from tasks.prompts import PromptRow
 from tav_model import UNet3DConditionModel
 from tav_model.errors import TavError
+from tav_model.files import digest, save_tensors
 from tav_model.text import encode_prompts
 from tests.projects import QUICK, change_params, fresh_clone
 from tests.small_models import small_base
@@ -207,6 +213,75 @@ def test_a_tokenizer_of_another_model_is_refused(base: Path) -> None:
 def test_a_scheduler_that_is_none_is_refused(base: Path, text: str) -> None:
     (base / "scheduler" / "scheduler_config.json").write_text(text)
     refused(base, "scheduler")
+
+
+# Weights of another clip, or of another base
+
+ATTENTION = SimpleNamespace(spatial=["first", "former"], temporal=True)
+
+
+@pytest.fixture
+def tuned(base: Path, tmp_path: Path) -> Path:
+    """Weights as the stage `tune` leaves them, for latents beside them, with the noise inverted with them."""
+    save_tensors(tmp_path / "latents/latents.safetensors", {"mean": torch.zeros(1, 4, 2, 8, 8)}, {"fps": "8"})
+    folder = tmp_path / "tuned"
+    folder.mkdir()
+    load(base, "unet").save_tuned(
+        folder, base_model="base", base_digest=base_digest(str(base)), clip_digest=digest(tmp_path / "latents")
+    )
+    sha256 = json.loads((folder / "tuned.json").read_text())["sha256"]
+    noise = {"latents": torch.zeros(1, 4, 2, 8, 8)}
+    save_tensors(tmp_path / "inverted/inverted.safetensors", noise, {"fps": "8", "tuned": sha256})
+    return folder
+
+
+def batch_of(base: Path, tuned: Path) -> EditBatch:
+    work = tuned.parent
+    return EditBatch(
+        [PromptRow(2, "a cat", "a-cat")],
+        *(work / "inverted", tuned, work / "edits"),
+        root=work,
+        base=str(base),
+        attention=ATTENTION,
+        params=SimpleNamespace(start="inverted", precision="float32", negative_prompt="", guidance_scale=2.0, steps=1),
+        seed=1,
+        device="cpu",
+        store=work / "rows",
+    )
+
+
+def test_weights_belong_to_a_base_and_a_clip(base: Path, tuned: Path) -> None:
+    assert batch_of(base, tuned).pipeline.unet.config.temporal
+
+
+def test_another_base_is_refused(base: Path, tuned: Path) -> None:
+    changed(lambda tensors, name: set_value(tensors, name, 0.5))(base / "vae")
+    base_digest.cache_clear()
+    with pytest.raises(TavError, match="is another or has changed; tune again"):
+        _ = batch_of(base, tuned).pipeline
+
+
+def test_weights_of_another_clip_are_refused(base: Path, tuned: Path, tmp_path: Path) -> None:
+    other = load(base, "unet")
+    with torch.no_grad():
+        next(iter(other.trainable_parameters().values())).add_(1)
+    info = json.loads((tuned / "tuned.json").read_text())
+    other.save_tuned(tuned, **{name: info[name] for name in ("base_model", "base_digest", "clip_digest")})
+    with pytest.raises(TavError, match=r"not the weights that .*inverted was inverted with"):
+        _ = batch_of(base, tuned).pipeline
+    save_tensors(tmp_path / "latents/latents.safetensors", {"mean": torch.ones(1, 4, 2, 8, 8)}, {"fps": "8"})
+    before = tree(tmp_path)
+    params = SimpleNamespace(precision="float32", prompt="", steps=1)
+    with pytest.raises(TavError, match="tuned on other latents"):
+        invert(
+            *(tmp_path / "latents", tuned, tmp_path / "new"),
+            base=str(base),
+            attention=ATTENTION,
+            params=params,
+            device="cpu",
+            progress=Progress("invert", total=1),
+        )
+    assert tree(tmp_path) == before
 
 
 # In a stage
