@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 # Stages that DVC starts must find this environment's python first.
 RUN = PATH="$(abspath $(BIN)):$$PATH"
 
-.PHONY: help install demo up down test test-long lint docs
+.PHONY: help install demo up down test test-long lint audit docs
 
 help:
 	@echo "make demo       set up $(VENV) and edit the sample clip from end to end"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-long  the same with full fuzzing and repetition"
 	@echo "make lint       ruff and mypy"
 	@echo "make docs       write the documentation's generated pages, and build it in site/"
+	@echo "make audit      known vulnerabilities of the pinned packages (asks the network)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -47,3 +48,7 @@ lint: install
 docs: install
 	@$(RUN) python -m docs.generate
 	@$(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
+
+# Each pin as it stands: nothing is resolved or installed for it. Strict: a package that nothing is known of fails it.
+audit: install
+	@$(RUN) pip-audit --strict --requirement constraints.txt --no-deps --disable-pip

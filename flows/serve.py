@@ -50,7 +50,7 @@ def serve(root: Path) -> None:
     from prefect.settings import PREFECT_API_URL
 
     from tasks.params import load_params
-    from tasks.tracking import resolve_uri
+    from tasks.tracking import redact, resolve_uri
 
     api = urlsplit(PREFECT_API_URL.value() or "")
     if api.hostname not in ("127.0.0.1", "localhost") or api.port is None:
@@ -65,7 +65,7 @@ def serve(root: Path) -> None:
     logs.mkdir(exist_ok=True)
     python = [sys.executable, "-m"]
     own_mlflow = uri is not None and not uri.startswith("http")
-    mlflow = f"http://127.0.0.1:{mlflow_port}" if own_mlflow else uri or ""
+    mlflow = f"http://127.0.0.1:{mlflow_port}" if own_mlflow else redact(uri or "")
     environment = os.environ | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
 
     with ExitStack() as stack:
@@ -85,8 +85,9 @@ def serve(root: Path) -> None:
 
         start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
         if uri is not None and own_mlflow:
-            store = ("--host", "127.0.0.1", "--port", str(mlflow_port), "--backend-store-uri", uri)
-            start("mlflow-server", "mlflow", "server", *store)
+            # The address may hold a password, and everyone on the machine sees the arguments of processes.
+            environment["MLFLOW_BACKEND_STORE_URI"] = uri
+            start("mlflow-server", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port))
         _wait(f"{api.geturl()}/health", children, "prefect-server")
         for step in (
             ("work-pool", "create", POOL, "--type", "process", "--overwrite"),

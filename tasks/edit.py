@@ -24,6 +24,7 @@ from tasks.prompts import PromptRow
 from tasks.restored import previous_output
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, digest, load_tensors, read_json, write_json
+from tav_model.tuned import read_info
 
 if TYPE_CHECKING:
     import numpy as np
@@ -159,6 +160,10 @@ class EditBatch:
     def pipeline(self) -> TuneAVideoPipeline:
         import torch
 
+        # The latents lead back to the clip with the weights that they were inverted with, and with no others.
+        with_weights = load_tensors(self.inverted / "inverted.safetensors")[1].get("tuned")
+        if with_weights != read_info(self.tuned)["sha256"]:
+            raise TavError(f"{self.tuned}: not the weights that {self.inverted} was inverted with; run dvc repro")
         return load_pipeline(self.base, self.tuned, self.attention, self.device, getattr(torch, self.params.precision))
 
     def render(self, edit: Edit, on_step: Callable[[int], None] | None = None) -> None:

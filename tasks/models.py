@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError
 from tav_model.files import digest
+from tav_model.weights import check_files, check_loaded, quiet, reason
 
 if TYPE_CHECKING:
     import torch
@@ -30,13 +31,11 @@ def load_part(base: str, part: str, **kwargs: Any) -> Any:
     """One of `PARTS` but the UNet, in eval mode.
 
     Raises:
-        TavError: it is not there or damaged.
+        TavError: it is not there or damaged: not whole, weights missing, surplus or not finite, no words.
     """
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # Of the weights' loading, in the midst of ours.
     classes = {
         "scheduler": DDIMScheduler,
         "text_encoder": CLIPTextModel,
@@ -44,17 +43,32 @@ def load_part(base: str, part: str, **kwargs: Any) -> Any:
         "vae": AutoencoderKL,
     }
     kwargs["local_files_only"] = Path(base).is_dir()
+    has_weights = part in ("text_encoder", "vae")
     if part == "text_encoder":
         import torch
 
         # Transformers would keep the precision of the files.
         kwargs.setdefault("dtype", torch.float32)
+        kwargs["ignore_mismatched_sizes"] = True  # They are named below.
+    check_files(Path(base) / part)
+    if has_weights:
+        kwargs["output_loading_info"] = True
     try:
-        loaded = classes[part].from_pretrained(base, subfolder=part, **kwargs)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise TavError(f"{base}: no {part} can be loaded from it ({first})") from error
-    return loaded.eval() if hasattr(loaded, "eval") else loaded
+        with quiet():
+            loaded = classes[part].from_pretrained(base, subfolder=part, **kwargs)
+    except Exception as error:  # On damaged files, the libraries fail in any way they happen to.
+        raise TavError(f"{base}: no {part} can be loaded from it ({reason(error)})") from error
+    if part == "tokenizer" and len(loaded) <= len(loaded.all_special_ids):
+        # What transformers makes of a folder without vocabulary.
+        raise TavError(f"{base}: no tokenizer can be loaded from it (no words: vocab.json and merges.txt are needed)")
+    if not has_weights:
+        return loaded
+    loaded, loading = loaded
+    try:
+        check_loaded(loaded, loading)
+    except TavError as error:
+        raise TavError(f"{base}: {part}: {error}") from None
+    return loaded.eval()
 
 
 def load_tuned_unet(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import io
 import reprlib
+import unicodedata
 from collections.abc import Iterable, Mapping, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
@@ -18,7 +19,10 @@ from ruamel.yaml.representer import RoundTripRepresenter
 
 from tasks.paths import project_path
 from tav_model.errors import TavError
-from tav_model.files import write_text
+from tav_model.files import read_text, write_text
+
+# The reader of YAML takes a second for 50 KB.
+LARGEST = 2**20
 
 
 def _in_project(text: str | None) -> str | None:
@@ -30,10 +34,17 @@ def _in_project(text: str | None) -> str | None:
     return text
 
 
+def _plain_text(text: str) -> str:
+    """As the prompts of a CSV: terminals, logs and pages would act on control characters."""
+    if any(unicodedata.category(letter) == "Cc" and letter not in "\t\n" for letter in text):
+        raise ValueError("must be a text without control characters")
+    return text
+
+
 def _not_blank(text: str) -> str:
     if not text.strip():
         raise ValueError("must be a text that is not blank")
-    return text
+    return _plain_text(text)
 
 
 AttentionFrame = Literal["first", "former", "self", "middle", "next", "all"]
@@ -43,6 +54,7 @@ Steps = Annotated[int, Field(ge=1, le=1000)]
 GuidanceScale = Annotated[float, Field(ge=1, le=100)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 InProject = AfterValidator(_in_project)
+PlainText = Annotated[str, AfterValidator(_plain_text)]
 # As part of a file's and of a DVC stage's name.
 CLIP_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 ClipName = Annotated[str, Field(pattern=f"^{CLIP_NAME}$")]
@@ -127,7 +139,7 @@ class Invert(_Section):
     """The inversion."""
 
     steps: Steps = Field(50, description="of DDIM")
-    prompt: str = Field("", description="what the inversion is told; the paper's is empty")
+    prompt: PlainText = Field("", description="what the inversion is told; the paper's is empty")
     precision: Precision = Field("float32", description="of the UNet; the latents stay in float32")
 
 
@@ -136,7 +148,7 @@ class Edit(_Section):
 
     steps: Steps = Field(50, description="of DDIM")
     guidance_scale: GuidanceScale = Field(12.5, description="classifier-free guidance; 1 is none")
-    negative_prompt: str = Field("", description="what to steer away from")
+    negative_prompt: PlainText = Field("", description="what to steer away from")
     start: Literal["inverted", "random"] = Field("inverted", description="from the inverted latents, or from noise")
     precision: Precision = Field("float32", description="of the UNet; the latents and the VAE stay in float32")
 
@@ -357,7 +369,7 @@ def _dump(content: Any) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8")
+        return read_text(path, LARGEST)
     except FileNotFoundError:
         raise TavError(f"{path}: no such file; run this in the project's folder") from None
     except UnicodeDecodeError as error:

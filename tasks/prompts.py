@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tav_model.errors import TavError
-from tav_model.files import atomic_file
+from tav_model.files import atomic_file, read_text
 
 COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category")
 ROW_CELLS = ("prompt", "seed", "guidance_scale", "steps", "negative_prompt")
@@ -23,6 +23,7 @@ FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 _.-]{0,78}[A-Za-z0-9_-])?")
 # Names that Windows keeps for devices, with any suffix.
 RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 SLUG_LENGTH = 60
+LARGEST = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ def _cells(row: PromptRow) -> dict[str, str]:
 def _read_table(path: Path) -> tuple[list[int], list[list[str]]]:
     """The rows that are not empty, header first, and the line that each begins on."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path, LARGEST).removeprefix("\ufeff")
     except FileNotFoundError:
         raise TavError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:

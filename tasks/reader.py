@@ -1,6 +1,7 @@
 """Frames out of a file that nobody vouches for: read in a process of its own, bounded in time and memory.
 
-Decoders hang or crash on some broken files. Here that ends the child process, and the parent says so in one line.
+Decoders hang or crash on some broken files. Here that ends the child process; another decoder then has a try, and where
+that one does no better, the parent says so in one line.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,9 +33,17 @@ SECONDS = 600
 MEMORY = 8 * 2**30
 MAX_PIXELS = 8192 * 8192
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# What Pillow may take such a file for. It knows more formats, and starts Ghostscript for one of them.
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 FOLDER_FPS = Fraction(8)
-# Texts that make FFmpeg open other files, which neither digest nor DVC would see.
-PLAYLISTS = (b"ffconcat", b"#EXTM3U")
+# Texts that make FFmpeg open other files, which neither digest nor DVC would see. It finds the last two further in.
+PLAYLISTS = (b"ffconcat", b"#extm3u")
+PLAYLIST_MARKS = (b"<mpd", b"<compositionplaylist")
+HEAD = 2**16
+# In this order; the second where the first has crashed, or hung for half of the time.
+READERS = ("decord", "av")
+# What the child leaves.
+FRAMES, ANSWER = "frames.npy", "answer.json"
 
 
 @dataclass(frozen=True)
@@ -90,12 +101,15 @@ class Selection:
         return np.asarray(image)
 
 
-def read_frames(source: Path, selection: Selection, seconds: float = SECONDS) -> tuple[np.ndarray, Fraction]:
+def read_frames(
+    source: Path, selection: Selection, seconds: float = SECONDS, memory: int = MEMORY
+) -> tuple[np.ndarray, Fraction]:
     """The selected frames, `f h w 3` in uint8, and the rate at which they play; turned upright where the file says how.
 
     Args:
         source: a video that decord reads (or PyAV, where decord cannot), an animated GIF, or a folder of numbered images.
         seconds: after which the reading is given up.
+        memory: that the reading process may address, in bytes.
 
     Raises:
         TavError: missing, not a video, broken, too short, too large, or a folder with a gap or with mixed sizes.
@@ -104,58 +118,77 @@ def read_frames(source: Path, selection: Selection, seconds: float = SECONDS) ->
 
     if not os.path.exists(source):  # Path.exists raises for names that are too long.
         raise TavError(f"{source}: no such file")
+    if not (os.path.isfile(source) or os.path.isdir(source)):
+        raise TavError(f"{source}: neither a file nor a folder")
+    deadline = time.monotonic() + seconds
     with tempfile.TemporaryDirectory(prefix="tav-") as folder:
-        out = Path(folder) / "frames.npy"
-        command = [sys.executable, "-m", "tasks.reader", str(source), str(out), json.dumps(vars(selection))]
-        try:
-            child = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=seconds)
-        except subprocess.TimeoutExpired:
-            raise TavError(
-                f"{source}: reading it took more than {seconds:g} s; the file is broken or too long"
-            ) from None
-        answer = _last_json(child.stdout)
-        if "error" in answer:
-            raise TavError(f"{source}: {answer['error']}")
-        if child.returncode or "fps" not in answer:
-            how = f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
-            raise TavError(f"{source}: cannot be read: the decoder crashed on it ({how})")
-        return np.load(out, allow_pickle=False), Fraction(answer["fps"])
+        readers = READERS if os.path.isfile(source) else READERS[-1:]
+        for left, reader in zip(range(len(readers), 0, -1), readers, strict=True):
+            share = max((deadline - time.monotonic()) / left, 0.01)
+            status = _run_child(source, Path(folder), selection, reader, share, memory)
+            answer = _answer(Path(folder))
+            if "error" in answer:
+                raise TavError(f"{source}: {answer['error']}")
+            if "fps" in answer:
+                return np.load(Path(folder) / FRAMES, allow_pickle=False), Fraction(answer["fps"])
+    if status is None:
+        raise TavError(f"{source}: reading it took more than {seconds:g} s; the file is broken or too long")
+    how = f"signal {-status}" if status < 0 else f"status {status}"
+    raise TavError(f"{source}: cannot be read: the decoder crashed on it ({how})")
 
 
-def _last_json(text: str) -> dict[str, Any]:
+def _run_child(
+    source: Path, folder: Path, selection: Selection, reader: str, seconds: float, memory: int
+) -> int | None:
+    """The status with which the child ended; None where it had to be ended."""
+    settings = {"reader": reader, "seconds": seconds, "memory": memory, "selection": vars(selection)}
+    command = [sys.executable, "-m", "tasks.reader", str(source), str(folder), json.dumps(settings)]
+    # Decoders write a line for each broken block, which may be gigabytes.
+    nothing = subprocess.DEVNULL
     try:
-        answer = json.loads(text.strip().rpartition("\n")[2])
-    except ValueError:
+        return subprocess.run(command, timeout=seconds, stdin=nothing, stdout=nothing, stderr=nothing).returncode
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _answer(folder: Path) -> dict[str, Any]:
+    """What the child has left; nothing where it crashed before or while it wrote."""
+    try:
+        return json.loads((folder / ANSWER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
-    return answer if isinstance(answer, dict) else {}
 
 
 # In the child
 
 
-def _read(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]:
+def _read(source: Path, selection: Selection, reader: str) -> tuple[np.ndarray, Fraction]:
     if source.is_dir():
         return _read_folder(source, selection)
     if source.stat().st_size == 0:
         raise TavError("is empty")
     with source.open("rb") as file:
-        head = file.read(8)
+        head = file.read(HEAD)
     if head.startswith((b"GIF87a", b"GIF89a")):
         return _read_gif(source, selection)
-    if head.startswith(PLAYLISTS):
+    text = head.partition(b"\0")[0].lower()
+    if text.startswith(PLAYLISTS) or any(mark in text for mark in PLAYLIST_MARKS):
         raise TavError("is a playlist, a list of other files; give the video itself")
-    try:
-        return _read_decord(source, selection)
-    except TavError:
-        raise
-    except Exception as first:
+    first: Exception | None = None
+    if reader == "decord":
         try:
-            return _read_av(source, selection)
+            return _read_decord(source, selection)
         except TavError:
             raise
-        except Exception as second:
-            why = getattr(second, "strerror", None) or str(second).partition("\n")[0] or type(first).__name__
-            raise TavError(f"not a video that can be read ({why})") from None
+        except Exception as error:
+            first = error
+    try:
+        return _read_av(source, selection)
+    except (TavError, MemoryError):
+        raise
+    except Exception as error:
+        why = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(first or error).__name__
+        raise TavError(f"not a video that can be read ({why})") from None
 
 
 def _check_size(width: int, height: int) -> None:
@@ -200,13 +233,14 @@ def _read_av(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]:
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
+    _check_size(frame.width, frame.height)  # The header may have said another.
     return frame.to_image().rotate(frame.rotation, expand=True)
 
 
 def _read_gif(source: Path, selection: Selection) -> tuple[np.ndarray, Fraction]:
     from PIL import Image, ImageSequence
 
-    with Image.open(source) as image:
+    with Image.open(source, formats=("GIF",)) as image:
         _check_size(*image.size)
         available = getattr(image, "n_frames", 1)
         indexes = selection.indexes(available)
@@ -238,6 +272,8 @@ def _read_folder(source: Path, selection: Selection) -> tuple[np.ndarray, Fracti
     for path in sorted(source.iterdir()):
         if path.suffix.lower() not in IMAGES or path.name.startswith("."):
             continue
+        if not path.is_file():
+            raise TavError(f"{path.name} is not a file")
         digits = re.findall(r"\d+", path.stem)
         if not digits:
             raise TavError(f"{path.name} has no number in its name")
@@ -246,14 +282,17 @@ def _read_folder(source: Path, selection: Selection) -> tuple[np.ndarray, Fracti
             raise TavError(f"{other.name} and {path.name} have the same number")
     if not numbered:
         raise TavError(f"no images in the folder ({', '.join(IMAGES)})")
-    first, last = min(numbered), max(numbered)
-    if gaps := [number for number in range(first, last + 1) if number not in numbered]:
-        raise TavError(f"image number {gaps[0]} is missing between {numbered[first].name} and {numbered[last].name}")
+    for before, after in pairwise(sorted(numbered)):
+        if after != before + 1:
+            raise TavError(
+                f"image number {before + 1} is missing between {numbered[before].name} and {numbered[after].name}"
+            )
     wanted = set(selection.indexes(len(numbered)))
     frames, size = [], None
-    for index, path in enumerate(numbered[number] for number in range(first, last + 1)):
+    for index, number in enumerate(sorted(numbered)):
+        path = numbered[number]
         try:
-            with Image.open(path) as image:
+            with Image.open(path, formats=IMAGE_FORMATS) as image:
                 _check_size(*image.size)
                 if size not in (None, image.size):
                     raise TavError(
@@ -264,28 +303,38 @@ def _read_folder(source: Path, selection: Selection) -> tuple[np.ndarray, Fracti
                     raise TavError(f"{path.name} has more than 8 bits a colour; only 8 are allowed")
                 if index in wanted:
                     frames.append(selection.resized(ImageOps.exif_transpose(image)))
-        except OSError as error:
-            raise TavError(f"{path.name}: not an image that can be read ({error})") from None
+        except (TavError, MemoryError):
+            raise
+        except Exception as error:  # On broken images, Pillow fails in any way it happens to.
+            raise TavError(f"{path.name}: not an image that can be read ({_first_line(error)})") from None
     return np.stack(frames), selection.fps(FOLDER_FPS, sorted(wanted))
 
 
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
 def main() -> int:
-    source, out, selection = Path(sys.argv[1]), Path(sys.argv[2]), Selection(**json.loads(sys.argv[3]))
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    source, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
+    # The parent ends this process in time, unless it has been killed itself.
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.setitimer(signal.ITIMER_REAL, settings["seconds"] + 1)
+    resource.setrlimit(resource.RLIMIT_AS, (settings["memory"],) * 2)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (settings["memory"],) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import numpy as np
 
     try:
-        frames, fps = _read(source, selection)
-        np.save(out, frames, allow_pickle=False)
+        frames, fps = _read(source, Selection(**settings["selection"]), settings["reader"])
+        np.save(folder / FRAMES, frames, allow_pickle=False)
         answer = {"fps": str(fps)}
     except TavError as error:
         answer = {"error": str(error)}
     except MemoryError:
         answer = {"error": "needs more memory than is allowed for reading a video"}
     except Exception as error:  # Whatever a decoder or an image library raises on broken files.
-        answer = {"error": f"cannot be read ({type(error).__name__}: {str(error).partition(chr(10))[0]})"}
-    print(json.dumps(answer), flush=True)
+        answer = {"error": f"cannot be read ({type(error).__name__}: {_first_line(error)})"}
+    (folder / ANSWER).write_text(json.dumps(answer), encoding="utf-8")
     return 0
 
 

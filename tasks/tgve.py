@@ -25,6 +25,7 @@ from typing import Any
 from tasks.paths import project_path
 from tasks.reader import IMAGES
 from tav_model.errors import TavError
+from tav_model.files import read_text
 
 TABLE = "LOVEU-TGVE-2023_Dataset.csv"
 SETS = ("DAVIS_480p", "youtube_480p", "videvo_480p")
@@ -39,6 +40,7 @@ COLUMNS = {
 SIDE = 480  # pixels of a frame, there and in a submission
 HEADING = re.compile(r"(\w+) videos:?", re.IGNORECASE)
 CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")  # with its set before it, at most as long as params.yaml allows
+LARGEST_CSV = 32 * 2**20
 LARGEST_YAML = 2**20
 
 
@@ -144,7 +146,7 @@ def _read_table(path: Path) -> Iterable[Entry]:
 def _table_rows(path: Path) -> list[tuple[int, list[str]]]:
     """The rows that are not empty, with the line that each begins on."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = read_text(path, LARGEST_CSV).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise TavError(f"{path.name}: line {line}: not UTF-8; save the file as UTF-8") from None

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 
+LARGEST_JSON = 256 * 2**20
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -90,14 +93,36 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_text(path: str | Path, most: int) -> str:
+    """The text of a UTF-8 file of at most `most` bytes (a byte-order mark stays).
+
+    Raises:
+        TavError: something else than a file, such as a pipe, which may have no end; or a larger one.
+        OSError, UnicodeDecodeError: as Python's own.
+    """
+    path = Path(path)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise TavError(f"{path}: is not a file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise TavError(f"{path}: too large; at most {most // 2**20} MiB are allowed")
+    return content.decode("utf-8")
+
+
 def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        TavError: missing, damaged, too large, or nested too deeply.
+    """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(read_text(path, LARGEST_JSON))
     except FileNotFoundError:
         raise TavError(f"{path}: no such file") from None
     except OSError as error:
         raise TavError(f"{path}: cannot be read ({error.strerror})") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # A number of thousands of digits is no JSONDecodeError.
         raise TavError(f"{path}: not a JSON file ({error})") from None
 
 
@@ -132,14 +157,28 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch
     Raises:
         TavError: the file is missing, truncated or not safetensors.
     """
+    with _open_tensors(path, device) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+
+
+def check_tensors(path: str | Path) -> None:
+    """Look at the header of a safetensors file alone. Raises TavError as `load_tensors`."""
+    with _open_tensors(path, "cpu"):
+        pass
+
+
+@contextlib.contextmanager
+def _open_tensors(path: str | Path, device: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
+    if not os.path.exists(path):
+        raise TavError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise TavError(f"{path}: is not a file")
     try:
         with safe_open(str(path), framework="pt", device=device) as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
-    except FileNotFoundError:
-        raise TavError(f"{path}: no such file") from None
+            yield file
     except (SafetensorError, OSError) as error:
         raise TavError(f"{path}: not a whole safetensors file ({error})") from None
 

@@ -6,8 +6,7 @@ metric here is made of cosines. All raise `TavError` for embeddings without a di
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from .errors import TavError
 from .motion import check_frames
+from .weights import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -123,7 +123,7 @@ class ClipScorer:
         self.name, self.device, self.chunk = str(model), device, chunk
         folder = Path(model).is_dir()
         try:
-            with _quiet():
+            with quiet():
                 self.tokenizer = CLIPTokenizer.from_pretrained(model, local_files_only=folder)
                 # The default processor needs torchvision; this one is the same in Pillow.
                 self.processor = CLIPImageProcessorPil.from_pretrained(model, local_files_only=folder)
@@ -191,19 +191,3 @@ class ClipScorer:
 
     def _finish(self, embeddings: torch.Tensor, what: str) -> np.ndarray:
         return normalise(embeddings.float().cpu().numpy(), f"{self.name}: embeddings of {what}").astype(np.float32)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bar and tables, which would bury the one line that says what is wrong."""
-    from transformers.utils import logging
-
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()

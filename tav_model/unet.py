@@ -29,6 +29,7 @@ from tav_model.unet_blocks import (
     UNetMidBlock3DCrossAttn,
     UpBlock3D,
 )
+from tav_model.weights import check_files, check_loaded, quiet, reason
 
 DOWN_BLOCKS = {"DownBlock3D": DownBlock3D, "CrossAttnDownBlock3D": CrossAttnDownBlock3D}
 UP_BLOCKS = {"UpBlock3D": UpBlock3D, "CrossAttnUpBlock3D": CrossAttnUpBlock3D}
@@ -217,18 +218,22 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
             kwargs: for `UNet2DConditionModel.from_pretrained`, such as `torch_dtype`, `variant`, `revision`.
 
         Raises:
-            TavError: no such model, or not one of Stable Diffusion's shape.
+            TavError: no such model, not one of Stable Diffusion's shape, weights missing, surplus or not finite.
         """
         if Path(path).exists():
             kwargs.setdefault("local_files_only", True)
+            check_files(Path(path) / (subfolder or ""))
         try:
-            image_unet, loading = UNet2DConditionModel.from_pretrained(
-                path, subfolder=subfolder, output_loading_info=True, **kwargs
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise TavError(f"{path}: no image UNet can be loaded from it ({_first_line(error)})") from error
-        if missing := sorted(loading["missing_keys"]):
-            raise TavError(f"{path}: its image UNet has no weights for {missing[0]} ({len(missing)} such names)")
+            with quiet():
+                image_unet, loading = UNet2DConditionModel.from_pretrained(
+                    path, subfolder=subfolder, output_loading_info=True, **kwargs
+                )
+        except Exception as error:  # On damaged files, diffusers fails in any way it happens to.
+            raise TavError(f"{path}: no image UNet can be loaded from it ({reason(error)})") from error
+        try:
+            check_loaded(image_unet, loading)
+        except TavError as error:
+            raise TavError(f"{path}: its image UNet: {error}") from None
         try:
             return cls.from_unet2d(image_unet, attention=attention, temporal=temporal)
         except TavError as error:
@@ -331,7 +336,3 @@ def _materialise_temporal(block: BasicTransformerBlock, dtype: torch.dtype, devi
             if isinstance(layer, nn.Linear | nn.LayerNorm):
                 layer.reset_parameters()
     block.attn_temp.start_at_zero()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import socket
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.projects import fresh_clone, run
@@ -48,6 +50,21 @@ def free_port() -> str:
         return str(probe.getsockname()[1])
 
 
+def listening(process: int) -> set[tuple[str, int]]:
+    """Where a process and all that it has started listen."""
+    main = psutil.Process(process)
+    found = set()
+    for one in (main, *main.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {tuple(c.laddr) for c in one.net_connections("inet") if c.status in ("LISTEN", "NONE")}
+    return found
+
+
+def arguments(process: int) -> str:
+    main = psutil.Process(process)
+    return " ".join(word for one in (main, *main.children(recursive=True)) for word in one.cmdline())
+
+
 @pytest.mark.timeout(300)
 def test_up_starts_all_of_it_and_down_ends_it(project: Path, tmp_path: Path) -> None:
     ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": free_port()}
@@ -65,6 +82,11 @@ def test_up_starts_all_of_it_and_down_ends_it(project: Path, tmp_path: Path) -> 
             with urllib.request.urlopen(address, timeout=10) as answer:
                 assert answer.status == 200
         assert "deployment run tav/edit-batch" in said
+        process = int((project / ".tav" / "serve.lock").read_text())
+        places = listening(process)
+        assert {host for host, _ in places} == {"127.0.0.1"}
+        assert {port for _, port in places} >= {int(address.rpartition(":")[2]) for address in addresses}
+        assert "sqlite" not in arguments(process)  # Another database's address would have a password.
         assert "already running (process" in serve("up", check=False)
         assert "already running (process" in run(project, "python", "-m", "flows.serve", check=False, **settings).stdout
     finally:

@@ -301,7 +301,7 @@ def test_damaged_folder_is_refused_in_one_line(tmp_path, how):
     damage(tmp_path, how)
     with pytest.raises(TavError) as error:
         UNet3DConditionModel.from_pretrained_2d(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path}: ")
+    assert str(error.value).startswith(str(tmp_path))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "exploded").exists()
 
