@@ -25,7 +25,7 @@ from tasks.edit import Edit, EditBatch, one_line
 from tasks.params import load_params, write_overrides
 from tasks.progress import Progress
 from tasks.stages import STAGES, ClipStages
-from tav_model.errors import TavError
+from tav_model.errors import FullDiskError, TavError
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -88,10 +88,10 @@ def _flow_name() -> str:
 
 @task(task_run_name="{stage}: {clip}", **RETRIES)
 def run_stage(stage: str, clip: str, root: Path) -> State | None:
-    """One stage of one clip. A user's mistake is a failed state with its one line, not an exception with a traceback."""
+    """One stage of one clip. A user's mistake or a full disk is a failed state with one line, not a traceback."""
     try:
         ClipStages(root, clip, on_progress=ShownProgress(f"{stage} {clip}")).run(stage)
-    except TavError as error:
+    except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
     return Completed(message=f"{stage} of {clip} done")
 
@@ -110,7 +110,7 @@ def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progr
 
     try:
         batch.render(edit, on_step)
-    except TavError as error:
+    except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
     stages.runs.edit(edit)
     return Completed(message=f"{edit.name}: {edit.prompt}")
@@ -203,7 +203,7 @@ def tav(
         try:
             scores[clip] = run_clip(clip, root, versions)
             logger.info("%s: %s", clip, ", ".join(f"{name} {value:.4f}" for name, value in scores[clip].items()))
-        except TavError as error:
+        except (TavError, FullDiskError) as error:
             failed[clip] = one_line(error)
             logger.error("%s: %s", clip, error)
         _tell_ended(clip, failed.get(clip))

@@ -1,0 +1,33 @@
+"""The stages of a clip with their commits to DVC in one process, as the flow runs them, for processes to be killed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+# All that takes time to import: a process that is forked from one which has it begins to work at once.
+import av  # noqa: F401
+import pandas  # noqa: F401
+import torch  # noqa: F401
+from diffusers import AutoencoderKL, DDIMScheduler  # noqa: F401
+from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
+
+import tav_model.tuning  # noqa: F401
+from flows.versions import Versions
+from tasks.stages import STAGES, ClipStages
+from tav_model import TuneAVideoPipeline, UNet3DConditionModel  # noqa: F401
+
+
+def run_pipeline(root: Path, clip: str, output: Path) -> None:
+    with output.open("w") as file:
+        os.dup2(file.fileno(), sys.stdout.fileno())
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    os.chdir(root)
+    versions = Versions(root)
+    for stage in STAGES:
+        if versions.is_current(stage, clip) or versions.restore(stage, clip):
+            continue
+        before = versions.snapshot(stage, clip)
+        ClipStages(root, clip).run(stage)
+        versions.commit(stage, clip, before)
