@@ -24,7 +24,7 @@ CLIP = "ball"
 STEPS, EVERY = 24, 2
 SETTINGS = {
     "base_model": "models/tiny",
-    "decode": {"frames": 4, "width": 32, "height": 32},
+    "decode": {"frames": 4, "width": 64, "height": 64},
     "tune": {"steps": STEPS},
     "invert": {"steps": 3},
     "edit": {"steps": 3},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import CLIPTextModel, CLIPTokenizer  # noqa: F401
 
 import tav_model.tuning  # noqa: F401
 from flows.versions import Versions
+from tasks.__main__ import main
 from tasks.stages import STAGES, ClipStages
 from tav_model import TuneAVideoPipeline, UNet3DConditionModel  # noqa: F401
 
@@ -31,3 +33,28 @@ def run_pipeline(root: Path, clip: str, output: Path) -> None:
         before = versions.snapshot(stage, clip)
         ClipStages(root, clip).run(stage)
         versions.commit(stage, clip, before)
+
+
+def run_stage(root: Path, clip: str, stage: str, output: Path, most: int | None) -> None:
+    """`python -m tasks STAGE --clip CLIP`; no file may become larger than `most` bytes."""
+    _write_to(output)
+    os.chdir(root)
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    sys.exit(main([stage, "--clip", clip]))
+
+
+def _write_to(output: Path) -> None:
+    # Not the file itself, which the limit would hold for too.
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.close(writing)
+        with output.open("wb") as file:
+            while data := os.read(reading, 65536):
+                file.write(data)
+                file.flush()
+        os._exit(0)
+    os.close(reading)
+    os.dup2(writing, sys.stdout.fileno())
+    os.dup2(writing, sys.stderr.fileno())
+    os.close(writing)
