@@ -74,6 +74,7 @@ def transient(_task: Task, _run: TaskRun, state: State) -> bool:
     return isinstance(state.data, OSError) or (isinstance(state.data, Exception) and is_out_of_memory(state.data))
 
 
+NO_ROOM = "NoRoom"  # the name of a state
 RETRIES = {"retries": 2, "retry_delay_seconds": [2, 10], "retry_condition_fn": transient, "cache_policy": NO_CACHE}
 
 
@@ -110,8 +111,10 @@ def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progr
 
     try:
         batch.render(edit, on_step)
-    except (TavError, FullDiskError) as error:
+    except TavError as error:
         return Failed(message=str(error))
+    except FullDiskError as error:
+        return Failed(name=NO_ROOM, message=str(error))
     stages.runs.edit(edit)
     return Completed(message=f"{edit.name}: {edit.prompt}")
 
@@ -139,6 +142,8 @@ def _render_rows(stages: ClipStages, batch: EditBatch, todo: list[Edit], progres
     failed = {}
     for edit in todo:
         state = render_row(batch, edit, stages, progress, return_state=True)
+        if state.name == NO_ROOM:
+            raise TavError(state.message)  # No fault of a row; those that are done are found by the next run.
         if not state.is_completed():
             failed[edit.name] = state.message or state.name
     return failed

@@ -19,7 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav_model.errors import TavError
+from tav_model.errors import FullDiskError, TavError
+from tav_model.files import explained_full_disk
 
 if TYPE_CHECKING:
     import av
@@ -99,6 +100,7 @@ def read_frames(source: Path, selection: Selection, seconds: float = SECONDS) ->
 
     Raises:
         TavError: missing, not a video, broken, too short, too large, or a folder with a gap or with mixed sizes.
+        FullDiskError: the system's folder for temporary files has no room for the frames.
     """
     import numpy as np
 
@@ -114,6 +116,8 @@ def read_frames(source: Path, selection: Selection, seconds: float = SECONDS) ->
                 f"{source}: reading it took more than {seconds:g} s; the file is broken or too long"
             ) from None
         answer = _last_json(child.stdout)
+        if "no room" in answer:
+            raise FullDiskError(*answer["no room"], tempfile.gettempdir())
         if "error" in answer:
             raise TavError(f"{source}: {answer['error']}")
         if child.returncode or "fps" not in answer:
@@ -277,8 +281,13 @@ def main() -> int:
 
     try:
         frames, fps = _read(source, selection)
-        np.save(out, frames, allow_pickle=False)
+        with explained_full_disk(out), out.open("wb") as file:
+            # Not by np.save, whose errors do not say that the disk is full.
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(frames))
+            file.write(np.ascontiguousarray(frames).data)
         answer = {"fps": str(fps)}
+    except FullDiskError as error:
+        answer = {"no room": [error.errno, error.strerror]}
     except TavError as error:
         answer = {"error": str(error)}
     except MemoryError:

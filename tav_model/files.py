@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 
 TEMPORARY = ".tmp-"  # What no one but its writer looks at begins so; git and DVC ignore it.
 FULL = {
-    errno.ENOSPC: "no room left on the disk",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "larger than a file may be here",
+    errno.ENOSPC: "no room left on the disk{room}; make room",
+    errno.EDQUOT: "the disk quota is used up{room}; make room",
+    errno.EFBIG: "larger than a file may be here; raise that limit (ulimit -f)",
 }
-MAKE_ROOM = "make room, and the same command goes on from here"
 
 
 def _sync(path: Path) -> None:
@@ -150,7 +149,7 @@ def explained_full_disk(path: str | Path) -> Iterator[None]:
         number = _full_disk(error)
         if number is None:
             raise
-        text = f"{FULL[number]}{_room(Path(path))}; {MAKE_ROOM}"
+        text = f"{FULL[number].format(room=_room(Path(path)))}, and the same command goes on from here"
         if isinstance(error, FullDiskError):
             if not any(part.startswith(TEMPORARY) for part in Path(error.filename).parts):
                 raise
@@ -175,7 +174,8 @@ def _room(path: Path) -> str:
     with contextlib.suppress(OSError):
         there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
         usage = shutil.disk_usage(there)
-        return f" ({usage.free / 1e6:.1f} of {usage.total / 1e6:.1f} MB free)"
+        unit, size = ("GB", 1e9) if usage.free > 1e9 else ("MB", 1e6)
+        return f" ({usage.free / size:.1f} of {usage.total / size:.1f} {unit} free)"
     return ""
 
 
