@@ -37,17 +37,23 @@ def run_pipeline(root: Path, clip: str, output: Path) -> None:
 
 def run_stage(root: Path, clip: str, stage: str, output: Path, most: int | None) -> None:
     """`python -m tasks STAGE --clip CLIP`; no file may become larger than `most` bytes."""
-    _write_to(output)
+    writer = _write_to(output)
     os.chdir(root)
     if most is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    sys.exit(main([stage, "--clip", clip]))
+    code = main([stage, "--clip", clip])
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    os.waitpid(writer, 0)
+    sys.exit(code)
 
 
-def _write_to(output: Path) -> None:
+def _write_to(output: Path) -> int:
     # Not the file itself, which the limit would hold for too.
     reading, writing = os.pipe()
-    if os.fork() == 0:
+    writer = os.fork()
+    if writer == 0:
         os.close(writing)
         with output.open("wb") as file:
             while data := os.read(reading, 65536):
@@ -58,3 +64,4 @@ def _write_to(output: Path) -> None:
     os.dup2(writing, sys.stdout.fileno())
     os.dup2(writing, sys.stderr.fileno())
     os.close(writing)
+    return writer

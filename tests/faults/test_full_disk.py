@@ -30,7 +30,7 @@ OUTPUTS = {
     "score": ["scores", "contact-sheet.png"],
 }
 LARGEST = 3000  # bytes: each stage has a file that is larger
-ROOM = re.compile(r"\(\d+\.\d of \d+\.\d MB free\)")
+ROOM = re.compile(r"\(\d+\.\d of \d+\.\d [MG]B free\)")
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_writers_beside_each_other_leave_each_other_alone(tmp_path: Path) -> Non
 def test_a_full_disk_is_said_of_what_was_to_be_written(error: Exception, tmp_path: Path) -> None:
     path = tmp_path / "results/edit.mp4"
     with (
-        pytest.raises(FullDiskError, match=r"results/edit\.mp4: .*of .* MB free\); make room") as raised,
+        pytest.raises(FullDiskError, match=r"results/edit\.mp4: .*of .* [MG]B free\); make room") as raised,
         atomic_file(path),
     ):
         raise error
