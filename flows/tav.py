@@ -25,7 +25,7 @@ from tasks.edit import Edit, EditBatch, one_line
 from tasks.params import load_params, write_overrides
 from tasks.progress import Progress
 from tasks.stages import STAGES, ClipStages
-from tav_model.errors import TavError
+from tav_model.errors import FullDiskError, TavError
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -74,6 +74,7 @@ def transient(_task: Task, _run: TaskRun, state: State) -> bool:
     return isinstance(state.data, OSError) or (isinstance(state.data, Exception) and is_out_of_memory(state.data))
 
 
+NO_ROOM = "NoRoom"  # the name of a state
 RETRIES: dict[str, Any] = {
     "retries": 2,
     "retry_delay_seconds": [2, 10],
@@ -93,10 +94,10 @@ def _flow_name() -> str:
 
 @task(task_run_name="{stage}: {clip}", **RETRIES)
 def run_stage(stage: str, clip: str, root: Path) -> State | None:
-    """One stage of one clip. A user's mistake is a failed state with its one line, not an exception with a traceback."""
+    """One stage of one clip. A user's mistake or a full disk is a failed state with one line, not a traceback."""
     try:
         ClipStages(root, clip, on_progress=ShownProgress(f"{stage} {clip}")).run(stage)
-    except TavError as error:
+    except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
     return Completed(message=f"{stage} of {clip} done")
 
@@ -117,6 +118,8 @@ def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progr
         batch.render(edit, on_step)
     except TavError as error:
         return Failed(message=str(error))
+    except FullDiskError as error:
+        return Failed(name=NO_ROOM, message=str(error))
     stages.runs.edit(edit)
     return Completed(message=f"{edit.name}: {edit.prompt}")
 
@@ -144,6 +147,8 @@ def _render_rows(stages: ClipStages, batch: EditBatch, todo: list[Edit], progres
     failed = {}
     for edit in todo:
         state = render_row(batch, edit, stages, progress, return_state=True)
+        if state.name == NO_ROOM:
+            raise TavError(state.message)  # No fault of a row; those that are done are found by the next run.
         if not state.is_completed():
             failed[edit.name] = str(state.message or state.name)
     return failed
@@ -208,7 +213,7 @@ def tav(
         try:
             scores[clip] = run_clip(clip, root, versions)
             logger.info("%s: %s", clip, ", ".join(f"{name} {value:.4f}" for name, value in scores[clip].items()))
-        except TavError as error:
+        except (TavError, FullDiskError) as error:
             failed[clip] = one_line(error)
             logger.error("%s: %s", clip, error)
         _tell_ended(clip, failed.get(clip))

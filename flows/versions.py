@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from flows.mend import mend
 from tasks.tracking import flatten, redact
 from tav_model.errors import TavError
-from tav_model.files import atomic_file
+from tav_model.files import atomic_file, explained_full_disk
 
 if TYPE_CHECKING:
     from dvc.dvcfile import ProjectFile
@@ -69,6 +70,7 @@ class Versions:
     Raises:
         TavError: from every method: no such stage or clip, files that DVC cannot read, an input that is missing, or
             another process that holds DVC's locks for longer than `wait`.
+        FullDiskError: DVC finds no room.
     """
 
     def __init__(self, root: Path, wait: float = 60) -> None:
@@ -209,7 +211,7 @@ class Versions:
         told = False
         while True:
             try:
-                with self._loaded() as loaded:
+                with explained_full_disk(self.root / ".dvc"), self._loaded() as loaded:
                     return action(loaded)
             except LockError as error:
                 holder = self._holder(error)
@@ -231,6 +233,7 @@ class Versions:
         if not (self.root / ".dvc").is_dir():
             raise TavError(f"{self.root}: not a DVC project: no folder .dvc")
         with _one_at_a_time, Repo(str(self.root)) as repo, lock_repo(repo), repo.scm_context(quiet=True):
+            mend(repo)
             yield self._parse(repo)
 
     def _parse(self, repo: Repo) -> ProjectFile:

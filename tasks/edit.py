@@ -22,7 +22,7 @@ from tasks.models import base_digest, load_pipeline
 from tasks.progress import Progress
 from tasks.prompts import PromptRow
 from tasks.restored import previous_output
-from tav_model.errors import TavError
+from tav_model.errors import FullDiskError, TavError
 from tav_model.files import atomic_folder, digest, load_tensors, read_json, write_json
 from tav_model.tuned import read_info
 
@@ -277,6 +277,7 @@ def edit(batch: EditBatch, progress: Progress, on_done: Callable[[Edit], None] |
 
     Raises:
         TavError: rows that failed, after the others are done.
+        FullDiskError: at once.
     """
     todo = batch.todo()
     if todo:
@@ -286,6 +287,8 @@ def edit(batch: EditBatch, progress: Progress, on_done: Callable[[Edit], None] |
         for row in todo:
             try:
                 batch.render(row, on_step=progress.update)
+            except FullDiskError:
+                raise  # No fault of a row; those that are done are found by the next run.
             except Exception as error:
                 logger.exception("row %s failed", row.name)
                 failed[row.name] = one_line(error)

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
-from tav_model.errors import TavError
+from tav_model.errors import FullDiskError, TavError
+from tav_model.files import explained_full_disk
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -36,8 +37,10 @@ class _Lines:
 
     def write(self, text: str, now: float, done: int) -> None:
         stamp = datetime.now().astimezone().isoformat(timespec="milliseconds") + " " if self.stamped else ""
-        self.stream.write(f"{stamp}{text}\n")
-        self.stream.flush()
+        # A log that finds no room ends no work; what cannot be written next says that the disk is full.
+        with contextlib.suppress(*([OSError] if self.stamped else [])):
+            self.stream.write(f"{stamp}{text}\n")
+            self.stream.flush()
         self.at, self.done = now, done
 
 
@@ -159,7 +162,7 @@ class Progress:
             parts.append(": ".join(filter(None, [type(error).__name__, str(error).strip().partition("\n")[0]])))
         self._say(f"{self.title}: {', '.join(part for part in parts if part)}", now)
         if self._log is not None:
-            self._lines[0].stream.close()
+            _close_log(self._lines[0].stream)
         self._lines.clear()
 
     def _say(self, text: str, now: float) -> None:
@@ -202,7 +205,7 @@ def stage_log(path: Path) -> Iterator[None]:
         TavError: the file cannot be written.
     """
     stream = _open_log(path)
-    to_file = logging.StreamHandler(stream)
+    to_file = _LogFile(stream)
     to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", STAMP))
     handlers: list[logging.Handler] = [to_file]
     if not logging.getLogger().handlers:
@@ -220,7 +223,13 @@ def stage_log(path: Path) -> Iterator[None]:
             logger.setLevel(level)
             for handler in handlers:
                 logger.removeHandler(handler)
-        stream.close()
+        _close_log(stream)
+
+
+class _LogFile(logging.StreamHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):  # Else there is no room; see _Lines.
+            super().handleError(record)
 
 
 class _StderrLines(logging.Handler):
@@ -232,10 +241,18 @@ class _StderrLines(logging.Handler):
 
 def _open_log(path: Path) -> TextIO:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8")
+        with explained_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return path.open("a", encoding="utf-8")
+    except FullDiskError:
+        raise
     except OSError as error:
         raise TavError(f"{path}: the log cannot be written ({error.strerror})") from None
+
+
+def _close_log(stream: TextIO) -> None:
+    with contextlib.suppress(OSError):
+        stream.close()
 
 
 def clock(seconds: float) -> str:

@@ -6,6 +6,7 @@ that one does no better, the parent says so in one line.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,7 +23,8 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav_model.errors import TavError
+from tav_model.errors import FullDiskError, TavError
+from tav_model.files import explained_full_disk
 
 if TYPE_CHECKING:
     import av
@@ -113,6 +115,7 @@ def read_frames(
 
     Raises:
         TavError: missing, not a video, broken, too short, too large, or a folder with a gap or with mixed sizes.
+        FullDiskError: the system's folder for temporary files has no room for the frames.
     """
     import numpy as np
 
@@ -127,6 +130,8 @@ def read_frames(
             share = max((deadline - time.monotonic()) / left, 0.01)
             status = _run_child(source, Path(folder), selection, reader, share, memory)
             answer = _answer(Path(folder))
+            if "no room" in answer:
+                raise FullDiskError(*answer["no room"], tempfile.gettempdir())
             if "error" in answer:
                 raise TavError(f"{source}: {answer['error']}")
             if "fps" in answer:
@@ -187,6 +192,8 @@ def _read(source: Path, selection: Selection, reader: str) -> tuple[np.ndarray, 
     except (TavError, MemoryError):
         raise
     except Exception as error:
+        if getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN):  # EAGAIN: no room for a thread's stack.
+            raise MemoryError from None
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(first or error).__name__
         raise TavError(f"not a video that can be read ({why})") from None
 
@@ -326,8 +333,14 @@ def main() -> int:
 
     try:
         frames, fps = _read(source, Selection(**settings["selection"]), settings["reader"])
-        np.save(folder / FRAMES, frames, allow_pickle=False)
+        with explained_full_disk(folder / FRAMES), (folder / FRAMES).open("wb") as file:
+            # Not by np.save, whose errors do not say that the disk is full.
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(frames))
+            file.write(np.ascontiguousarray(frames).data)
         answer = {"fps": str(fps)}
+    except FullDiskError as error:
+        (folder / FRAMES).unlink(missing_ok=True)  # The answer needs room, too.
+        answer = {"no room": [error.errno, error.strerror]}
     except TavError as error:
         answer = {"error": str(error)}
     except MemoryError:

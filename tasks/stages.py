@@ -18,7 +18,7 @@ from tasks.paths import Project, project_path, resolve_model
 from tasks.progress import Progress, stage_log
 from tasks.runs import ClipRuns
 from tav_model.errors import TavError
-from tav_model.files import read_json
+from tav_model.files import explained_full_disk, read_json
 
 if TYPE_CHECKING:
     from tasks.prompts import PromptRow
@@ -72,7 +72,7 @@ class ClipStages:
     @contextlib.contextmanager
     def session(self, stage: str) -> Iterator[None]:
         """What a stage runs in: nobody else works on the clip or the GPU, its log is kept, MLflow is told how it ends."""
-        with self._locked(stage), stage_log(self.project.log(self.clip, stage)):
+        with self._prepared(stage, stage):
             device = alone_on(self.device) if self.alone and stage in COMPUTING else contextlib.nullcontext()
             with device, self.runs.reporting(stage):
                 yield
@@ -82,7 +82,12 @@ class ClipStages:
     @contextlib.contextmanager
     def quick_session(self) -> Iterator[None]:
         """What edits beside the pipeline run in: as `session`, but MLflow is told nothing."""
-        with self._locked("quick edits"), stage_log(self.project.log(self.clip, "quick")), alone_on(self.device):
+        with self._prepared("quick edits", "quick"), alone_on(self.device):
+            yield
+
+    @contextlib.contextmanager
+    def _prepared(self, what: str, log: str) -> Iterator[None]:
+        with explained_full_disk(self.root), self._locked(what), stage_log(self.project.log(self.clip, log)):
             yield
 
     @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""The one error that means: the input is wrong, and here is what to change."""
+"""The errors that are no fault of the program: the input is wrong, or the disk is full; and what to change."""
 
 
 class TavError(Exception):
@@ -7,3 +7,10 @@ class TavError(Exception):
     The message is one line that says what is wrong, where, and what is allowed. Command lines print it
     after ``error:`` and exit with status 2, without a traceback; nothing retries it.
     """
+
+
+class FullDiskError(OSError):
+    """The disk is full. `filename` is what could not be written, `strerror` says how much room there is."""
+
+    def __str__(self) -> str:
+        return f"{self.filename}: {self.strerror}"

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav_model.errors import TavError
+from tav_model.errors import FullDiskError, TavError
 
 if TYPE_CHECKING:
     import torch
+
+TEMPORARY = ".tmp-"  # What no one but its writer looks at begins so; git and DVC ignore it.
+FULL = {
+    errno.ENOSPC: "no room left on the disk{room}; make room",
+    errno.EDQUOT: "the disk quota is used up{room}; make room",
+    errno.EFBIG: "larger than a file may be here; raise that limit (ulimit -f)",
+}
 
 
 LARGEST_JSON = 256 * 2**20
@@ -38,50 +48,138 @@ def _open_mode(mode: int) -> int:
 
 @contextlib.contextmanager
 def atomic_file(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; on success it takes the final name, on failure it goes.
+    """Yield a temporary path on the disk of ``path``; on success it takes the final name, on failure it goes.
 
     The temporary name keeps the suffix, because video writers choose the container by it.
+
+    Raises:
+        FullDiskError: in place of any error that says that the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=path.suffix)
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(_open_mode(0o666))
-        _sync(temporary)
+    with explained_full_disk(path), _workplace(path.parent) as folder:
+        temporary = folder / path.name
+        temporary.touch()
+        with explained_full_disk(path):  # Inside too: what was written so far still takes its room.
+            yield temporary
+            temporary.chmod(_open_mode(0o666))
+            _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty temporary folder beside ``path``; on success it replaces ``path`` whole.
+    """Yield an empty temporary folder on the disk of ``path``; on success it replaces ``path`` whole.
 
     A folder cannot be renamed over another, so for a moment ``path`` is absent; it is never half-written.
+
+    Raises:
+        FullDiskError: in place of any error that says that the disk is full.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".tmp-{path.name}-"))
-    try:
-        yield temporary
-        temporary.chmod(_open_mode(0o777))
-        for child in temporary.rglob("*"):
-            if child.is_file():
-                _sync(child)
+    with explained_full_disk(path), _workplace(path.parent) as folder:
+        temporary = folder / path.name
+        temporary.mkdir()
+        with explained_full_disk(path):
+            yield temporary
+            temporary.chmod(_open_mode(0o777))
+            for child in temporary.rglob("*"):
+                if child.is_file():
+                    _sync(child)
         if path.exists():
-            aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".tmp-{path.name}-"))
-            os.replace(path, aside)
-            os.replace(temporary, path)
-            shutil.rmtree(aside)
-        else:
-            os.replace(temporary, path)
+            os.replace(path, folder / f"{path.name}-before")
+        os.replace(temporary, path)
         _sync(path.parent)
+
+
+@contextlib.contextmanager
+def _workplace(parent: Path) -> Iterator[Path]:
+    """A folder of this process's own in ``parent``, for what is not yet whole; and those of killed processes go.
+
+    Who works in one holds its lock, which goes with the process, however that ends.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    _clear_abandoned(parent)
+    folder, lock = _make_workplace(parent)
+    try:
+        yield folder
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _make_workplace(parent: Path) -> tuple[Path, int]:
+    while True:
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix=TEMPORARY))
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # Taken for abandoned in the instant before it was locked.
+        with contextlib.suppress(OSError):  # Where folders cannot be locked, none is ever taken for abandoned.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        if folder.exists():
+            return folder, lock
+        os.close(lock)
+
+
+def _clear_abandoned(parent: Path) -> None:
+    with os.scandir(parent) as entries:
+        folders = [entry.path for entry in entries if entry.name.startswith(TEMPORARY) and entry.is_dir()]
+    for folder in folders:
+        try:
+            lock = os.open(folder, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            pass  # Its process is at work; or nobody can tell.
+        finally:
+            os.close(lock)
+
+
+@contextlib.contextmanager
+def explained_full_disk(path: str | Path) -> Iterator[None]:
+    """Turn any error that says that the disk is full into one that says so about ``path``, with the room there is.
+
+    Raises:
+        FullDiskError: in its place. Other errors are left alone.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = _full_disk(error)
+        if number is None:
+            raise
+        text = f"{FULL[number].format(room=_room(Path(path)))}, and the same command goes on from here"
+        if isinstance(error, FullDiskError):
+            if not any(part.startswith(TEMPORARY) for part in Path(error.filename).parts):
+                raise
+            text = error.strerror
+        raise FullDiskError(number, text, str(path)) from None
+
+
+def _full_disk(error: BaseException | None) -> int | None:
+    """Which of the errors in `FULL` this is, or was raised for. Libraries that write by themselves only name it."""
+    while error is not None:
+        number = getattr(error, "errno", None)
+        found = re.search(r"(?:os error |Errno )(\d+)", str(error))
+        for one in (number, int(found[1]) if found else None):
+            if one in FULL:
+                return one
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _room(path: Path) -> str:
+    """` (1.2 of 34.0 MB free)`, of the disk of a file that need not be there."""
+    with contextlib.suppress(OSError):
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        usage = shutil.disk_usage(there)
+        unit, size = ("GB", 1e9) if usage.free > 1e9 else ("MB", 1e6)
+        return f" ({usage.free / size:.1f} of {usage.total / size:.1f} {unit} free)"
+    return ""
 
 
 def write_text(path: str | Path, text: str) -> None:

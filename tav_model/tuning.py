@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from tav_model.unet import UNet3DConditionModel
 
+# A loss this many times that of the first step is no learning any more: predicting nothing at all gives about 1.
+EXPLODED = 1000
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -160,9 +162,10 @@ class Tuner:
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
             loss = diffusion_loss(self.unet, self.scheduler, latents, noise, timesteps, encoder_hidden_states)
         value = loss.item()
-        if not math.isfinite(value):
+        limit = EXPLODED * max(1.0, self.history[0].loss) if self.history else math.inf
+        if not math.isfinite(value) or value > limit:
             raise TavError(
-                f"tune: the loss of step {len(self.history) + 1} is {value}; "
+                f"tune: the loss of step {len(self.history) + 1} is {value:.6g}; "
                 "lower tune.learning_rate, or set tune.precision to float32"
             )
         self.scaler.scale(loss / self.config.accumulation_steps).backward()
@@ -197,6 +200,12 @@ class Tuner:
             timesteps.append(drawn.float().mean().item())
         return self.update(sum(losses) / len(losses), sum(timesteps) / len(timesteps))
 
+    def check_finite(self) -> None:
+        """Raises TavError where a weight or what the optimizer keeps of it is infinite or no number."""
+        kept = (value for state in self.optimizer.state.values() for value in state.values())
+        if not all(torch.isfinite(tensor).all() for tensor in (*self.parameters.values(), *kept)):
+            raise TavError(f"tune: the weights of step {len(self.history)} are not finite; lower tune.learning_rate")
+
     # Checkpoints
 
     def save(self, path: Path, identity: str) -> None:
@@ -204,7 +213,11 @@ class Tuner:
 
         Args:
             identity: what is being tuned and how; `resume` refuses a checkpoint of another identity.
+
+        Raises:
+            TavError: the weights or their moments are not finite; nothing is written.
         """
+        self.check_finite()
         tensors = {f"weight.{name}": value.detach() for name, value in self.parameters.items()}
         optimizer = self.optimizer.state_dict()
         for index, state in optimizer["state"].items():
@@ -271,6 +284,10 @@ def tune(
 
     Returns:
         The records of all steps, those before an interruption included.
+
+    Raises:
+        TavError: the loss, its gradient or a weight is not finite, or the loss has exploded. The checkpoints from
+            before are kept; none has such numbers in it.
     """
     if checkpoints is not None:
         for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
@@ -291,6 +308,7 @@ def tune(
             # By age: another tuning may have left later steps behind.
             for old in sorted(checkpoints.glob("step-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)[:-2]:
                 old.unlink()
+    tuner.check_finite()
     tuner.unet.eval()
     return tuner.history
 

@@ -1,0 +1,158 @@
+"""A run that is killed at any moment goes on by the same command, to the bits of one that never was."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.faults import killing
+from tests.faults.killing import (
+    MOMENTS,
+    Command,
+    Forked,
+    check_no_process_is_left,
+    check_same,
+    check_whole,
+    copies,
+    dvc_lock_is_half_written,
+    kill_after,
+    kill_when,
+    wait,
+)
+from tests.projects import run
+
+SEED = 20221222
+# Any command of ours that looks at the project mends what DVC refuses.
+MEND = (sys.executable, "-m", "flows.command", "status")
+Start = Callable[[Path], Command | Forked]
+
+
+def by_dvc(project: Path) -> Command:
+    return Command(project, "dvc", "repro")
+
+
+def by_flow(project: Path) -> Command:
+    home = project.parent / "prefect"
+    return Command(project, sys.executable, "-m", "flows.command", "run", killing.CLIP, PREFECT_HOME=str(home))
+
+
+@pytest.fixture(scope="module")
+def forked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, float]:
+    """A project in which nothing has run, one that has run and was never killed, and the seconds that took."""
+    folder = tmp_path_factory.mktemp("forked")
+    template = killing.make_project(folder / "template", tracking={"uri": None})
+    reference = Path(shutil.copytree(template, folder / "reference"))
+    seconds = wait(Forked(reference))
+    check_whole(reference)
+    return template, reference, seconds
+
+
+def dvc_refuses(project: Path) -> bool:
+    """Whether DVC was killed while it wrote, in place, what it will not read again."""
+    table = project / ".dvc/tmp/rwlock"
+    return dvc_lock_is_half_written(project) or (table.exists() and not table.read_text().endswith("}"))
+
+
+def go_on(project: Path, start: Start, reference: Path) -> None:
+    """Once more by the same command, to the end."""
+    wait(start(project))
+    check_same(project, reference)
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_killed_while(moment: str, forked: tuple[Path, Path, float], tmp_path: Path) -> None:
+    template, reference, _ = forked
+    project = next(copies(template, tmp_path))
+    assert kill_when(Forked(project), project, MOMENTS[moment])
+    assert MOMENTS[moment](project), "what was half-written has to be there still, for the next run to clear"
+    check_whole(project)
+    go_on(project, Forked, reference)
+
+
+def killed_again_and_again(
+    count: int, start: Start, template: Path, reference: Path, seconds: float, folder: Path
+) -> None:
+    """Kill `count` runs, each the same command that goes on; one that ends before begins anew in a fresh project."""
+    draw = random.Random(SEED)
+    projects = copies(template, folder)
+    project, killed, opened, finished, mended = next(projects), 0, 0, 0, 0
+    while killed < count:
+        if start is by_dvc and dvc_refuses(project):
+            mended += 1
+            run(project, *MEND)
+        if kill_after(start(project), draw.uniform(0, seconds)):
+            killed += 1
+            opened += check_whole(project)
+            check_no_process_is_left(project)
+        else:
+            check_same(project, reference)
+            finished += 1
+            project = next(projects)
+    if start is by_dvc and dvc_refuses(project):
+        mended += 1
+        run(project, *MEND)
+    go_on(project, start, reference)
+    print(f"{killed} kills, {finished + 1} runs to the end, {opened} files opened whole, {mended} mended")
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("count", [2, pytest.param(40, marks=pytest.mark.long)])
+def test_killed_at_random(count: int, forked: tuple[Path, Path, float], tmp_path: Path) -> None:
+    template, reference, seconds = forked
+    killed_again_and_again(count, Forked, template, reference, seconds, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, float]]:
+    """As `forked`, with MLflow, and the seconds by each door; both leave the same."""
+    folder = tmp_path_factory.mktemp("doors")
+    template = killing.make_project(folder / "template")
+    reference = Path(shutil.copytree(template, folder / "by-dvc"))
+    seconds = {"dvc": wait(by_dvc(reference))}
+    other = Path(shutil.copytree(template, folder / "by-flow"))
+    seconds["flow"] = wait(by_flow(other))
+    check_same(other, reference)
+    return template, reference, seconds
+
+
+DOORS: dict[str, Start] = {"dvc": by_dvc, "flow": by_flow}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(7000)
+@pytest.mark.parametrize("door", DOORS)
+def test_doors_killed_at_random(door: str, tracked: tuple[Path, Path, dict[str, float]], tmp_path: Path) -> None:
+    template, reference, seconds = tracked
+    killed_again_and_again(20, DOORS[door], template, reference, seconds[door], tmp_path)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_doors_killed_while(
+    door: str, moment: str, tracked: tuple[Path, Path, dict[str, float]], tmp_path: Path
+) -> None:
+    template, reference, _ = tracked
+    project = next(copies(template, tmp_path))
+    assert kill_when(DOORS[door](project), project, MOMENTS[moment])
+    check_whole(project)
+    go_on(project, DOORS[door], reference)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_dvc_killed_while_it_writes_dvc_lock(tracked: tuple[Path, Path, dict[str, float]], tmp_path: Path) -> None:
+    """DVC writes dvc.lock in place, and refuses what it was killed at; any command of ours mends that."""
+    template, reference, _ = tracked
+    project = next(copies(template, tmp_path))
+    assert kill_when(by_dvc(project), project, dvc_lock_is_half_written)
+    assert dvc_refuses(project)
+    assert "dvc.lock" in run(project, "dvc", "repro", check=False).stdout
+    run(project, *MEND)
+    go_on(project, by_dvc, reference)
