@@ -331,6 +331,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     import numpy as np
 
+    answer: dict[str, Any]
     try:
         frames, fps = _read(source, Selection(**settings["selection"]), settings["reader"])
         with explained_full_disk(folder / FRAMES), (folder / FRAMES).open("wb") as file:

@@ -156,7 +156,7 @@ def explained_full_disk(path: str | Path) -> Iterator[None]:
         if isinstance(error, FullDiskError):
             if not any(part.startswith(TEMPORARY) for part in Path(error.filename).parts):
                 raise
-            text = error.strerror
+            text = error.strerror or text
         raise FullDiskError(number, text, str(path)) from None
 
 

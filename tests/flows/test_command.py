@@ -312,7 +312,7 @@ def test_up_and_down_are_those_of_the_services(tav: Tav, new: Path, monkeypatch:
     monkeypatch.setattr(serve, "up", called.append)
     assert tav("up").code == 0 and called == [new]
     monkeypatch.undo()
-    os.chdir(new)
+    monkeypatch.chdir(new)
     assert tav("down").out == "not running\n"
 
 
@@ -597,7 +597,7 @@ def test_add_does_all_or_nothing(
     assert tav("add", tmp_path / "kite.mp4", "--caption", "a kite").code == code
     assert contents(new) == before
     monkeypatch.undo()
-    os.chdir(new)
+    monkeypatch.chdir(new)
     assert tav("add", tmp_path / "kite.mp4", "--caption", "a kite").code == 0
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.projects import fresh_clone, run
+from tests.projects import change_params, fresh_clone, run
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +33,22 @@ def test_a_port_that_is_taken(project: Path) -> None:
         port = other.getsockname()[1]
         assert f"error: port {port} is taken" in refused(project, PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
         assert f"error: port {port} is taken" in refused(project, TAV_MLFLOW_PORT=str(port))
+
+
+def test_where_nothing_is_tracked_no_port_is_needed_for_it(project: Path) -> None:
+    params = project / "params.yaml"
+    text = params.read_text()
+    change_params(project, {"tracking": {"uri": None}})
+    try:
+        with socket.socket() as prefect, socket.socket() as mlflow:
+            for other in (prefect, mlflow):
+                other.bind(("127.0.0.1", 0))
+                other.listen()
+            port, taken = prefect.getsockname()[1], str(mlflow.getsockname()[1])
+            line = refused(project, PREFECT_API_URL=f"http://127.0.0.1:{port}/api", TAV_MLFLOW_PORT=taken)
+            assert f"error: port {port} is taken" in line
+    finally:
+        params.write_text(text)
 
 
 def test_an_address_of_another_machine(project: Path) -> None:
@@ -82,7 +98,7 @@ def test_up_starts_all_of_it_and_down_ends_it(project: Path, tmp_path: Path) -> 
             with urllib.request.urlopen(address, timeout=10) as answer:
                 assert answer.status == 200
         assert "deployment run tav/edit-batch" in said
-        process = int((project / ".tav" / "serve.lock").read_text())
+        process = int((project / ".tav" / "serve.lock").read_text().split()[0])
         places = listening(process)
         assert {host for host, _ in places} == {"127.0.0.1"}
         assert {port for _, port in places} >= {int(address.rpartition(":")[2]) for address in addresses}
