@@ -38,15 +38,27 @@ def _mend_lock_file(repo: Repo) -> None:
         text = path.read_bytes().decode("utf-8", errors="ignore")
     except FileNotFoundError:
         return
-    if text.endswith("\n") and ENTRY.search(text):
+    start = max((match.start() for match in ENTRY.finditer(text)), default=0)
+    if start and _is_whole(text[start:]):
         return
-    # Where the file ends in the middle of a line, the last entry is not whole.
-    whole = text[: max((match.start() for match in ENTRY.finditer(text)), default=0)]
+    whole = text[:start]
     if ENTRY.search(whole):
         write_text(path, whole)
     else:
         path.unlink()
     logger.warning("dvc.lock was half-written when DVC was killed: %d stages of it are kept", len(ENTRY.findall(whole)))
+
+
+def _is_whole(entry: str) -> bool:
+    """Whether the last entry ends at the end of a line, and not within the list or the output that it ends with.
+
+    One that lacks whole outputs is not up to date, and is restored as such.
+    """
+    last = entry.rpartition("    - path:")[2]
+    is_cut_in_output = "\n    outs:\n" in entry and (
+        "size:" not in last or (".dir\n" in last and "nfiles:" not in last)
+    )
+    return entry.endswith("\n") and not entry.endswith(":\n") and not is_cut_in_output
 
 
 def _clear_dead_locks(repo: Repo) -> None:

@@ -103,12 +103,14 @@ def bring_up_to_date(root: Path) -> list[str]:
 
 
 def test_a_half_written_dvc_lock_costs_no_work(project: Path) -> None:
-    """Cut anywhere: in the head, between entries, in a hash, in a number that is one still when it is cut."""
+    """Cut anywhere: in the head, in a hash, in a number that is one still when it is cut, at ends of lines."""
     lock = project / "dvc.lock"
     good = lock.read_bytes()
     assert bring_up_to_date(project) == []
     middle = good.index(b"  tune@ball:") + 60
-    for cut in (0, 24, middle, len(good) - 2):
+    invert = good.index(b"  invert@ball:")
+    ends = [good.index(end, invert) + len(end) for end in (b"@ball:\n", b"deps:\n", b"outs:\n", b".dir\n", b"5\n")]
+    for cut in (0, 24, middle, *ends, len(good) - 2):
         lock.write_bytes(good[:cut])
         assert bring_up_to_date(project) == [], cut
         assert lock.read_bytes() == good, cut
