@@ -41,17 +41,6 @@ def by_flow(project: Path) -> Command:
     return Command(project, sys.executable, "-m", "flows.command", "run", killing.CLIP, PREFECT_HOME=str(home))
 
 
-@pytest.fixture(scope="module")
-def forked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, float]:
-    """A project in which nothing has run, one that has run and was never killed, and the seconds that took."""
-    folder = tmp_path_factory.mktemp("forked")
-    template = killing.make_project(folder / "template", tracking={"uri": None})
-    reference = Path(shutil.copytree(template, folder / "reference"))
-    seconds = wait(Forked(reference))
-    check_whole(reference)
-    return template, reference, seconds
-
-
 def dvc_refuses(project: Path) -> bool:
     """Whether DVC was killed while it wrote, in place, what it will not read again."""
     table = project / ".dvc/tmp/rwlock"

@@ -1,0 +1,96 @@
+"""Two runs at once in one project: of the same clip, the second is refused in one line; other clips go on beside it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.faults.killing import (
+    CLIP,
+    OTHER,
+    Command,
+    Forked,
+    check_same_results,
+    checkpoint_is_being_written,
+    copies,
+    leftovers,
+    make_project,
+    stop_when,
+    wait,
+)
+from tests.projects import change_params, run
+
+DOORS = {"dvc": ("dvc", "repro", "score@{}"), "flow": (sys.executable, "-m", "flows.command", "run", "{}")}
+# What the second run says, by its own door; of DVC's two ways, which one depends on the door of the first.
+REFUSALS = {
+    "dvc": r"error: tune: the clip ball is being worked on by process \d+ \(stage tune\); wait for it|is busy, it is being",
+    "flow": r"error: (ball: )?tune: the clip ball is being worked on by process \d+ \(stage tune\); wait for it"
+    r"|DVC is in use here by process \d+ ",
+}
+
+
+def command(door: str, clip: str) -> tuple[str, ...]:
+    return tuple(word.format(clip) for word in DOORS[door])
+
+
+def by(door: str, project: Path, clip: str) -> Command:
+    return Command(project, *command(door, clip), PREFECT_HOME=str(project.parent / f"prefect-{clip}"))
+
+
+def check_refused(door: str, project: Path) -> None:
+    done = run(project, *command(door, CLIP), check=False, PREFECT_HOME=str(project.parent / "prefect"))
+    assert done.returncode and "Traceback" not in done.stdout, done.stdout
+    assert re.search(REFUSALS[door], done.stdout), done.stdout
+
+
+def bits(project: Path, clip: str) -> dict[str, bytes]:
+    results = project / "results" / clip
+    return {path.name: path.read_bytes() for path in (*results.glob("*/*.safetensors"), *results.glob("edits/*.mp4"))}
+
+
+def test_the_same_clip_is_refused_and_another_is_not(forked: tuple[Path, Path, float], tmp_path: Path) -> None:
+    """The first run stands still in the middle of its tuning for as long as the others need."""
+    template, reference, _ = forked
+    project = next(copies(template, tmp_path))
+    first = Forked(project)
+    assert stop_when(first, project, checkpoint_is_being_written)
+    for door in DOORS:
+        check_refused(door, project)
+    ball = {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", "decode": {}}
+    change_params(project, {}, {CLIP: ball, OTHER: ball})
+    wait(Forked(project, OTHER))
+    first.send(signal.SIGCONT)
+    wait(first)
+
+    for clip in (CLIP, OTHER):  # the other clip is the same one under another name
+        assert bits(project, clip) == bits(reference, CLIP)
+    assert leftovers(project) == []
+    assert "up to date" in run(project, "dvc", "status").stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("second", DOORS)
+@pytest.mark.parametrize("first", DOORS)
+def test_doors_beside_each_other(first: str, second: str, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", CLIP, OTHER)
+    reference = Path(shutil.copytree(project, tmp_path / "reference"))
+    for clip in (CLIP, OTHER):
+        wait(by("dvc", reference, clip))
+
+    one = by(first, project, CLIP)
+    assert stop_when(one, project, checkpoint_is_being_written)
+    check_refused(second, project)
+    other = by(second, project, OTHER)
+    assert stop_when(other, project, lambda project: checkpoint_is_being_written(project, OTHER))
+    for process in (one, other):
+        process.send(signal.SIGCONT)
+    for process in (one, other):
+        wait(process)
+    check_same_results(project, reference)
+    assert "up to date" in run(project, "dvc", "status").stdout
