@@ -20,6 +20,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -30,6 +31,8 @@ from tav_model.errors import TavError
 POOL = "tav"
 START_SECONDS = 120
 STOP_SECONDS = 15
+# A process that ends is started again; one that ends so many times within such a time has a lasting reason.
+RESTARTS, RESTARTS_SECONDS = 3, 300
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,11 @@ class Services:
 
 
 def serve(root: Path) -> None:
-    """Start everything, print the addresses, and wait for an interrupt or for one of the processes to end.
+    """Start everything, print the addresses, and wait for an interrupt. A process that ends is started again.
 
     Raises:
-        TavError: it runs already, a port is taken, or something does not start; whatever was started is ended.
+        TavError: it runs already, a port is taken, something does not start, or ends again and again; whatever was
+            started is ended.
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -74,14 +78,15 @@ def serve(root: Path) -> None:
         if own_mlflow:
             _check_free(mlflow_port, "TAV_MLFLOW_PORT")
         children: dict[str, subprocess.Popen] = {}
+        commands: dict[str, tuple[str, ...]] = {}
 
         def start(name: str, *command: str) -> None:
-            log = stack.enter_context((logs / f"{name}.log").open("a"))
-            child = subprocess.Popen(
-                [*python, *command], cwd=root, stdout=log, stderr=log, start_new_session=True, env=environment
-            )
+            with (logs / f"{name}.log").open("a") as log:
+                child = subprocess.Popen(
+                    [*python, *command], cwd=root, stdout=log, stderr=log, start_new_session=True, env=environment
+                )
             stack.callback(stop, child)
-            children[name] = child
+            children[name], commands[name] = child, command
 
         start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
         if uri is not None and own_mlflow:
@@ -106,10 +111,19 @@ def serve(root: Path) -> None:
             "ready: prefect deployment run tav/edit-batch --watch      (Ctrl-C or make down ends everything)",
             flush=True,
         )
+        ends: dict[str, list[float]] = {name: [] for name in children}
         while True:
-            for name, child in children.items():
-                if child.poll() is not None:
-                    raise TavError(f"{name} has ended; logs/{name}.log says why")
+            for name, child in list(children.items()):
+                if child.poll() is None:
+                    continue
+                now = time.monotonic()
+                ends[name] = [end for end in ends[name] if end > now - RESTARTS_SECONDS] + [now]
+                if len(ends[name]) > RESTARTS:
+                    raise TavError(f"{name} ends again and again; logs/{name}.log says why")
+                print(f"{datetime.now():%H:%M:%S} {name} has ended ({_how(child)}) and is started again", flush=True)
+                if name != "prefect-worker":  # whose flow runs go on
+                    stop(child)  # what it has started itself, and left, which may have its port
+                start(name, *commands[name])
             time.sleep(1)
 
 
@@ -242,6 +256,10 @@ def _wait(url: str, children: dict[str, subprocess.Popen], name: str) -> None:
             return
         time.sleep(0.3)
     raise TavError(f"{name} does not answer; logs/{name}.log says why")
+
+
+def _how(child: subprocess.Popen) -> str:
+    return f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
 
 
 def stop(child: subprocess.Popen) -> None:

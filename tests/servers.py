@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
+import sys
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,6 +40,41 @@ def serving(project: Path, prefect: dict[str, str]) -> Iterator[None]:
     finally:
         process.send_signal(signal.SIGINT)
         assert process.wait(60) == 0
+
+
+@contextlib.contextmanager
+def mlflow_server(root: Path, port: int) -> Iterator[subprocess.Popen]:
+    """`mlflow server` as the README starts it, in the project's root."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db", "--workers", "1"]
+    process = subprocess.Popen(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        cwd=root,
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                # Asks the store too, which the server opens on the first request.
+                get(port, "/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=60)
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                assert time.monotonic() < deadline, "the server does not start"
+                time.sleep(0.2)
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def get(port: int, path: str, timeout: float = 20) -> bytes:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=timeout) as answer:
+        return answer.read()
 
 
 def task_runs(prefect: dict[str, str], project: Path) -> list[str]:

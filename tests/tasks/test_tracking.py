@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 import signal
@@ -12,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -22,6 +20,7 @@ from hypothesis import strategies as st
 from tasks import tracking
 from tasks.tracking import Tracker, environment_tags, flatten, project_root, redact, resolve_uri
 from tav_model.errors import TavError
+from tests.servers import get, mlflow_server
 
 URI = "sqlite:///mlflow.db"
 PARAMS = {"attention.spatial": "first,former", "attention.temporal": True, "tune.steps": 300, "seed": 33}
@@ -460,41 +459,6 @@ def test_secrets_are_written_nowhere(tmp_path, caplog):
 # A real server
 
 
-@contextlib.contextmanager
-def server(root, port):
-    """`mlflow server` as the README starts it, in the project's root."""
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", URI, "--workers", "1"]
-    process = subprocess.Popen(
-        [*command, "--host", "127.0.0.1", "--port", str(port)],
-        cwd=root,
-        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                # Asks the store too, which the server opens on the first request.
-                get(port, "/api/2.0/mlflow/experiments/get?experiment_id=0", timeout=60)
-                break
-            except OSError:
-                assert process.poll() is None, "the server ended"
-                assert time.monotonic() < deadline, "the server does not start"
-                time.sleep(0.2)
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def get(port, path, timeout=20):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=timeout) as answer:
-        return answer.read()
-
-
 def test_a_server_shows_what_was_logged_without_it_takes_more_and_may_be_killed(root, tmp_path, caplog, capfd):
     video = tmp_path / "cat.mp4"
     video.write_bytes(b"frames" * 1000)
@@ -506,7 +470,7 @@ def test_a_server_shows_what_was_logged_without_it_takes_more_and_may_be_killed(
         port = free.getsockname()[1]
     uri = f"http://127.0.0.1:{port}"
 
-    with server(root, port):
+    with mlflow_server(root, port):
         listed = json.loads(get(port, f"/ajax-api/2.0/mlflow/artifacts/list?run_id={run_id}&path=edits"))
         assert listed["files"] == [{"path": "edits/cat.mp4", "is_dir": False, "file_size": 6000}]
         assert get(port, f"/get-artifact?run_uuid={run_id}&path=edits/cat.mp4") == video.read_bytes()
@@ -536,7 +500,7 @@ def test_a_server_shows_what_was_logged_without_it_takes_more_and_may_be_killed(
     ]
     assert capfd.readouterr() == ("", "")
 
-    with server(root, port):
+    with mlflow_server(root, port):
         Tracker(uri, "served", root).pipeline("ball", PARAMS).finish()
         run_id = client(root, uri).search_runs(["2"])[0].info.run_id
         points = client(root, uri).get_metric_history(run_id, "loss")
