@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -58,7 +57,7 @@ class Command:
     def __init__(self, project: Path, *command: str, **variables: str) -> None:
         self.output = Path(tempfile.mkstemp(".output", dir=project.parent)[1])
         with self.output.open("w") as output:
-            self._process = subprocess.Popen(
+            self.process = psutil.Popen(
                 command,
                 cwd=project,
                 env=environment(**variables),
@@ -68,15 +67,15 @@ class Command:
             )
 
     def ended(self) -> int | None:
-        return self._process.poll()
+        return self.process.poll()
 
     def send(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self.process.pid, number)
 
     def kill(self) -> None:
         self.send(signal.SIGKILL)
-        self._process.wait()
+        self.process.wait()
 
 
 class Forked:
