@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tasks.__main__ import main
 from tests.projects import QUICK, change_params, fresh_clone, run
+
+ErrorOf = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -22,12 +26,23 @@ def project(pristine: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "project"))
 
 
-def error_of(project: Path, stage: str, *arguments: str) -> str:
-    """The one line that a stage which must fail leaves on the terminal."""
-    done = run(project, "python", "-m", "tasks", stage, *arguments, check=False)
-    lines = [line for line in done.stdout.splitlines() if line]
-    assert done.returncode == 2, done.stdout
-    assert len(lines) == 1 and lines[0].startswith("error: "), done.stdout
+@pytest.fixture
+def error_of(project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> ErrorOf:
+    """The one line that a stage which must fail leaves on the terminal; the stage runs in this process."""
+    monkeypatch.chdir(project)
+
+    def error_of(stage: str, *arguments: str) -> str:
+        capfd.readouterr()
+        status = main([stage, *arguments])
+        return only_error(project, status, "".join(capfd.readouterr()))
+
+    return error_of
+
+
+def only_error(project: Path, status: int, said: str) -> str:
+    lines = [line for line in said.splitlines() if line]
+    assert status == 2, said
+    assert len(lines) == 1 and lines[0].startswith("error: "), said
     assert not (project / "results").exists()
     return lines[0]
 
@@ -40,36 +55,38 @@ def replace_in_params(project: Path, old: str, new: str) -> None:
 
 
 def test_a_missing_clip_file(project: Path) -> None:
+    """By the command itself."""
     (project / "data/ball.mp4").unlink()
-    assert "data/ball.mp4: no such file" in error_of(project, "decode")
+    done = run(project, "python", "-m", "tasks", "decode", check=False)
+    assert "data/ball.mp4: no such file" in only_error(project, done.returncode, done.stdout)
 
 
-def test_a_clip_that_is_not_in_params(project: Path) -> None:
-    assert "no clip named 'cat'; there are: ball" in error_of(project, "decode", "--clip", "cat")
+def test_a_clip_that_is_not_in_params(project: Path, error_of: ErrorOf) -> None:
+    assert "no clip named 'cat'; there are: ball" in error_of("decode", "--clip", "cat")
 
 
-def test_a_text_file_named_mp4(project: Path) -> None:
+def test_a_text_file_named_mp4(project: Path, error_of: ErrorOf) -> None:
     (project / "data/ball.mp4").write_text("this is no video\n" * 50)
-    assert "ball.mp4: not a video that can be read" in error_of(project, "decode")
+    assert "ball.mp4: not a video that can be read" in error_of("decode")
 
 
-def test_a_truncated_video(project: Path) -> None:
+def test_a_truncated_video(project: Path, error_of: ErrorOf) -> None:
     video = project / "data/ball.mp4"
     video.write_bytes(video.read_bytes()[: video.stat().st_size // 3])
-    assert "ball.mp4" in error_of(project, "decode")
+    assert "ball.mp4" in error_of("decode")
 
 
-def test_a_clip_shorter_than_asked(project: Path) -> None:
+def test_a_clip_shorter_than_asked(project: Path, error_of: ErrorOf) -> None:
     change_params(project, {"decode": {"frames": 99}})
-    message = error_of(project, "decode")
+    message = error_of("decode")
     assert "has 24 frames" in message and "99 are needed" in message
 
 
-def test_a_video_outside_the_project(project: Path) -> None:
+def test_a_video_outside_the_project(project: Path, error_of: ErrorOf) -> None:
     change_params(
         project, {}, {"ball": {"video": "../x.mp4", "caption": "a", "prompts": "data/ball.csv", "decode": {}}}
     )
-    assert "'../x.mp4'" in error_of(project, "decode")
+    assert "'../x.mp4'" in error_of("decode")
 
 
 @pytest.mark.parametrize(
@@ -86,9 +103,9 @@ def test_a_video_outside_the_project(project: Path) -> None:
         ("name,prompt\n../x,a\n", "line 2: name"),
     ],
 )
-def test_prompt_files_that_are_wrong(project: Path, content: str, message: str) -> None:
+def test_prompt_files_that_are_wrong(project: Path, error_of: ErrorOf, content: str, message: str) -> None:
     (project / "data/ball.csv").write_text(content)
-    assert message in error_of(project, "edit")
+    assert message in error_of("edit")
 
 
 def test_a_missing_base_model(project: Path) -> None:
@@ -111,9 +128,9 @@ def test_a_missing_base_model(project: Path) -> None:
         ("seed: 33", "seed: [33", ["line"]),
     ],
 )
-def test_parameters_that_are_wrong(project: Path, old: str, new: str, messages: list[str]) -> None:
+def test_parameters_that_are_wrong(project: Path, error_of: ErrorOf, old: str, new: str, messages: list[str]) -> None:
     replace_in_params(project, old, new)
-    message = error_of(project, "decode")
+    message = error_of("decode")
     assert "params.yaml" in message
     for part in messages:
         assert part in message
