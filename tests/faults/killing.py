@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ SETTINGS = {
     "runtime": {"checkpoint_every": EVERY, "device": "cpu"},
 }
 ROWS = ("a blue ball is bouncing", "a ball on the moon", "a green ball at night")
+# Any command of ours that looks at the project mends what DVC refuses.
+MEND = (sys.executable, "-m", "flows.command", "status")
 SLICE = 0.003  # seconds that a watched run goes on between two looks
 
 Moment = Callable[[Path], bool]
@@ -176,6 +179,12 @@ MOMENTS = {
     "results": results_are_being_written,
     "cache": cache_gets_its_first_file,
 }
+
+
+def dvc_refuses(project: Path) -> bool:
+    """Whether DVC was killed while it wrote, in place, what it will not read again."""
+    table = project / ".dvc/tmp/rwlock"
+    return dvc_lock_is_half_written(project) or (table.exists() and not table.read_text().endswith("}"))
 
 
 # What must be true

@@ -12,6 +12,7 @@ import pytest
 
 from tests.faults import killing
 from tests.faults.killing import (
+    MEND,
     MOMENTS,
     Command,
     Forked,
@@ -20,6 +21,7 @@ from tests.faults.killing import (
     check_whole,
     copies,
     dvc_lock_is_half_written,
+    dvc_refuses,
     kill_after,
     kill_when,
     wait,
@@ -27,8 +29,6 @@ from tests.faults.killing import (
 from tests.projects import run
 
 SEED = 20221222
-# Any command of ours that looks at the project mends what DVC refuses.
-MEND = (sys.executable, "-m", "flows.command", "status")
 Start = Callable[[Path], Command | Forked]
 
 
@@ -39,12 +39,6 @@ def by_dvc(project: Path) -> Command:
 def by_flow(project: Path) -> Command:
     home = project.parent / "prefect"
     return Command(project, sys.executable, "-m", "flows.command", "run", killing.CLIP, PREFECT_HOME=str(home))
-
-
-def dvc_refuses(project: Path) -> bool:
-    """Whether DVC was killed while it wrote, in place, what it will not read again."""
-    table = project / ".dvc/tmp/rwlock"
-    return dvc_lock_is_half_written(project) or (table.exists() and not table.read_text().endswith("}"))
 
 
 def go_on(project: Path, start: Start, reference: Path) -> None:
