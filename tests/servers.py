@@ -38,7 +38,7 @@ def serving(project: Path, prefect: dict[str, str]) -> Iterator[None]:
             time.sleep(0.5)
         yield
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         assert process.wait(60) == 0
 
 
