@@ -1,10 +1,11 @@
-"""`python -m flows.serve` before anything is started: what it refuses, in one line."""
+"""`python -m flows.serve`: what it refuses, in one line; what it starts, keeps and ends."""
 
 from __future__ import annotations
 
 import contextlib
 import re
 import socket
+import time
 import urllib.request
 from pathlib import Path
 
@@ -112,3 +113,27 @@ def test_up_starts_all_of_it_and_down_ends_it(project: Path, tmp_path: Path) -> 
             urllib.request.urlopen(address, timeout=2)
     # A lock file of a process that was killed does not count.
     assert (project / ".tav" / "serve.lock").exists() and serve("down") == "not running\n"
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_what_ends_again_and_again_is_given_up(project: Path, tmp_path: Path) -> None:
+    ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": str(free_port())}
+    settings = ports | {"PREFECT_HOME": str(tmp_path / "prefect")}
+    run(project, "python", "-m", "flows.serve", "up", **settings)
+    killed: set[int] = set()
+    log = project / "logs/serve.log"
+    end = time.monotonic() + 200
+    while "again and again" not in log.read_text():
+        assert time.monotonic() < end, log.read_text()
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                is_worker = "prefect worker start" in " ".join(process.cmdline())
+                if is_worker and process.cwd() == str(project) and process.pid not in killed:
+                    killed.add(process.pid)
+                    process.kill()
+        time.sleep(0.2)
+    assert len(killed) == log.read_text().count("is started again") + 1 == 4
+    assert "prefect-worker has ended (signal 9) and is started again" in log.read_text()
+    while run(project, "python", "-m", "flows.serve", "down", **settings).stdout != "not running\n":
+        assert time.monotonic() < end
