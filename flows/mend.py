@@ -1,13 +1,15 @@
-"""What a killed DVC may leave that DVC itself refuses: a half-written dvc.lock, and locks of processes that have ended.
+"""What a killed DVC may leave: a half-written dvc.lock and locks of the dead, which it refuses; half copies in its cache.
 
-DVC writes both in place. What is dropped of dvc.lock costs nothing: the stages are restored from the run cache.
+DVC writes the first two in place. What is dropped of dvc.lock costs nothing: the stages are restored from the run cache.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+HALF_COPIES = "[0-9a-f][0-9a-f]/.*.tmp"
+ABANDONED_SECONDS = 600  # Who copies a file writes all the time. Other projects may share the cache.
 ENTRY = re.compile(r"^  \S", re.MULTILINE)  # where the entry of a stage begins
 
 
@@ -29,6 +33,15 @@ def mend(repo: Repo) -> None:
     """
     _mend_lock_file(repo)
     _clear_dead_locks(repo)
+
+
+def clear_half_copies(repo: Repo) -> None:
+    """Remove from DVC's cache what killed processes had copied into it by half, and nobody has written to for long."""
+    for path in Path(repo.cache.local.path).glob(HALF_COPIES):
+        with contextlib.suppress(OSError):
+            if path.stat().st_mtime < time.time() - ABANDONED_SECONDS:
+                path.unlink()
+                logger.info("removed from DVC's cache what a killed process has left: %s", path.name)
 
 
 def _mend_lock_file(repo: Repo) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from flows.mend import mend
+from flows.mend import clear_half_copies, mend
 from tasks.tracking import flatten, redact
 from tav_model.errors import TavError
 from tav_model.files import atomic_file, explained_full_disk
@@ -76,6 +76,7 @@ class Versions:
     def __init__(self, root: Path, wait: float = 60) -> None:
         self.root, self.wait = root.resolve(), wait
         self._added: list[str] = []
+        self._is_cache_clear = False
         self._parsed: tuple[Any, dict[str, Any]] | None = None
 
     def is_current(self, stage: str, clip: str) -> bool:
@@ -234,6 +235,9 @@ class Versions:
             raise TavError(f"{self.root}: not a DVC project: no folder .dvc")
         with _one_at_a_time, Repo(str(self.root)) as repo, lock_repo(repo), repo.scm_context(quiet=True):
             mend(repo)
+            if not self._is_cache_clear:
+                clear_half_copies(repo)
+                self._is_cache_clear = True
             yield self._parse(repo)
 
     def _parse(self, repo: Repo) -> ProjectFile:

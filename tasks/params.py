@@ -431,7 +431,8 @@ def _kind(name: str, dotted: str, key: str, above: Any, place: Mapping) -> Any:
     """What stands under a key of a section, or of `clips`: a section or the type of a value."""
     if get_origin(above) is dict:
         if key not in place:
-            raise TavError(f"{name}: override {_plain(dotted)}: no clip named {key!r}; there are: {', '.join(place)}")
+            there = ", ".join(_plain(str(clip)) for clip in place)
+            raise TavError(f"{name}: override {_plain(dotted)}: no clip named {key!r}; there are: {there}")
     elif not _is_section(above) or key not in above.model_fields:
         allowed = above.model_fields if _is_section(above) else ()
         raise TavError(f"{name}: override {_plain(dotted)}: unknown key{_suggest(key, allowed)}")

@@ -321,14 +321,20 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
+def _limit(kind: int, most: int) -> None:
+    """Lower a limit of this process; one that the user has set lower stays."""
+    lower = [limit for limit in resource.getrlimit(kind) if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(kind, (min([most, *lower]),) * 2)
+
+
 def main() -> int:
     source, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     # The parent ends this process in time, unless it has been killed itself.
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.setitimer(signal.ITIMER_REAL, settings["seconds"] + 1)
-    resource.setrlimit(resource.RLIMIT_AS, (settings["memory"],) * 2)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (settings["memory"],) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _limit(resource.RLIMIT_AS, settings["memory"])
+    _limit(resource.RLIMIT_FSIZE, settings["memory"])
+    _limit(resource.RLIMIT_CORE, 0)
     import numpy as np
 
     answer: dict[str, Any]

@@ -13,6 +13,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
 # Threads that wait do not spin: small tensors on a busy machine would else take many times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+pytest.register_assert_rewrite("tests.faults.killing")
+
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile("tav", deadline=None, suppress_health_check=[HealthCheck.too_slow])
