@@ -61,6 +61,7 @@ def statuses(project: Path) -> set[str]:
         return {status for (status,) in store.execute("select status from runs")}
 
 
+@pytest.mark.long
 @pytest.mark.timeout(500)
 def test_both_servers_are_killed_in_the_middle_of_a_run(tmp_path: Path, prefect: dict[str, str]) -> None:
     port = free_port()

@@ -88,7 +88,7 @@ def write_rows(project: Path, count: int) -> None:
 
 
 def test_tav_run(tmp_path: Path) -> None:
-    count = 40
+    count = 24
     project = make_project(tmp_path / "project", tune={"steps": 2}, invert={"steps": 1}, edit={"steps": 1})
     write_rows(project, count)
     home = str(tmp_path / "prefect")
