@@ -108,7 +108,7 @@ def serve(root: Path) -> None:
         print(f"Prefect   http://127.0.0.1:{api.port}")
         print(f"MLflow    {mlflow or 'none: tracking.uri is null in params.yaml'}")
         print(
-            "ready: prefect deployment run tav/edit-batch --watch      (Ctrl-C or make down ends everything)",
+            "ready: prefect deployment run tav/edit-batch --watch      (tav down ends everything)",
             flush=True,
         )
         ends: dict[str, list[float]] = {name: [] for name in children}
