@@ -1,6 +1,7 @@
 """For all tests: no network, two threads, and no deadline for hypothesis on a shared machine."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(name, "2")
 # Threads that wait do not spin: small tensors on a busy machine would else take many times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+# A shell's background jobs ignore interrupts, and what they start does too; some tests interrupt what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest.register_assert_rewrite("tests.faults.killing")
 
