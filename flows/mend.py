@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 HALF_COPIES = "[0-9a-f][0-9a-f]/.*.tmp"
 ABANDONED_SECONDS = 600  # Who copies a file writes all the time. Other projects may share the cache.
+HEAD = "schema: '2.0'\nstages:\n"  # of every dvc.lock that DVC writes
 ENTRY = re.compile(r"^  \S", re.MULTILINE)  # where the entry of a stage begins
 
 
@@ -51,6 +52,8 @@ def _mend_lock_file(repo: Repo) -> None:
         text = path.read_bytes().decode("utf-8", errors="ignore")
     except FileNotFoundError:
         return
+    if not text.startswith(HEAD) and not HEAD.startswith(text):
+        return  # Somebody else's doing, not to be thrown away.
     start = max((match.start() for match in ENTRY.finditer(text)), default=0)
     if start and _is_whole(text[start:]):
         return

@@ -83,7 +83,7 @@ def files(clone: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "remote",
     [
-        pytest.param(True, id="by a DVC remote"),
+        pytest.param(True, id="by a DVC remote", marks=pytest.mark.long),
         pytest.param(False, id="by a shared folder", marks=pytest.mark.long),
     ],
 )
