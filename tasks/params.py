@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping, MutableMapping
@@ -16,6 +17,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from tasks.paths import project_path
 from tav_model.errors import TavError
@@ -23,6 +25,8 @@ from tav_model.files import read_text, write_text
 
 # The reader of YAML takes a second for 50 KB.
 LARGEST = 2**20
+# A text that is itself in YAML wherever it stands, without quotes.
+PLAIN = re.compile(r"[^\W\d_][\w ./-]*(?<! )")
 
 
 def _in_project(text: str | None) -> str | None:
@@ -313,7 +317,7 @@ def add_clip(path: Path, name: str, clip: Mapping[str, Any]) -> tuple[str, Param
     new = _insert_clip(plain, name, clip)
     if new is None or _parse(path.name, new) != wanted:
         commented = _round_trip().load(plain)
-        commented["clips"][name] = dict(clip)
+        commented["clips"][name] = {key: _written(value) for key, value in clip.items()}
         new = _dump(commented)
     return new.replace("\n", "\r\n") if "\r\n" in text else new, params
 
@@ -329,18 +333,27 @@ def _insert_clip(text: str, name: str, clip: Mapping[str, Any]) -> str | None:
     # The block ends where the next key begins; the empty lines and comments above that belong to it.
     while end > len(lines) or not lines[end - 1].strip() or lines[end - 1].startswith("#"):
         end -= 1
-    entry = _dump({name: {key: _braces(value) for key, value in clip.items()}}).removesuffix("\n")
+    entry = _dump({name: {key: _written(value) for key, value in clip.items()}}).removesuffix("\n")
     new = [" " * column + line for line in entry.split("\n")]
     return "\n".join([*lines[:end], *new, *(lines[end:] or [""])])
 
 
-def _braces(value: Any) -> Any:
-    """A mapping that is written in one line."""
-    if not isinstance(value, Mapping):
-        return value
-    braces = CommentedMap(value)
-    braces.fa.set_flow_style()
-    return braces
+def _written(value: Any) -> Any:
+    """A value in the style that it is written in: in one line, and in quotes where it is no plain words.
+
+    ruamel would leave out quotes that its own reader then misses, such as those of ':0' in braces.
+    """
+    if isinstance(value, Mapping):
+        braces = CommentedMap(value)
+        braces.fa.set_flow_style()
+        return braces
+    if isinstance(value, list):
+        brackets = CommentedSeq(value)
+        brackets.fa.set_flow_style()
+        return brackets
+    if isinstance(value, str) and not PLAIN.fullmatch(value):
+        return DoubleQuotedScalarString(value)
+    return value
 
 
 class _Representer(RoundTripRepresenter):
@@ -420,10 +433,7 @@ def _override(name: str, content: MutableMapping, dotted: str, value: Any) -> bo
     # True is 1 to Python, and a mistake here.
     if key in place and place[key] == value and isinstance(place[key], bool) == isinstance(value, bool):
         return False
-    if isinstance(value, list):
-        value = CommentedSeq(value)
-        value.fa.set_flow_style()
-    place[key] = value
+    place[key] = _written(value)
     return True
 
 

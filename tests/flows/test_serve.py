@@ -79,7 +79,11 @@ def listening(process: int) -> set[tuple[str, int]]:
 
 def arguments(process: int) -> str:
     main = psutil.Process(process)
-    return " ".join(word for one in (main, *main.children(recursive=True)) for word in one.cmdline())
+    found: list[str] = []
+    for one in (main, *main.children(recursive=True)):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += one.cmdline()
+    return " ".join(found)
 
 
 @pytest.mark.timeout(300)

@@ -448,7 +448,7 @@ changes = st.fixed_dictionaries(
         "decode.end": st.none() | st.integers(1, 10**6),
         "invert.prompt": st.just("") | texts,
         "clips.ball.caption": texts
-        | st.sampled_from(["yes", "no", "null", "~", "12:30", "0o7", "1_000", "3e-5", "- a"]),
+        | st.sampled_from(["yes", "no", "null", "~", "12:30", ":0", "0o7", "1_000", "3e-5", "- a"]),
         "clips.ball.decode.start": st.integers(0, 1000),
         "runtime.gradient_checkpointing": st.booleans(),
     },
@@ -530,15 +530,21 @@ def test_clips_that_are_refused(path: Path, name: str, change: dict[str, Any], m
 
 
 @given(
-    caption=texts | st.sampled_from(["yes", "null", "~", "12:30", "- a", "# a", "a: b", "'", '"', "{a}", "|", "a #b"])
+    caption=texts
+    | st.sampled_from(["yes", "null", "~", "12:30", ":0", "- a", "# a", "a: b", "'", '"', "{a}", "|", "a #b"])
 )
 @settings(max_examples=60)
 def test_any_caption_of_a_new_clip_is_read_back(scratch: Path, caption: str) -> None:
-    scratch.write_text(BLOCK)
-    text, params = add_clip(scratch, "cat", CAT | {"caption": caption})
-    scratch.write_text(text)
-    assert load_params(scratch) == params and params.clip("cat").caption == caption
-    assert text.startswith(BLOCK.partition("\n\n")[0]) and text.endswith("# what follows\n")
+    in_braces = SHORT.partition("clips:")[0] + "clips: {ball: {video: a.mp4, caption: a, prompts: a.csv, decode: {}}}\n"
+    for before, start, end in (
+        (BLOCK, BLOCK.partition("\n\n")[0], "# what follows\n"),
+        (in_braces, in_braces[:-2], "}\n"),
+    ):
+        scratch.write_text(before)
+        text, params = add_clip(scratch, "cat", CAT | {"caption": caption})
+        scratch.write_text(text)
+        assert load_params(scratch) == params and params.clip("cat").caption == caption
+        assert text.startswith(start) and text.endswith(end)
 
 
 def test_changes_of_a_command_line() -> None:
