@@ -92,17 +92,14 @@ def serve(root: Path) -> None:
         if uri is not None and own_mlflow:
             # The address may hold a password, and everyone on the machine sees the arguments of processes.
             environment["MLFLOW_BACKEND_STORE_URI"] = uri
-            start("mlflow-server", "mlflow", "server", "--host", "127.0.0.1", "--port", str(mlflow_port))
+            # Nothing here is a job of the server's, for which it would start eight processes more.
+            environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+            address = ("--host", "127.0.0.1", "--port", str(mlflow_port))
+            start("mlflow-server", "mlflow", "server", *address, "--workers", "1")
         _wait(f"{api.geturl()}/health", children, "prefect-server")
-        for step in (
-            ("work-pool", "create", POOL, "--type", "process", "--overwrite"),
-            ("--no-prompt", "deploy", "--all"),
-        ):
-            done = subprocess.run([*python, "prefect", *step], cwd=root, capture_output=True, text=True)
-            if done.returncode:
-                (logs / "deploy.log").write_text(done.stdout + done.stderr)
-                raise TavError(f"prefect {' '.join(step)} failed; logs/deploy.log says why")
+        _prefect(root, "work-pool", "create", POOL, "--type", "process", "--overwrite")
         start("prefect-worker", "prefect", "worker", "start", "--pool", POOL)
+        _prefect(root, "--no-prompt", "deploy", "--all")
         if "mlflow-server" in children:
             _wait(f"http://127.0.0.1:{mlflow_port}/health", children, "mlflow-server")
         print(f"Prefect   http://127.0.0.1:{api.port}")
@@ -245,6 +242,13 @@ def answers(url: str, seconds: float = 5) -> bool:
 def _check_free(port: int, setting: str) -> None:
     if not is_free(port):
         raise TavError(f"port {port} is taken; end what uses it, or choose another one ({setting})")
+
+
+def _prefect(root: Path, *command: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "prefect", *command], cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        (root / "logs" / "deploy.log").write_text(done.stdout + done.stderr)
+        raise TavError(f"prefect {' '.join(command)} failed; logs/deploy.log says why")
 
 
 def _wait(url: str, children: dict[str, subprocess.Popen], name: str) -> None:

@@ -39,7 +39,8 @@ def choose_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         first = str(error).partition("\n")[0]
         raise TavError(f"params.yaml: runtime.device: {name!r} is not usable here ({first})") from None
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As use_deterministic_algorithms, which besides imports what compiles: a second for each stage.
+    torch.set_deterministic_debug_mode("warn")
     return name
 
 
