@@ -44,12 +44,12 @@ def serving(project: Path, prefect: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def mlflow_server(root: Path, port: int) -> Iterator[subprocess.Popen]:
-    """`mlflow server` as the README starts it, in the project's root."""
+    """`mlflow server` as `tav up` starts it, in the project's root."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", "sqlite:///mlflow.db", "--workers", "1"]
     process = subprocess.Popen(
         [*command, "--host", "127.0.0.1", "--port", str(port)],
         cwd=root,
-        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"},
+        env=os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import urllib.request
 from pathlib import Path
@@ -117,12 +118,31 @@ def check_artifacts(prefect: dict[str, str], project: Path) -> None:
         assert answer.read() == (project / "results" / CLIP / "contact-sheet.png").read_bytes()
 
 
+def check_experiment(project: Path) -> None:
+    """`dvc exp run` runs what a parameter changes, and is an MLflow run more beside the one it came from."""
+    run(project, "git", "add", "-A")
+    run(project, "git", "commit", "-qm", "done")
+    said = run(project, "dvc", "exp", "run", "-n", "weak", "-S", "edit.guidance_scale=2").stdout
+    assert re.findall(r"Running stage '(\w+)@", said) == ["edit", "score"]
+    shown = json.loads(run(project, "dvc", "exp", "show", "--json").stdout)
+    assert "weak" in [one["name"] for row in shown for one in row["experiments"] or []]
+    (first, second) = (one["name"] for one in logged_runs(project) if one["parent"] is None)
+    assert {first, second} == {
+        f"{CLIP} · first,former · 4 steps",
+        f"{CLIP} · first,former · 4 steps · guidance_scale 2.0",
+    }
+    listed = json.loads(run(project, "tav", "compare", "--json").stdout)
+    assert sorted(row["run"] for row in listed) == sorted([first, second])
+
+
 @pytest.mark.timeout(900)
 def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
     by_dvc = skiing_project(tmp_path / "by-dvc")
     run(by_dvc, "dvc", "repro")
     check_results(by_dvc, EDITS)
     check_runs(by_dvc, EDITS)
+    lock = (by_dvc / "dvc.lock").read_bytes()
+    check_experiment(by_dvc)
 
     by_prefect = skiing_project(tmp_path / "by-prefect")
     with serving(by_prefect, prefect):
@@ -136,7 +156,7 @@ def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
         check_artifacts(prefect, by_prefect)
 
         # One pipeline: the same lock file to the byte, and the other door finds nothing to do.
-        assert (by_prefect / "dvc.lock").read_bytes() == (by_dvc / "dvc.lock").read_bytes()
+        assert (by_prefect / "dvc.lock").read_bytes() == lock
         assert "up to date" in run(by_prefect, "dvc", "status").stdout
         known = len(task_runs(prefect, by_prefect))
         run_deployment(by_prefect, prefect)

@@ -14,7 +14,7 @@ import pytest
 from tests.projects import QUICK, change_params, fresh_clone, run
 from tests.servers import flow_states, run_deployment, serving
 
-STEPS, EVERY = 400, 20
+STEPS, EVERY = 300, 20
 
 
 def project(folder: Path) -> Path:
@@ -79,7 +79,7 @@ def test_cancelled_and_gone_on(tmp_path: Path, prefect: dict[str, str]) -> None:
     assert status_of(clone, "tune") == status_of(clone, "pipeline") == "FINISHED"
     assert len((clone / "results/ball/tuned/loss.csv").read_text().splitlines()) == STEPS + 1
     *_, resumed = re.findall(
-        r"tune ball: done, (\d+)/400 steps in (\d+):(\d+)", (clone / "logs/ball/tune.log").read_text()
+        r"tune ball: done, (\d+)/300 steps in (\d+):(\d+)", (clone / "logs/ball/tune.log").read_text()
     )
     assert resumed[0] == str(STEPS)
     print(f"cancelled in {taken:.1f} s at step {kept}")
