@@ -79,7 +79,6 @@ class Progress:
         total: how many updates there will be, where that is known. May be set later.
         unit: what is counted, in the singular.
         log: a file to append to, with a time on each line: start, at most one line in 5 s, and the end or failure.
-        initial: how many were done before; rates leave them out.
         on_update: called after each update with the number done, `total` (0: unknown) and the values. What it raises
             ends the loop.
 
@@ -93,11 +92,11 @@ class Progress:
         total: int | None = None,
         unit: str = "step",
         log: Path | None = None,
-        initial: int = 0,
         on_update: Callable[[int, int, dict[str, Any]], None] | None = None,
     ) -> None:
-        self.title, self.total, self.unit, self.initial, self.done = title, total, unit, initial, initial
+        self.title, self.total, self.unit, self.done = title, total, unit, 0
         self._log, self._on_update = log, on_update
+        self._before = 0
         self._values: dict[str, Any] = {}
         self._lines: list[_Lines] = []
         self._bar: tqdm | None = None
@@ -118,14 +117,30 @@ class Progress:
                     desc=self.title,
                     total=self.total,
                     unit=self.unit,
-                    initial=self.initial,
                     file=sys.stderr,
                     dynamic_ncols=True,
                 )
             else:
                 self._lines.append(_Lines(sys.stderr, STDERR_SECONDS, False, now, self.done))
-        self._say(f"{self.title}: {'goes on at' if self.initial else 'starts,'} {self.count()}", now)
+        self._say(f"{self.title}: starts, {self.count()}", now)
         return self
+
+    def go_on_at(self, done: int) -> None:
+        """Count from `done` on: so many were done before, by another process or attempt; rates leave them out."""
+        self.done = self._before = done
+        self._start = now = time.monotonic()
+        if self._bar is not None:
+            self._bar.reset()
+            self._bar.n = self._bar.last_print_n = self._bar.initial = done
+            self._bar.refresh()
+        if self._display is not None:
+            self._display.begin(self)
+        for lines in self._lines:
+            lines.at, lines.done = now, done
+        if done:
+            self._say(f"{self.title}: goes on at {self.count()}", now)
+        if self._on_update is not None:
+            self._on_update(done, self.total or 0, {})
 
     def update(self, n: int = 1, **values: Any) -> None:
         """Count `n` more, and show `values` (the latest of each name)."""
@@ -155,7 +170,7 @@ class Progress:
         seconds = now - self._start
         if error is None:
             parts = [f"done, {self.count()} in {clock(seconds)}"]
-            parts += [rate(self.done - self.initial, seconds, self.unit), self.shown_values()]
+            parts += [rate(self.done - self._before, seconds, self.unit), self.shown_values()]
         else:
             parts = ["failed" if isinstance(error, Exception) else "stopped"]
             parts[0] += f" at {self.count()} after {clock(seconds)}"

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -49,6 +49,30 @@ class SmoothedLoss:
         name = f"loss.timesteps_{low}_to_{high}"
         self._values[name] = self.KEEP * self._values.get(name, loss) + (1 - self.KEEP) * loss
         return {name: self._values[name]}
+
+
+class TuningSteps:
+    """What a tuning's run in MLflow is told of the steps."""
+
+    def __init__(self, run: Run) -> None:
+        self._run, self._smoothed, self._last = run, SmoothedLoss(), time.monotonic()
+
+    def resumed(self, records: Sequence[StepRecord]) -> None:
+        """Those of before an interruption, which may have come before they were all logged; how fast they were is lost."""
+        self._smoothed = SmoothedLoss()
+        for record in records:
+            self._log(record, {})
+        self._last = time.monotonic()
+
+    def step(self, record: StepRecord) -> None:
+        now = time.monotonic()
+        self._log(record, {"steps_per_second": 1 / max(now - self._last, 1e-9)})
+        self._last = now
+
+    def _log(self, record: StepRecord, more: dict[str, float]) -> None:
+        values = {"loss": record.loss, "learning_rate": record.learning_rate, "gradient_norm": record.gradient_norm}
+        values |= self._smoothed.update(record.loss, record.timestep)
+        self._run.log_metrics(values | more, step=record.step)
 
 
 def peak_memory() -> float:
@@ -116,23 +140,13 @@ class ClipRuns:
             self.pipeline.finish()
 
     @contextlib.contextmanager
-    def tuning(self) -> Iterator[Callable[[StepRecord], None]]:
-        """The tuning's run, open while it lasts; yields what is to be told of each step."""
+    def tuning(self) -> Iterator[TuningSteps]:
+        """The tuning's run, open while it lasts; yields what is to be told of its steps."""
         run = self.pipeline.child("tune", "tune", f"tune {self.clip}")
         run.log_params(flatten({"tune": self.params.tune.model_dump(mode="json")}))
-        last, smoothed = time.monotonic(), SmoothedLoss()
-
-        def on_step(record: StepRecord) -> None:
-            nonlocal last
-            now = time.monotonic()
-            values = {"loss": record.loss, "learning_rate": record.learning_rate, "gradient_norm": record.gradient_norm}
-            values |= smoothed.update(record.loss, record.timestep)
-            run.log_metrics(values | {"steps_per_second": 1 / max(now - last, 1e-9)}, step=record.step)
-            last = now
-
         try:
             with system_metrics(run):
-                yield on_step
+                yield TuningSteps(run)
         except BaseException as error:
             run.finish(_ended(error))
             raise

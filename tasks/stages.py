@@ -132,7 +132,7 @@ class ClipStages:
         from tasks.tune import tune
 
         params = self.params
-        with self.runs.tuning() as on_step:
+        with self.runs.tuning() as told:
             tune(
                 self.project.latents(self.clip),
                 self.project.tuned(self.clip),
@@ -146,7 +146,8 @@ class ClipStages:
                 checkpoints=self.project.work / "checkpoints" / self.clip,
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),
-                on_step=on_step,
+                on_step=told.step,
+                on_resume=told.resumed,
             )
 
     def invert(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ def tune(
     checkpoint_every: int,
     progress: Progress,
     on_step: Callable[[StepRecord], None] | None = None,
+    on_resume: Callable[[Sequence[StepRecord]], None] | None = None,
 ) -> None:
     """Write `tuned.safetensors`, `tuned.json` and `loss.csv` into `out`.
 
@@ -42,7 +43,8 @@ def tune(
     checkpointing from there on.
 
     Args:
-        on_step: told each step's record, those of a resumed run's earlier steps first.
+        on_step: told each step's record.
+        on_resume: told those of the steps before an interruption, where there was one.
     """
     import pandas as pd
     import torch
@@ -62,8 +64,12 @@ def tune(
         if on_step is not None:
             on_step(record)
 
+    def report_resumption(records: Sequence[StepRecord]) -> None:
+        progress.go_on_at(len(records))
+        if on_resume is not None:
+            on_resume(records)
+
     def attempt(checkpointing: bool) -> Tuner:
-        progress.update(-progress.done)  # The steps before an interruption are reported again.
         torch.manual_seed(seed)  # The first weights of the temporal attention.
         unet = UNet3DConditionModel.from_pretrained_2d(
             base, attention=tuple(attention.spatial), temporal=attention.temporal
@@ -79,6 +85,7 @@ def tune(
             checkpoint_every=checkpoint_every,
             identity=identity,
             on_step=report,
+            on_resume=report_resumption,
         )
         return tuner
 
@@ -92,6 +99,7 @@ def tune(
         if tuner is None:  # Out of the handler, which holds the network that was too large.
             release_memory()
             logger.warning("out of memory: going on with runtime.gradient_checkpointing: true")
+            progress.go_on_at(0)
             tuner = attempt(True)
     with atomic_folder(out) as folder:
         tuner.unet.save_tuned(

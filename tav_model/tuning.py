@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -274,13 +274,15 @@ def tune(
     checkpoint_every: int = 100,
     identity: str = "",
     on_step: Callable[[StepRecord], None] | None = None,
+    on_resume: Callable[[Sequence[StepRecord]], None] | None = None,
 ) -> list[StepRecord]:
     """Tune on one clip, from the newest checkpoint in the folder `checkpoints` if there is one of this `identity`.
 
     Args:
         mean, deviation: the posterior of the clip's latents, `1 c f h w`.
         encoder_hidden_states: its caption, `1 n c`.
-        on_step: called with the record of each step, those before an interruption included.
+        on_step: called with the record of each step.
+        on_resume: called once, before the first step, with the records of those before an interruption, if there are any.
 
     Returns:
         The records of all steps, those before an interruption included.
@@ -296,9 +298,8 @@ def tune(
                     break
             except TavError:
                 path.unlink()  # Damaged from outside; the one before it still serves.
-    if on_step is not None:
-        for record in tuner.history:
-            on_step(record)
+    if on_resume is not None and tuner.history:
+        on_resume(tuple(tuner.history))
     while len(tuner.history) < tuner.config.steps:
         record = tuner.step(mean, deviation, encoder_hidden_states)
         if on_step is not None:

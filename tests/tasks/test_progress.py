@@ -65,12 +65,15 @@ def test_log_lines_are_5_s_apart_and_stderr_lines_10_s(clock, stderr, tmp_path):
 def test_a_resumed_loop_goes_on_counting_and_its_rate_leaves_out_what_was_done_before(clock, stderr, tmp_path):
     log = tmp_path / "tune.log"
     log.write_text("before\n")
-    with Progress("tune", total=300, log=log, initial=120) as progress:
+    with Progress("tune", total=300, log=log) as progress:
+        clock.now += 30
+        progress.go_on_at(120)
         clock.now += 90
         progress.update(180)
     first, *lines = log.read_text().splitlines()
     assert first == "before"
     assert without_times("\n".join(lines)) == [
+        "tune: starts, 0/300 steps",
         "tune: goes on at 120/300 steps",
         "tune: 300/300 steps, 2.00 step/s, 0:00 left",
         "tune: done, 300/300 steps in 1:30, 2.00 step/s",
@@ -132,7 +135,8 @@ def test_a_terminal_gets_a_bar(monkeypatch):
     with os.fdopen(slave, "w") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         with Progress("tune ball", total=3) as progress:
-            progress.update(3, loss=0.123456)
+            progress.go_on_at(1)
+            progress.update(2, loss=0.123456)
     shown = b""
     with contextlib.suppress(OSError):  # The end of a terminal whose other side is closed.
         while part := os.read(master, 100_000):
@@ -165,13 +169,19 @@ def test_another_display_is_told_and_stderr_stays_empty(stderr, tmp_path):
     display = Shown()
     log = tmp_path / "tune.log"
     with shown_on(display), pytest.raises(ValueError, match="why"), Progress("tune", total=3, log=log) as progress:
+        progress.go_on_at(1)
         progress.update(loss=0.5)
         raise ValueError("why")
-    assert display.said == ["begin tune 0/3 steps", "update 1/3 steps loss 0.5", "end 1/3 steps"]
-    assert stderr() == "" and len(log.read_text().splitlines()) == 2
+    assert display.said == [
+        "begin tune 0/3 steps",
+        "begin tune 1/3 steps",
+        "update 2/3 steps loss 0.5",
+        "end 2/3 steps",
+    ]
+    assert stderr() == "" and len(log.read_text().splitlines()) == 3
     with Progress("after"):
         pass
-    assert len(display.said) == 3 and "after" in stderr()
+    assert len(display.said) == 4 and "after" in stderr()
 
 
 def test_a_log_that_cannot_be_written_is_named(tmp_path):

@@ -30,13 +30,21 @@ def fresh(**config) -> Tuner:
 
 
 def run(tuner, checkpoints=None, kill_after=None, every=2, identity="this clip"):
-    """Tune; with `kill_after`, the process ends right after that step, whose checkpoint is not written."""
+    """Tune; with `kill_after`, the process ends right after that step, whose checkpoint is not written.
+
+    Where the checkpoint is that of a later step, it ends before its first one.
+    """
 
     def on_step(record):
         if record.step == kill_after:
             raise Killed
 
-    arguments = {"checkpoints": checkpoints, "checkpoint_every": every, "identity": identity, "on_step": on_step}
+    def on_resume(records):
+        if kill_after is not None and len(records) >= kill_after:
+            raise Killed
+
+    arguments = {"checkpoints": checkpoints, "checkpoint_every": every, "identity": identity}
+    arguments |= {"on_step": on_step, "on_resume": on_resume}
     if kill_after is None:
         return tune(tuner, MEAN, DEVIATION, CAPTION, **arguments)
     with pytest.raises(Killed):
@@ -135,7 +143,7 @@ def test_resumed_run_does_only_the_steps_that_were_left(tmp_path):
 
 def test_resumed_run_tells_of_all_steps(tmp_path, whole):
     run(fresh(learning_rate_schedule="cosine"), tmp_path, kill_after=5)
-    told = []
+    before, told = [], []
     tune(
         fresh(learning_rate_schedule="cosine"),
         MEAN,
@@ -144,8 +152,9 @@ def test_resumed_run_tells_of_all_steps(tmp_path, whole):
         checkpoints=tmp_path,
         identity="this clip",
         on_step=told.append,
+        on_resume=before.extend,
     )
-    assert told == whole.history
+    assert before and told and before + told == whole.history
 
 
 def test_finished_tuning_has_nothing_left_to_do(tmp_path):
