@@ -29,10 +29,10 @@ demo: install
 	@$(RUN) python -m tasks show --clip ball
 
 up: install
-	@$(RUN) python -m flows.serve up
+	@$(RUN) python -m flows.services up
 
 down: install
-	@$(RUN) python -m flows.serve down
+	@$(RUN) python -m flows.services down
 
 test: install
 	@$(RUN) python -m pytest -m "not long"

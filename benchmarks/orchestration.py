@@ -133,7 +133,7 @@ def _served(project: Path, **environment: str) -> Iterator[dict[str, str]]:
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flows.serve"],
+            [sys.executable, "-m", "flows.services"],
             cwd=project,
             env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"} | environment,
             stdout=output,

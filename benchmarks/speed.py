@@ -99,7 +99,7 @@ def build_unet(setting: Setting, dtype: torch.dtype) -> UNet3DConditionModel:
     import torch
 
     from tav_model import UNet3DConditionModel
-    from tav_model.unet import inflate_config
+    from tav_model.networks.unet import inflate_config
 
     shape = SD.get(setting.config)
     if shape is None:
@@ -160,8 +160,8 @@ def make_part(part: str, setting: Setting) -> Callable[[], Any]:
 
 def _edit_step(unet: UNet3DConditionModel, latents: torch.Tensor, text: torch.Tensor, device: str) -> Callable[[], Any]:
     """One step of the pipeline's sampling with guidance; the embedded VAE and text encoder stand by, and do nothing."""
-    from tasks.models import load_part
     from tav_model import TuneAVideoPipeline
+    from tav_model.base_models import load_part
 
     base = str(ROOT / "toyworld" / "weights")
     pipeline = TuneAVideoPipeline(
@@ -376,7 +376,7 @@ def compare_attention(setting: Setting, repeats: int, picture: Path) -> list[dic
     """One layer of attention at the largest size: Tune-A-Video's frames against all, at 8, 16 and 32 frames."""
     import torch
 
-    from tav_model.attention import SparseCausalAttention
+    from tav_model.networks.attention import SparseCausalAttention
 
     channels, heads = (64, 2) if setting.config == "toyworld" else (320, 8 if setting.config == "sd15" else 5)
     found = []
@@ -464,7 +464,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if chosen.frames < 1 or chosen.repeats < 1 or size < FACTOR or size % FACTOR:
             raise TavError(f"--frames and --repeats must be at least 1, and --size a multiple of {FACTOR}")
-        from tasks.devices import choose_device
+        from tav.runtime.devices import choose_device
 
         setting = Setting(
             config=chosen.config,

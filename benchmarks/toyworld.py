@@ -100,7 +100,7 @@ def measure_vae(base: Path) -> Iterator[Measure]:
 
 def measure_scorer(base: Path) -> Iterator[Measure]:
     """The right caption among 64, for pictures of held-out scenes."""
-    from tav_model.metrics import ClipScorer
+    from tav_model.metrics.clip import ClipScorer
     from toyworld.captions import described, random_caption
     from toyworld.judge import Judge
     from toyworld.renderer import render
@@ -125,7 +125,7 @@ def measure_images(base: Path, out: Path) -> Iterator[Measure]:
     """Pictures from captions whose object, colour and ground were never together in the training."""
     from PIL import Image
 
-    from tav_model.metrics import ClipScorer
+    from tav_model.metrics.clip import ClipScorer
     from toyworld.captions import random_caption
     from toyworld.judge import Judge
     from toyworld.samples import random_scene
@@ -181,12 +181,12 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
     Returns:
         ``{CLIP: {EDIT: {"track_error": ..., ...}}}``
     """
-    from tasks.models import base_digest
-    from tasks.params import load_params
-    from tasks.paths import Project
-    from tasks.runs import RESULT_SECTIONS
-    from tasks.score import read_scores
-    from tasks.stages import STAGES, ClipStages
+    from tasks.clip_stages import ClipStages
+    from tav.config.params import RESULT_SECTIONS, load_params
+    from tav.config.paths import Project
+    from tav.config.results import read_scores
+    from tav.config.stages import STAGES
+    from tav_model.base_models import base_digest
     from toyworld import WEIGHTS
     from toyworld.clips import CLIPS
 
@@ -263,7 +263,7 @@ def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
 
 
 def _picture(out: Path) -> None:
-    from tasks.media import contact_sheet, read_mp4
+    from tav.media.videos import contact_sheet, read_mp4
     from toyworld.captions import caption
     from toyworld.clips import CLIPS, FRAMES
     from toyworld.renderer import render

@@ -49,7 +49,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def parameters() -> str:
     """The page of params.yaml, key by key."""
-    from tasks.params import Clip, Params, _is_section, load_params
+    from tav.config.params import ClipParams, Params, _is_section, load_params
 
     shipped = load_params(ROOT / "params.yaml").model_dump()
     parts = [
@@ -80,7 +80,7 @@ def parameters() -> str:
         "## clips\n",
         "The clips, by name. A name is 1 to 64 of `a-z`, `0-9`, `_` and `-`, and begins with a letter or digit; it is part "
         "of file names and of DVC's stage names, as in `dvc repro score@ball`. `tav add` writes an entry.\n",
-        _keys(Clip.model_fields, Clip, None),
+        _keys(ClipParams.model_fields, ClipParams, None),
     ]
     return "\n".join(parts)
 
@@ -99,7 +99,7 @@ def _again(section: str) -> str:
 
 
 def _keys(fields: Mapping[str, Any], model: Any, shipped: Mapping[str, Any] | None) -> str:
-    from tasks.params import _allowed
+    from tav.config.params import _allowed
 
     schema = model.model_json_schema()["properties"]
     header = ("Key", "Type", "Default", *(("Shipped",) if shipped is not None else ()), "Allowed", "Meaning")
@@ -156,7 +156,7 @@ def command_line() -> str:
     import click
     import typer
 
-    from flows.command import app
+    from tav_cli.main import app
 
     group = typer.main.get_command(app)
     group.name = "tav"

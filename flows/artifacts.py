@@ -20,15 +20,15 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from tasks.paths import Project
-from tasks.score import read_scores
-from tasks.stages import ClipStages
+from tasks.clip_stages import ClipStages
+from tav.config.paths import Project
+from tav.config.results import read_scores
 
 SECONDS = 2.0
 
 
-class ShownProgress:
-    """A progress artifact of the task run that works now; called as `tasks.progress.Progress` calls its `on_update`.
+class ProgressArtifact:
+    """A progress artifact of the task run that works now; called as `tav.runtime.progress.Progress` calls its `on_update`.
 
     Args:
         what: such as "tune ball"; the artifact is called so.
@@ -53,7 +53,7 @@ class ShownProgress:
             _tried(lambda: update_progress_artifact(artifact, share))
 
 
-def show_results(clip: str, root: Path) -> None:
+def publish_results(clip: str, root: Path) -> None:
     """The scores of a clip as a table; and where MLflow has an address, its run and the contact sheet."""
     stages = ClipStages(root, clip)
     scores = read_scores(Project(root).scores(clip))
@@ -72,7 +72,7 @@ def show_results(clip: str, root: Path) -> None:
 
 
 def mlflow_address(uri: str | None) -> str | None:
-    """Where a browser finds MLflow: the tracking server itself, or the one that `flows.serve` has started."""
+    """Where a browser finds MLflow: the tracking server itself, or the one that `flows.services` has started."""
     parts = urlsplit(uri or "")
     if parts.scheme in ("http", "https"):
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}".rstrip("/")  # without a password

@@ -17,15 +17,18 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run, task_run
 from prefect.states import Completed, Failed, State
 
-from flows.artifacts import ShownProgress, show_results
-from flows.fan_out import render_rows as render_rows_on_ray
-from flows.versions import Versions
-from tasks.devices import is_out_of_memory
-from tasks.edit import Edit, EditBatch, one_line
-from tasks.params import load_params, write_overrides
-from tasks.progress import Progress
-from tasks.stages import STAGES, ClipStages
-from tav_model.errors import FullDiskError, TavError
+from flows.artifacts import ProgressArtifact, publish_results
+from flows.ray_rows import render_rows as render_rows_on_ray
+from tasks.clip_stages import ClipStages
+from tasks.rows import RowBatch
+from tav.config.params import load_params, write_overrides
+from tav.config.prompts import EditRow
+from tav.config.stages import STAGES
+from tav.reports.report import update_reports
+from tav.runtime.devices import is_out_of_memory
+from tav.runtime.progress import Progress
+from tav.versioning.dvc_pipeline import DvcPipeline
+from tav_model.errors import FullDiskError, TavError, first_line
 
 if TYPE_CHECKING:
     from prefect import Task
@@ -96,16 +99,18 @@ def _flow_name() -> str:
 def run_stage(stage: str, clip: str, root: Path) -> State | None:
     """One stage of one clip. A user's mistake or a full disk is a failed state with one line, not a traceback."""
     try:
-        ClipStages(root, clip, on_progress=ShownProgress(f"{stage} {clip}")).run(stage)
+        ClipStages(root, clip, on_progress=ProgressArtifact(f"{stage} {clip}")).run(stage)
+        if stage == "score":
+            update_reports(root, clip)
     except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
     return Completed(message=f"{stage} of {clip} done")
 
 
 @task(name="edit row", task_run_name=_row_name, **RETRIES)
-def render_row(batch: EditBatch, edit: Edit, stages: ClipStages, progress: Progress) -> State | None:
+def render_row(batch: RowBatch, edit: EditRow, stages: ClipStages, progress: Progress) -> State | None:
     """One row of the prompt CSV, into the store of rendered rows."""
-    shown = ShownProgress(f"{stages.clip} {edit.name}")
+    shown = ProgressArtifact(f"{stages.clip} {edit.name}")
     done = 0
 
     def on_step(steps: int) -> None:
@@ -140,7 +145,7 @@ def edit_rows(clip: str, root: Path) -> None:
         batch.finish(failed)
 
 
-def _render_rows(stages: ClipStages, batch: EditBatch, todo: list[Edit], progress: Progress) -> dict[str, str]:
+def _render_rows(stages: ClipStages, batch: RowBatch, todo: list[EditRow], progress: Progress) -> dict[str, str]:
     """Render them here, one after the other; returns the reasons of those that failed, by name."""
     if todo:
         batch.pipeline  # noqa: B018 (a model that cannot be loaded is no fault of a row)
@@ -154,7 +159,7 @@ def _render_rows(stages: ClipStages, batch: EditBatch, todo: list[Edit], progres
     return failed
 
 
-def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:
+def run_clip(clip: str, root: Path, versions: DvcPipeline) -> dict[str, Any]:
     """Bring one clip up to date; returns its mean scores.
 
     Raises:
@@ -184,7 +189,7 @@ def run_clip(clip: str, root: Path, versions: Versions) -> dict[str, Any]:
         logger.info("%s: %s done", clip, stage)
         _tell(clip, stage, "done")
     if anything:
-        show_results(clip, root)
+        publish_results(clip, root)
     scores = json.loads((ClipStages(root, clip).project.scores(clip) / "metrics.json").read_text(encoding="utf-8"))
     return scores["mean"]
 
@@ -207,14 +212,14 @@ def tav(
         chosen = _choose(root, clips, prompts, overrides or {})
     except TavError as error:
         return Failed(message=str(error))
-    versions = Versions(root)
+    versions = DvcPipeline(root)
     scores, failed = {}, {}
     for clip in chosen:
         try:
             scores[clip] = run_clip(clip, root, versions)
             logger.info("%s: %s", clip, ", ".join(f"{name} {value:.4f}" for name, value in scores[clip].items()))
         except (TavError, FullDiskError) as error:
-            failed[clip] = one_line(error)
+            failed[clip] = first_line(error)
             logger.error("%s: %s", clip, error)
         _tell_ended(clip, failed.get(clip))
     if failed:

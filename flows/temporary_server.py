@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from flows.serve import START_SECONDS, answers, stop
+from flows.services import START_SECONDS, answers, stop
 
 SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 GRACE_SECONDS = 2

@@ -2,7 +2,7 @@
 
 import os
 
-from tasks.memory import keep_freed_memory
+from tav.runtime.allocator import keep_freed_memory
 
 # OpenMP's threads spin while they wait. Beside other work on the same cores that costs a factor of ten and more; to sleep
 # costs nothing to speak of. It has to be said before torch is imported.

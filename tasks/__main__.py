@@ -48,20 +48,24 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(stage: str, clip: str | None) -> None:
-    from tasks.params import load_params
+    from tav.config.params import load_params
 
     root = Path.cwd()
     params = load_params(root / "params.yaml")
     clips = [clip] if clip else list(params.clips)
     if stage == "show":
-        from tasks.show import show
+        from tav.reports.score_table import show
 
         print(show(root, [name for name in clips if params.clip(name)]))
         return
-    from tasks.stages import ClipStages
+    from tasks.clip_stages import ClipStages
 
     for name in clips:
         ClipStages(root, name).run(stage)
+        if stage == "score":
+            from tav.reports.report import update_reports
+
+            update_reports(root, name)
 
 
 if __name__ == "__main__":

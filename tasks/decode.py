@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.media import write_mp4
-from tasks.reader import Selection, read_frames
+from tav.media.decoding import read_frames
+from tav.media.videos import write_mp4
 from tav_model.files import atomic_folder, digest, save_tensors
 
 
@@ -18,11 +18,11 @@ def decode(video: Path, out: Path, params: Any) -> None:
         params: the section `decode` of params.yaml.
 
     Raises:
-        TavError: see `tasks.reader.read_frames`.
+        TavError: see `tav.media.decoding.read_frames`.
     """
     import torch
 
-    frames, fps = read_frames(video, Selection(**params.model_dump()))
+    frames, fps = read_frames(video, params)
     metadata = {"stage": "decode", "shape": "f h w c", "scale": "0..255", "fps": str(fps), "source": digest(video)}
     with atomic_folder(out) as folder:
         save_tensors(folder / "frames.safetensors", {"frames": torch.from_numpy(frames)}, metadata)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.devices import halving
-from tasks.models import base_digest, load_part
-from tasks.progress import Progress
+from tav.runtime.devices import retry_with_smaller_batch
+from tav.runtime.progress import Progress
+from tav_model.base_models import base_digest, load_part
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
 
@@ -40,7 +40,7 @@ def encode(
             progress.update(-progress.done)  # A second attempt begins again.
             return encode_frames(vae, pixels, size, on_chunk=progress.update)
 
-        (mean, deviation), _ = halving(encode_all, chunk, "frames at a time")
+        (mean, deviation), _ = retry_with_smaller_batch(encode_all, chunk, "frames at a time")
     text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
     embeddings = encode_prompts(tokenizer, text_encoder, [caption, ""]).cpu()
     common = {"stage": "encode", "base": base_digest(base), "frames": digest(frames / "frames.safetensors")}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tasks.models import load_part, load_tuned_unet
-from tasks.progress import Progress
+from tav.runtime.progress import Progress
+from tav_model.base_models import load_part, load_tuned_unet
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
 

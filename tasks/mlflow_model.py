@@ -15,7 +15,7 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
-from tasks.params import Params
+from tav.config.params import Params
 
 COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed")
 
@@ -68,11 +68,11 @@ class TunedClip(PythonModel):
         Raises:
             TavError: a base model that is not here or another than the tuned one.
         """
-        from tasks.devices import choose_device
-        from tasks.edit import EditBatch
-        from tasks.params import Attention
-        from tasks.paths import resolve_model
-        from tasks.prompts import PromptRow
+        from tasks.rows import RowBatch
+        from tav.config.params import AttentionParams
+        from tav.config.paths import resolve_model
+        from tav.config.prompts import PromptRow
+        from tav.runtime.devices import choose_device
 
         rows = []
         for i, row in enumerate(model_input.to_dict("records")):
@@ -81,14 +81,14 @@ class TunedClip(PythonModel):
             rows.append(PromptRow(line=i + 1, name=f"edit-{i}", **given | whole))
         root = Path(tempfile.mkdtemp(prefix="tav-"))
         try:
-            batch = EditBatch(
+            batch = RowBatch(
                 rows,
                 self._folders["inverted"],
                 self._folders["tuned"],
                 root / "edits",
                 root=root,
                 base=resolve_model(Path.cwd(), self._config["base_model"]),
-                attention=Attention(**self._config["attention"]),
+                attention=AttentionParams(**self._config["attention"]),
                 params=SimpleNamespace(**self._config["edit"]),
                 seed=self._config["seed"],
                 device=choose_device(os.environ.get("TAV_DEVICE", "auto")),

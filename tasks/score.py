@@ -9,17 +9,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.paths import Project
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, load_tensors, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tasks.params import Params, Score
-    from tasks.progress import Progress
-    from tav_model.metrics import ClipScorer
-    from tav_model.motion import Motion
+    from tav.config.params import ScoreParams
+    from tav.runtime.progress import Progress
+    from tav_model.metrics.clip import ClipScorer
+    from tav_model.metrics.temporal import Motion
     from toyworld.scenes import Truth
 
 DECIMALS = 6
@@ -32,7 +31,7 @@ def score(
     out: Path,
     *,
     caption: str,
-    params: Score,
+    params: ScoreParams,
     resolve_model: Callable[[str], str],
     device: str = "cpu",
     truth: Truth | None = None,
@@ -57,8 +56,8 @@ def score(
 
     Returns:
         ``{"source": {METRIC: number}, "mean": {METRIC: number}, "edits": {NAME: {METRIC: number}}}``, rounded to six
-        decimals; ``mean`` is over the edits. The metrics are named and defined in `tav_model.motion` (always),
-        `tav_model.metrics` (with a model) and `toyworld.judge` (with the truth). ``excess_flicker`` is an edit's flicker
+        decimals; ``mean`` is over the edits. The metrics are named and defined in `tav_model.metrics.temporal` (always),
+        `tav_model.metrics.clip` (with a model) and `toyworld.judge` (with the truth). ``excess_flicker`` is an edit's flicker
         less its source's. The source has neither that nor ``frame_accuracy``, which compare an edit with it.
 
     Raises:
@@ -67,8 +66,8 @@ def score(
     """
     import pandas as pd
 
-    from tav_model.metrics import ClipScorer
-    from tav_model.motion import estimate_motion
+    from tav_model.metrics.clip import ClipScorer
+    from tav_model.metrics.temporal import estimate_motion
 
     paths = sorted(path for path in edits.glob("*.mp4") if not path.name.startswith("."))
     if not paths:
@@ -109,32 +108,6 @@ def score(
     return metrics
 
 
-def read_scores(folder: Path) -> dict[str, dict[str, float]]:
-    """The metrics of each edit, by its name, from the ``scores.csv`` in ``folder``."""
-    import pandas as pd
-
-    table = pd.read_csv(folder / "scores.csv", dtype={"name": str}).set_index("name")
-    table = table.drop(columns=["prompt", "category"])
-    # Edits without a known truth have fewer.
-    return {name: row.dropna().to_dict() for name, row in table.iterrows()}
-
-
-def load_clip_truth(root: Path, clip: str, params: Params) -> tuple[Truth | None, list[int]]:
-    """What the edits of a clip should come to, where it has a scene file, and which frames of the clip they have.
-
-    Raises:
-        TavError: not a scene file, or fewer frames than the parameters ask for.
-    """
-    from tasks.reader import Selection
-    from toyworld.scenes import load_truth
-
-    path = Project(root).scene(clip)
-    if not path.exists():
-        return None, []
-    truth = load_truth(path)
-    return truth, Selection(**params.decode_for(clip).model_dump()).indexes(truth.frames)
-
-
 @dataclass(frozen=True)
 class _Judge:
     """What all videos of one clip are measured with."""
@@ -153,8 +126,8 @@ class _Judge:
 
         Beside them the similarity of each frame with each, if there is a CLIP model.
         """
-        from tasks.media import read_mp4
-        from tav_model.metrics import frame_similarities
+        from tav.media.videos import read_mp4
+        from tav_model.metrics.clip import frame_similarities
 
         frames, _ = read_mp4(path)
         try:
@@ -175,7 +148,7 @@ class _Judge:
         return values, similarities
 
     def _of_pixels(self, frames: np.ndarray, source: Mapping[str, float] | None) -> dict[str, float]:
-        from tav_model.motion import flicker, warping_error
+        from tav_model.metrics.temporal import flicker, warping_error
 
         values = {"warping_error": warping_error(frames, self.motion), "flicker": flicker(frames)}
         if source is not None:
@@ -185,7 +158,7 @@ class _Judge:
     def _of_embeddings(
         self, clip: ClipScorer, images: np.ndarray, prompt: str, source: Mapping[str, float] | None
     ) -> dict[str, float]:
-        from tav_model import metrics
+        from tav_model.metrics import clip as metrics
 
         text, caption = clip.embed_texts([prompt, self.caption])
         values = {
@@ -198,7 +171,7 @@ class _Judge:
         return values
 
     def _pick_score(self, model: ClipScorer, frames: np.ndarray, prompt: str) -> float:
-        from tav_model.metrics import pick_score
+        from tav_model.metrics.clip import pick_score
 
         (text,) = model.embed_texts([prompt])
         return pick_score(model.embed_frames(frames), text, model.logit_scale)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.devices import is_out_of_memory, release_memory
-from tasks.models import base_digest, load_part
-from tasks.progress import Progress
-from tav_model.files import atomic_folder, digest, load_tensors
+from tav.runtime.devices import is_out_of_memory, release_memory
+from tav.runtime.progress import Progress
+from tav_model.base_models import base_digest, load_part
+from tav_model.files import atomic_folder, canonical_json, digest, load_tensors
 
 if TYPE_CHECKING:
     from tav_model.tuning import StepRecord
@@ -57,7 +57,7 @@ def tune(
     text, _ = load_tensors(latents / "text.safetensors", device)
     settings = params.model_dump()
     clip = digest(latents)
-    identity = digest(clip, base_digest(base), repr(sorted(settings.items())), repr(attention), str(seed))
+    identity = digest(clip, base_digest(base), canonical_json([settings, attention.model_dump(), seed]))
 
     def report(record: StepRecord) -> None:
         progress.update(loss=record.loss)

@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "BasicTransformerBlock": "attention",
-    "SparseCausalAttention": "attention",
-    "Transformer3DModel": "attention",
-    "Downsample3D": "resnet",
-    "InflatedConv3d": "resnet",
-    "ResnetBlock3D": "resnet",
-    "Upsample3D": "resnet",
-    "UNet3DConditionModel": "unet",
+    "BasicTransformerBlock": "networks.attention",
+    "SparseCausalAttention": "networks.attention",
+    "Transformer3DModel": "networks.attention",
+    "Downsample3D": "networks.resnet",
+    "InflatedConv3d": "networks.resnet",
+    "ResnetBlock3D": "networks.resnet",
+    "Upsample3D": "networks.resnet",
+    "UNet3DConditionModel": "networks.unet",
     "ddim_inversion": "inversion",
     "TuneAVideoPipeline": "pipeline",
     "Tuner": "tuning",

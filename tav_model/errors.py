@@ -14,3 +14,8 @@ class FullDiskError(OSError):
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}"
+
+
+def first_line(error: object) -> str:
+    """Return the first line of an error's message, or the name of its type where the message is empty."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

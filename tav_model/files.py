@@ -281,6 +281,11 @@ def _open_tensors(path: str | Path, device: str) -> Iterator[Any]:
         raise TavError(f"{path}: not a whole safetensors file ({error})") from None
 
 
+def canonical_json(value: Any) -> str:
+    """Return JSON that is the same text for equal values: sorted keys, no white space. For digests and identities."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 def digest(*parts: str | bytes | Path) -> str:
     """A short SHA-256 over texts and over the contents of files and folders, in the order given."""
     sha = hashlib.sha256()

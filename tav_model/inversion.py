@@ -11,7 +11,7 @@ from diffusers import DDIMInverseScheduler
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-    from tav_model.unet import UNet3DConditionModel
+    from tav_model.networks.unet import UNet3DConditionModel
 
 
 def ddim_changes(scheduler: SchedulerMixin) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from tav_model.inversion import ddim_changes
 from tav_model.latents import decode_latents, to_frames
+from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.text import encode_prompts
-from tav_model.unet import UNet3DConditionModel
 
 
 @dataclass

@@ -18,12 +18,12 @@ from torch import nn
 
 from tav_model.errors import TavError
 from tav_model.files import load_tensors, save_tensors
-from tav_model.tuned import TRAINABLE_MODULES
+from tav_model.tuned_weights import TRAINABLE_MODULES
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-    from tav_model.unet import UNet3DConditionModel
+    from tav_model.networks.unet import UNet3DConditionModel
 
 # A loss this many times that of the first step is no learning any more: predicting nothing at all gives about 1.
 EXPLODED = 1000

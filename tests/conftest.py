@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A shell's background jobs ignore interrupts, and what they start does too; some tests interrupt what they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-pytest.register_assert_rewrite("tests.faults.killing")
+pytest.register_assert_rewrite("tests.support.killing")
 
 from hypothesis import HealthCheck, settings  # noqa: E402
 
@@ -27,8 +27,8 @@ settings.load_profile("tav")
 
 @pytest.fixture
 def prefect(tmp_path: Path) -> dict[str, str]:
-    """The environment of a Prefect server and an MLflow UI of this test's own; `tests.servers` starts them."""
-    from tests.servers import free_port
+    """The environment of a Prefect server and an MLflow UI of this test's own; `tests.support.servers` starts them."""
+    from tests.support.servers import free_port
 
     return {
         "PREFECT_HOME": str(tmp_path / "prefect"),

@@ -16,10 +16,10 @@ from urllib.parse import unquote
 
 import pytest
 
-from tests.docs_pages import NEEDS, ROOT, Block, blocks, is_long, is_run, pages, simple_commands
-from tests.projects import QUICK, environment, fresh_clone
-from tests.servers import free_port
-from tests.tgve import write_benchmark
+from tests.support.docs_pages import NEEDS, ROOT, Block, blocks, is_long, is_run, pages, simple_commands
+from tests.support.loveu_tgve import write_benchmark
+from tests.support.projects import QUICK, environment, fresh_clone
+from tests.support.servers import free_port
 
 DOCS = ROOT / "docs"
 # Programs of the system and of others, whose options are theirs to check.
@@ -104,7 +104,7 @@ def test_examples_of_parameters_are_allowed() -> None:
     """Excerpts of params.yaml."""
     import yaml
 
-    from tasks.params import Params
+    from tav.config.params import Params
 
     shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
     seen = 0
@@ -127,7 +127,7 @@ def test_examples_of_parameters_are_allowed() -> None:
 def check_tav(arguments: list[str]) -> None:
     import typer
 
-    from flows.command import app
+    from tav_cli.main import app
 
     check_click(typer.main.get_command(app), "tav", arguments)
 
@@ -286,7 +286,7 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
 
 def prepare(folder: Path) -> Path:
     """A fresh clone, with small parameters, and beside it what pages find there."""
-    from tasks.params import write_overrides
+    from tav.config.params import write_overrides
 
     project = fresh_clone(folder / "tav")
     small = {f"{section}.{key}": value for section, values in QUICK.items() for key, value in values.items()}
@@ -334,7 +334,7 @@ def test_every_environment_variable_is_described() -> None:
 
 
 def test_every_metric_is_defined() -> None:
-    from tasks.compare import HIGHER_IS_BETTER
+    from tav.tracking.comparison import HIGHER_IS_BETTER
 
     text = (DOCS / "reference/metrics.md").read_text()
     described = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
@@ -345,7 +345,7 @@ def test_every_metric_is_defined() -> None:
 
 
 def test_every_column_is_described() -> None:
-    from tasks.prompts import CATEGORIES, COLUMNS
+    from tav.config.prompts import CATEGORIES, COLUMNS
 
     text = (DOCS / "reference/prompts.md").read_text()
     assert re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE) == list(COLUMNS)

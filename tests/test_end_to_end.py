@@ -12,8 +12,8 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.projects import QUICK, change_params, fresh_clone, run
-from tests.servers import artifacts, run_deployment, serving, task_runs
+from tests.support.projects import QUICK, change_params, fresh_clone, run
+from tests.support.servers import artifacts, run_deployment, serving, task_runs
 
 EDITS = {
     "mickey": "mickey mouse is skiing on the snow",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.projects import QUICK, change_params, fresh_clone, run
+from tests.support.projects import QUICK, change_params, fresh_clone, run
 
 
 def parents(project: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from tav_model.metrics import ClipScorer, frame_consistency
+from tav_model.metrics.clip import ClipScorer, frame_consistency
 
 from .backdrops import SIDE
 from .captions import phrase

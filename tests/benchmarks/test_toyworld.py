@@ -70,7 +70,7 @@ def test_the_method_is_judged_by_its_own_stages_and_not_run_twice(tmp_path: Path
     assert {"frame_consistency", "textual_alignment", "consistency_to_truth"} <= set(mean)
     assert 0 <= mean["track_error"] <= 0.71 and mean["psnr_to_truth"] > 3
     assert 0 <= mean["attributes_edited"] <= 1 and 0 <= mean["attributes_kept"] <= 1
-    from tasks.stages import ClipStages
+    from tasks.clip_stages import ClipStages
 
     monkeypatch.setattr(ClipStages, "run", lambda self, stage: pytest.fail(f"{stage} ran again"))
     assert run_method("without tuning", tmp_path, TINY) == verdicts

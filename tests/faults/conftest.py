@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.killing import Forked, check_whole, make_project, wait
+from tests.support.killing import Forked, check_whole, make_project, wait
 
 
 @pytest.fixture(scope="session")

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.stages import STAGES
-from tests.faults import killing
-from tests.faults.killing import CLIP, Command, Forked, check_whole, wait
-from tests.projects import run
+from tav.config.stages import STAGES
+from tests.support import killing
+from tests.support.killing import CLIP, Command, Forked, check_whole, wait
+from tests.support.projects import run
 
 OUTPUTS = {
     "decode": ["frames"],
@@ -43,10 +43,10 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def stage_in(project: Path, stage: str, output: Path, most: int | None = None) -> tuple[int, str]:
     """Exit code and output of `python -m tasks STAGE`, in a process that is forked with all modules imported."""
-    from tests.faults.pipeline import run_stage
+    from tests.support.fault_pipeline import run_stage
 
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.faults.pipeline"])
+    context.set_forkserver_preload(["tests.support.fault_pipeline"])
     process = context.Process(target=run_stage, args=(project, CLIP, stage, output, most))
     process.start()
     process.join(300)
@@ -162,7 +162,7 @@ def test_a_disk_of_any_room(stage: str, finished: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("leave", [1_000_000, 20_000])
 def test_doors_on_a_full_disk(door: str, leave: int, finished: Path, tmp_path: Path) -> None:
     """DVC's cache is on the disk too."""
-    command = ["dvc", "repro"] if door == "dvc" else [sys.executable, "-m", "flows.command", "run", CLIP]
+    command = ["dvc", "repro"] if door == "dvc" else [sys.executable, "-m", "tav_cli.main", "run", CLIP]
     with small_disk(tmp_path / "disk", 200) as disk:
         project = Path(shutil.copytree(finished, disk / "project", symlinks=True))
         for folder in ("results", ".tav", ".dvc/cache", "logs"):

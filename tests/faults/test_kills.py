@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import killing
-from tests.faults.killing import (
+from tests.support import killing
+from tests.support.killing import (
     MEND,
     MOMENTS,
     Command,
@@ -27,7 +27,7 @@ from tests.faults.killing import (
     kill_when,
     wait,
 )
-from tests.projects import run
+from tests.support.projects import run
 
 SEED = 20221222
 Start = Callable[[Path], Command | Forked]
@@ -39,7 +39,7 @@ def by_dvc(project: Path) -> Command:
 
 def by_flow(project: Path) -> Command:
     home = project.parent / "prefect"
-    return Command(project, sys.executable, "-m", "flows.command", "run", killing.CLIP, PREFECT_HOME=str(home))
+    return Command(project, sys.executable, "-m", "tav_cli.main", "run", killing.CLIP, PREFECT_HOME=str(home))
 
 
 def go_on(project: Path, start: Start, reference: Path) -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from flows.versions import Versions
+from tav.versioning.dvc_pipeline import DvcPipeline
 from tav_model.errors import FullDiskError, TavError
 from tav_model.files import atomic_file, atomic_folder, write_text
-from tests.dvc_project import STAGES, environment, make_project, run_stage, take_runs
+from tests.support.dvc_project import STAGES, environment, make_project, run_stage, take_runs
 
 CLIP = "ball"
 HALF = """
@@ -93,7 +93,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def bring_up_to_date(root: Path) -> list[str]:
     """What a flow does; returns the stages that it had to run."""
-    versions = Versions(root, wait=0)
+    versions = DvcPipeline(root, wait=0)
     for stage in STAGES:
         if not versions.is_current(stage, CLIP) and not versions.restore(stage, CLIP):
             before = versions.snapshot(stage, CLIP)

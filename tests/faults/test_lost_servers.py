@@ -12,9 +12,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.faults.killing import CLIP, make_project
-from tests.projects import run
-from tests.servers import flow_states, free_port, get, mlflow_server, serving, task_runs
+from tests.support.killing import CLIP, make_project
+from tests.support.projects import run
+from tests.support.servers import flow_states, free_port, get, mlflow_server, serving, task_runs
 
 STEPS = 200
 

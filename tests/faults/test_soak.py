@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.faults.killing import CLIP, Command, make_project
-from tests.projects import change_params, fresh_clone, run
-from tests.servers import flow_states, serving
+from tests.support.killing import CLIP, Command, make_project
+from tests.support.projects import change_params, fresh_clone, run
+from tests.support.servers import flow_states, serving
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def test_tav_run(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", tune={"steps": 2}, invert={"steps": 1}, edit={"steps": 1})
     write_rows(project, count)
     home = str(tmp_path / "prefect")
-    batch = Command(project, sys.executable, "-m", "flows.command", "run", CLIP, PREFECT_HOME=home)
+    batch = Command(project, sys.executable, "-m", "tav_cli.main", "run", CLIP, PREFECT_HOME=home)
     samples = watch(batch.process, project, lambda: batch.ended() is not None)
     assert batch.ended() == 0, batch.output.read_text()
     print(check_level(samples, count))

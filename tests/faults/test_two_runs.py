@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.killing import (
+from tests.support.killing import (
     CLIP,
     OTHER,
     Command,
@@ -23,9 +23,9 @@ from tests.faults.killing import (
     stop_when,
     wait,
 )
-from tests.projects import change_params, run
+from tests.support.projects import change_params, run
 
-DOORS = {"dvc": ("dvc", "repro", "score@{}"), "flow": (sys.executable, "-m", "flows.command", "run", "{}")}
+DOORS = {"dvc": ("dvc", "repro", "score@{}"), "flow": (sys.executable, "-m", "tav_cli.main", "run", "{}")}
 # What the second run says, by its own door; of DVC's two ways, which one depends on the door of the first.
 REFUSALS = {
     "dvc": r"error: tune: the clip ball is being worked on by process \d+ \(stage tune\); wait for it|is busy, it is being",

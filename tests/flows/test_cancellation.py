@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.projects import QUICK, change_params, fresh_clone, run
-from tests.servers import flow_states, run_deployment, serving
+from tests.support.projects import QUICK, change_params, fresh_clone, run
+from tests.support.servers import flow_states, run_deployment, serving
 
 STEPS, EVERY = 300, 20
 

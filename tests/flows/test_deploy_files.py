@@ -16,7 +16,7 @@ import yaml
 from prefect import Flow
 from prefect.utilities.templating import apply_values, find_placeholders
 
-from tests.projects import ROOT
+from tests.support.projects import ROOT
 
 KINDS = ("docker", "kubernetes")
 HOME = PurePosixPath("/srv/tav")

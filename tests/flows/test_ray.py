@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.test_benchmark import options
-from tests.projects import QUICK, change_params, fresh_clone, run
-from tests.servers import free_port, run_deployment, serving, task_runs
-from tests.tgve import write_benchmark
+from tests.support.loveu_tgve import write_benchmark
+from tests.support.projects import QUICK, change_params, fresh_clone, run
+from tests.support.servers import free_port, run_deployment, serving, task_runs
+from tests.tav_cli.test_benchmark import options
 
 CLIP = "ball"
 RESULT = ("edits", "scores")

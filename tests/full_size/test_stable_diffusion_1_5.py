@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from tav_model import Tuner, TuningConfig, UNet3DConditionModel
-from tests.tav_model.small import noise, pipeline, scheduler
+from tests.support.models import noise, pipeline, scheduler
 
 pytestmark = pytest.mark.full_size
 

@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tav_model.files import atomic_file, atomic_folder, save_tensors, write_json
-from tests.projects import QUICK, ROOT, change_params, environment, fresh_clone, run
-from tests.servers import free_port
+from tests.support.projects import QUICK, ROOT, change_params, environment, fresh_clone, run
+from tests.support.servers import free_port
 
 # Secrets
 
@@ -58,7 +58,7 @@ def test_a_planted_secret_is_found(tmp_path: Path) -> None:
 
 STAGE = """
 from pathlib import Path
-from tasks.stages import ClipStages
+from tasks.clip_stages import ClipStages
 stages = ClipStages(Path.cwd(), "ball")
 stages.run("decode")
 with stages.runs.tracker:
@@ -88,7 +88,7 @@ def test_no_secret_is_logged_by_a_stage(tmp_path: Path, tracked: str) -> None:
 @pytest.mark.timeout(1800)
 def test_no_secret_is_in_the_stores_of_a_whole_run(tmp_path: Path, prefect: dict[str, str]) -> None:
     """Prefect's database, MLflow's, artifacts, logs and results, after a run of the deployment."""
-    from tests.servers import run_deployment, serving
+    from tests.support.servers import run_deployment, serving
 
     project = fresh_clone(tmp_path / "project")
     change_params(project, QUICK)

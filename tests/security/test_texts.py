@@ -14,12 +14,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tasks.edit import EditBatch
-from tasks.params import load_params, write_overrides
-from tasks.prompts import read_prompts
+from tasks.rows import RowBatch
+from tav.config.params import load_params, write_overrides
+from tav.config.prompts import read_prompts
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
-from tests.projects import ROOT
+from tests.support.projects import ROOT
 
 READERS: dict[str, Callable[[Path], Any]] = {"x.csv": read_prompts, "params.yaml": load_params, "x.json": read_json}
 
@@ -148,7 +148,7 @@ def tree(folder: Path) -> dict[str, int]:
     return {str(path): path.lstat().st_mtime_ns for path in folder.rglob("*")}
 
 
-class NoModel(EditBatch):
+class NoModel(RowBatch):
     """The edits of a CSV with a file of a few bytes for each video: names, folders and records are the real ones."""
 
     def _adopt_previous(self) -> None:

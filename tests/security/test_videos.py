@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.media import write_mp4
-from tasks.reader import read_frames
+from tav.media.decoding import read_frames
+from tav.media.videos import write_mp4
 from tav_model.errors import TavError
-from tests.projects import ROOT
-from tests.tasks.test_reader import moving_square, selection
+from tests.support.projects import ROOT
+from tests.tav.media.test_decoding import decode, moving_square
 
 SECONDS = 60
 READ = "it is read"
@@ -170,7 +170,7 @@ CORPUS: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def outcome(path: Path, **limits: float) -> str:
     try:
-        frames, fps = read_frames(path, selection(), **{"seconds": SECONDS} | limits)
+        frames, fps = read_frames(path, decode(), **{"seconds": SECONDS} | limits)
     except TavError as error:
         assert str(error).startswith(f"{path}: ") and str(error).isprintable() and len(str(error)) < 400
         return str(error).removeprefix(f"{path}: ")
@@ -203,7 +203,7 @@ def test_an_image_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("name", "megabytes"), [("clip.mp4", 900), pytest.param("clip", 700, marks=pytest.mark.long)])
 def test_no_more_memory_than_allowed(tmp_path: Path, name: str, megabytes: int) -> None:
     path = mp4(tmp_path / name) if name.endswith("mp4") else images(tmp_path / name, *range(6))
-    large = selection(width=4096, height=4096)  # 50 MB a frame, and all of them twice
+    large = decode(width=4096, height=4096)  # 50 MB a frame, and all of them twice
     with pytest.raises(TavError, match="needs more memory than is allowed"):
         read_frames(path, large, SECONDS, memory=megabytes * 2**20)
 
@@ -244,10 +244,8 @@ def test_a_decoder_that_talks_without_end_fills_no_memory(
 
 def test_a_decoder_that_nobody_waits_for_ends_itself(tmp_path: Path) -> None:
     """As where the parent was killed."""
-    script = (
-        "import sys, time, tasks.reader\ntasks.reader._read = lambda *given: time.sleep(600)\ntasks.reader.main()\n"
-    )
-    settings = {"reader": "av", "seconds": 0.5, "memory": 2**33, "selection": vars(selection())}
+    script = "import sys, time, tav.media.decoding\ntasks.reader._read = lambda *given: time.sleep(600)\ntasks.reader.main()\n"
+    settings = {"reader": "av", "seconds": 0.5, "memory": 2**33, "decode": decode().model_dump()}
     child = subprocess.run(
         [sys.executable, "-c", script, "clip.mp4", str(tmp_path), json.dumps(settings)], cwd=ROOT, timeout=60
     )

@@ -16,17 +16,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tasks.edit import EditBatch
 from tasks.invert import invert
-from tasks.models import base_digest, load_part
-from tasks.progress import Progress
-from tasks.prompts import PromptRow
+from tasks.rows import RowBatch
+from tav.config.prompts import PromptRow
+from tav.runtime.progress import Progress
 from tav_model import UNet3DConditionModel
+from tav_model.base_models import base_digest, load_part
 from tav_model.errors import TavError
 from tav_model.files import digest, save_tensors
 from tav_model.text import encode_prompts
-from tests.projects import QUICK, change_params, fresh_clone
-from tests.small_models import small_base
+from tests.support.projects import QUICK, change_params, fresh_clone
+from tests.support.small_models import small_base
 
 PARTS = ("unet", "vae", "text_encoder")
 
@@ -235,9 +235,9 @@ def tuned(base: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def batch_of(base: Path, tuned: Path) -> EditBatch:
+def batch_of(base: Path, tuned: Path) -> RowBatch:
     work = tuned.parent
-    return EditBatch(
+    return RowBatch(
         [PromptRow(2, "a cat", "a-cat")],
         *(work / "inverted", tuned, work / "edits"),
         root=work,
@@ -298,7 +298,7 @@ def tree(folder: Path) -> dict[str, tuple]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with decoded frames."""
-    from tasks.stages import ClipStages
+    from tasks.clip_stages import ClipStages
 
     folder = fresh_clone(tmp_path_factory.mktemp("project"))
     change_params(folder, QUICK | {"base_model": "models/base", "tracking": {"uri": None}})
@@ -310,7 +310,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("part", ["vae", "text_encoder", "tokenizer"])
 @pytest.mark.parametrize("damage", ["code in a .bin", "NaN", "a missing tensor"])
 def test_a_stage_refuses_before_it_writes(project: Path, base: Path, part: str, damage: str) -> None:
-    from tasks.stages import ClipStages
+    from tasks.clip_stages import ClipStages
 
     if part == "tokenizer":
         (base / part / "vocab.json").write_text("{}")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks.__main__ import main
-from tests.projects import QUICK, change_params, fresh_clone, run
+from tests.support.projects import QUICK, change_params, fresh_clone, run
 
 ErrorOf = Callable[..., str]
 

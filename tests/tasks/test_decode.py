@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from tasks.decode import decode
-from tasks.media import read_mp4, write_mp4
-from tasks.params import Decode
+from tav.config.params import DecodeParams
+from tav.media.videos import read_mp4, write_mp4
 from tav_model.errors import TavError
 from tav_model.files import digest, load_tensors
 
@@ -29,8 +29,8 @@ TURNS = {
 CORNER = {0: (2, 2), 90: (2, -3), 180: (-3, -3), 270: (-3, 2)}
 
 
-def params(**changes) -> Decode:
-    return Decode(**{"frames": 4, "width": 64, "height": 64, "fit": "stretch"} | changes)
+def params(**changes) -> DecodeParams:
+    return DecodeParams(**{"frames": 4, "width": 64, "height": 64, "fit": "stretch"} | changes)
 
 
 def red_corner(frames: int = 6) -> np.ndarray:

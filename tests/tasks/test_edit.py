@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.edit import EditBatch, edit
-from tasks.models import base_digest
-from tasks.progress import Progress
-from tasks.prompts import PromptRow
+from tasks.edit import edit
+from tasks.rows import RowBatch
+from tav.config.prompts import PromptRow
+from tav.runtime.progress import Progress
+from tav_model.base_models import base_digest
 from tav_model.errors import TavError
 from tav_model.files import save_tensors, write_json
 
@@ -69,16 +70,16 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def batch_of(project: Path, *prompts: str, renderer: Renderer | None = None, size: int = 1, **changes) -> EditBatch:
+def batch_of(project: Path, *prompts: str, renderer: Renderer | None = None, size: int = 1, **changes) -> RowBatch:
     rows = [PromptRow(line=i + 2, prompt=prompt, name=prompt.replace(" ", "-")) for i, prompt in enumerate(prompts)]
     return batch_of_rows(project, rows, renderer=renderer, size=size, **changes)
 
 
 def batch_of_rows(
     project: Path, rows, renderer: Renderer | None = None, size: int = 1, look=None, **changes
-) -> EditBatch:
+) -> RowBatch:
     settings = {"steps": 2, "guidance_scale": 7.5, "negative_prompt": "", "start": "inverted", "precision": "float32"}
-    batch = EditBatch(
+    batch = RowBatch(
         rows,
         project / "inverted",
         project / "tuned",
@@ -97,7 +98,7 @@ def batch_of_rows(
     return batch
 
 
-def render(batch: EditBatch) -> Renderer:
+def render(batch: RowBatch) -> Renderer:
     edit(batch, Progress("edit", total=1))
     return batch.pipeline
 

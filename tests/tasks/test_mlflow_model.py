@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.projects import QUICK, change_params, fresh_clone, run
+from tests.support.projects import QUICK, change_params, fresh_clone, run
 
 LOAD = """
 import mlflow, pandas as pd

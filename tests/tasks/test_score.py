@@ -9,20 +9,21 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.media import read_mp4, write_mp4
-from tasks.params import Score
-from tasks.progress import Progress
-from tasks.score import read_scores, score
+from tasks.score import score
+from tav.config.params import ScoreParams
+from tav.config.results import read_scores
+from tav.media.videos import read_mp4, write_mp4
+from tav.runtime.progress import Progress
 from tav_model.errors import TavError
 from tav_model.files import save_tensors, write_json
-from tav_model.metrics import (
+from tav_model.metrics.clip import (
     ClipScorer,
     consecutive_consistency,
     frame_accuracy,
     frame_consistency,
     textual_alignment,
 )
-from tests.tiny_clip import make_clip, texture
+from tests.support.tiny_clip import make_clip, texture
 from toyworld import WEIGHTS
 from toyworld.judge import Verdict
 from toyworld.renderer import render
@@ -63,7 +64,7 @@ def add_edit(folder, name, frames, **record):
 
 
 def run(clip, model=None, pickscore=None, out="scores", **options):
-    params = Score(clip_model=model and "the scorer", pickscore_model=pickscore and "the other")
+    params = ScoreParams(clip_model=model and "the scorer", pickscore_model=pickscore and "the other")
     paths = {"the scorer": str(model), "the other": str(pickscore)}
     return score(
         clip / "frames", clip / "edits", clip / out, caption="a cat", params=params, resolve_model=paths.get, **options

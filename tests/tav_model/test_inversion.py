@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tav_model import ddim_inversion
-from tests.tav_model.small import CONTEXT_DIM, SCHEDULER, SD2, noise, pipeline, relative, scheduler, video_unet
+from tests.support.models import CONTEXT_DIM, SCHEDULER, SD2, noise, pipeline, relative, scheduler, video_unet
 
 KINDS = ("epsilon", "v_prediction")
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tav_model import TavError
 from tav_model.latents import decode_latents, encode_frames, to_frames
-from tests.tav_model.small import image_vae, noise
+from tests.support.models import image_vae, noise
 
 
 def frames(count=5, height=12, width=16, seed=0) -> np.ndarray:

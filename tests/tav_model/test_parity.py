@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from safetensors.torch import load_file
 
 from tav_model import Tuner, TuningConfig, UNet3DConditionModel, ddim_inversion
-from tests.tav_model.small import pipeline, relative
+from tests.support.models import pipeline, relative
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "sd1-tiny"
 SCHEDULER = json.loads((GOLDEN / "scheduler_config.json").read_text())

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tav_model import TuneAVideoPipeline, UNet3DConditionModel
 from tav_model.text import encode_prompts
-from tests.tav_model.small import (
+from tests.support.models import (
     CONTEXT_DIM,
     SCHEDULER,
     image_unet,

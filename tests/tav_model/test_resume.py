@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from tav_model import TavError, Tuner, TuningConfig
 from tav_model.tuning import tune
-from tests.tav_model.small import CONTEXT_DIM, SD2, noise, scheduler, video_unet
+from tests.support.models import CONTEXT_DIM, SD2, noise, scheduler, video_unet
 
 MEAN, DEVIATION = noise(1, 4, 2, 8, 8), 0.1 * noise(1, 4, 2, 8, 8, seed=1).abs()
 CAPTION = noise(1, 7, CONTEXT_DIM, seed=2)

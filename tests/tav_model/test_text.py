@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tav_model.text import encode_prompts
-from tests.tav_model.small import CONTEXT_DIM, text_encoder, tokenizer
+from tests.support.models import CONTEXT_DIM, text_encoder, tokenizer
 
 
 def test_embeddings_are_the_text_encoders():

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 from tav_model import TavError, Tuner, TuningConfig
 from tav_model.tuning import diffusion_loss, tune
-from tests.tav_model.small import CONTEXT_DIM, SCHEDULER, SD2, noise, relative, scheduler, seeded, video_unet
+from tests.support.models import CONTEXT_DIM, SCHEDULER, SD2, noise, relative, scheduler, seeded, video_unet
 
 MEAN, DEVIATION = noise(1, 4, 3, 8, 8), 0.1 * noise(1, 4, 3, 8, 8, seed=1).abs()
 CAPTION = noise(1, 7, CONTEXT_DIM, seed=2)

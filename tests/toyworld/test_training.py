@@ -155,7 +155,7 @@ def test_remembered_tokens_are_the_tokenizers(tmp_path: Path):
 def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from diffusers import StableDiffusionPipeline
 
-    from tav_model.metrics import ClipScorer
+    from tav_model.metrics.clip import ClipScorer
 
     monkeypatch.setattr(unet, "PICTURES", 60)
     small = {"vae": (2, 4, 1e-3, 0.9, 0.0), "clip": (2, 4, 1e-3, 0.9, 0.0), "unet": (2, 4, 1e-3, 0.9, 0.0)}

@@ -6,7 +6,7 @@ import torch
 
 from benchmarks import toyworld as benchmark
 from tav_model.files import load_tensors
-from tav_model.metrics import ClipScorer
+from tav_model.metrics.clip import ClipScorer
 from toyworld import WEIGHTS
 from toyworld.captions import caption
 from toyworld.judge import Judge

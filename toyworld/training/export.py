@@ -10,7 +10,7 @@ import torch
 
 from tav_model.files import save_tensors, write_json
 
-# Versions of the libraries, and where a model was loaded from: not what the model is.
+# DvcPipeline of the libraries, and where a model was loaded from: not what the model is.
 LEFT_OUT = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 

@@ -1,0 +1,58 @@
+"""Which frames of a clip are used, how fast they play, and how they are fitted to one size."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import TYPE_CHECKING
+
+from tav_model.errors import TavError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL import Image
+
+    from tav.config.params import DecodeParams
+
+
+def select_frames(decode: DecodeParams, available: int) -> list[int]:
+    """Return the indexes of the frames to use out of `available`, by the section `decode`.
+
+    Raises:
+        TavError: the clip has fewer frames than the section asks for.
+    """
+    end = available if decode.end is None else min(decode.end, available)
+    span = end - decode.start
+    needed = decode.frames if decode.sampling == "uniform" else (decode.frames - 1) * decode.stride + 1
+    if span < needed:
+        part = f", {max(span, 0)} of them from decode.start {decode.start}" if decode.start or end < available else ""
+        raise TavError(
+            f"has {available} frames{part}, but {needed} are needed for decode.frames {decode.frames}"
+            f"{f' at decode.stride {decode.stride}' if decode.sampling == 'stride' else ''}; ask for fewer"
+        )
+    if decode.sampling == "stride":
+        return [decode.start + i * decode.stride for i in range(decode.frames)]
+    if decode.frames == 1:
+        return [decode.start]
+    return [decode.start + round(i * (span - 1) / (decode.frames - 1)) for i in range(decode.frames)]
+
+
+def playback_rate(source: Fraction, indexes: list[int]) -> Fraction:
+    """Return the frame rate, in frames per second, at which the selected frames play as fast as the source; at least 1."""
+    if len(indexes) < 2:
+        return source
+    return max(Fraction(1), source * (len(indexes) - 1) / (indexes[-1] - indexes[0]))
+
+
+def fit_image(image: Image.Image, decode: DecodeParams) -> np.ndarray:
+    """Fit an image to the section's size by its `fit` (crop, pad or stretch): `height width 3`, uint8."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    image, size = image.convert("RGB"), (decode.width, decode.height)
+    if decode.fit == "crop":
+        image = ImageOps.fit(image, size, Image.Resampling.LANCZOS)
+    elif decode.fit == "pad":
+        image = ImageOps.pad(image, size, Image.Resampling.LANCZOS, color="black")
+    else:
+        image = image.resize(size, Image.Resampling.LANCZOS)
+    return np.asarray(image)

@@ -1,0 +1,279 @@
+"""The LOVEU-TGVE-2023 benchmark as it lies on disk: 76 clips with a caption and four edits each, read and checked.
+
+Two forms of the same content are read. The data set itself (showlab/loveu-tgve-2023) has a table at its top:
+
+    LOVEU-TGVE-2023_Dataset.csv
+    DAVIS_480p/480p_frames/gold-fish/*.jpg     numbered frames of 480x480, 32 or 128 of them
+    DAVIS_480p/480p_videos/gold-fish.mp4       the same as a video, taken where there are no frames
+    youtube_480p/...  videvo_480p/...
+
+In the table a line `DAVIS Videos:` says which set the clips below it are of; empty lines part the sets. The repository's
+configs are the other form: `SET/CLIP.yaml`, anywhere below the folder, one a clip, as Tune-A-Video's code takes them.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tav.config.paths import project_path
+from tav.media.decoding import IMAGES
+from tav_model.errors import TavError
+from tav_model.files import read_text
+
+TABLE = "LOVEU-TGVE-2023_Dataset.csv"
+SETS = ("DAVIS_480p", "youtube_480p", "videvo_480p")
+EDITS = ("style", "object", "background", "multiple")
+NAME, CAPTION = "Video name", "Our GT caption"
+COLUMNS = {
+    "style": "Style Change Caption",
+    "object": "Object Change Caption",
+    "background": "Background Change Caption",
+    "multiple": "Multiple Changes Caption",
+}
+SIDE = 480  # pixels of a frame, there and in a submission
+HEADING = re.compile(r"(\w+) videos:?", re.IGNORECASE)
+CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")  # with its set before it, at most as long as params.yaml allows
+LARGEST_CSV = 32 * 2**20
+LARGEST_YAML = 2**20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One clip of the benchmark.
+
+    Attributes:
+        caption: what is seen in it.
+        prompts: the edit of each category in `EDITS`.
+        frames: its folder of numbered images, or its video; None where the benchmark's folder has neither.
+        source: the file and line, or the file, that it stands in.
+    """
+
+    set: str
+    clip: str
+    caption: str
+    prompts: dict[str, str]
+    frames: Path | None
+    source: str
+
+    @property
+    def name(self) -> str:
+        """As the benchmark's users write it: `DAVIS_480p/gold-fish`."""
+        return f"{self.set}/{self.clip}"
+
+    @property
+    def clip_name(self) -> str:
+        """As a clip of params.yaml: `davis_480p-gold-fish`."""
+        return f"{self.set.lower()}-{self.clip}"
+
+
+def read_benchmark(folder: Path) -> list[Entry]:
+    """The clips of a benchmark in their order: those of the CSV at its top, or without one those of its YAML files.
+
+    Raises:
+        TavError: no such folder, neither form in it; with the file and the line or key: a column, caption or prompt that
+            is missing, a clip twice, a name or a path that is not allowed, or frames outside the folder.
+    """
+    if not folder.is_dir():
+        raise TavError(f"{folder}: no such folder; give the one that LOVEU-TGVE-2023 was unpacked into")
+    table = folder / TABLE
+    entries = list(_read_table(table) if table.is_file() else _read_configs(folder))
+    if not entries:
+        raise TavError(f"{folder}: no clips: it must have {TABLE}, or SET/CLIP.yaml for SET in {', '.join(SETS)}")
+    first: dict[str, str] = {}
+    for entry in entries:
+        other = first.setdefault(entry.name, entry.source)
+        if other != entry.source:
+            raise TavError(f"{entry.source}: {entry.name} is in {other} already")
+    return entries
+
+
+def choose(entries: Sequence[Entry], only: Sequence[str] = ()) -> list[Entry]:
+    """The entries named in `only` (SET/CLIP), or all; each has its frames.
+
+    Raises:
+        TavError: no such clip, or one without frames.
+    """
+    names = {entry.name: entry for entry in entries}
+    for name in only:
+        if name not in names:
+            some = ", ".join(list(names)[:4]) + (", ..." if len(names) > 4 else "")
+            raise TavError(f"--only: no clip {name!r}; must be SET/CLIP, one of: {some}")
+    chosen = [entry for entry in entries if not only or entry.name in only]
+    for entry in chosen:
+        if entry.frames is None:
+            raise TavError(
+                f"{entry.source}: {entry.name} has no frames: there must be images in {entry.set}/480p_frames/"
+                f"{entry.clip}/, or {entry.set}/480p_videos/{entry.clip}.mp4"
+            )
+    return chosen
+
+
+# The table
+
+
+def _read_table(path: Path) -> Iterable[Entry]:
+    lines = _table_rows(path)
+    if not lines:
+        raise TavError(f"{path.name}: is empty; must have the columns {', '.join((NAME, CAPTION, *COLUMNS.values()))}")
+    number, cells = lines[0]
+    header = [cell.strip() for cell in cells]
+    for column in (NAME, CAPTION, *COLUMNS.values()):
+        if header.count(column) != 1:
+            how = "is missing" if column not in header else "is there twice"
+            raise TavError(f"{path.name}: line {number}: the column {column!r} {how}; there are: {', '.join(header)}")
+    of_set: str | None = None
+    for number, cells in lines[1:]:
+        where = f"{path.name}: line {number}"
+        row = dict(zip(header, (cell.strip() for cell in cells), strict=False))
+        texts = [row.get(column, "") for column in (CAPTION, *COLUMNS.values())]
+        if not any((row.get(NAME, ""), *texts)):
+            continue
+        if not any(texts):
+            of_set = _set_of_heading(row[NAME], where)
+        elif of_set is None:
+            raise TavError(f"{where}: a clip before the first heading, such as 'DAVIS Videos:', which names its set")
+        else:
+            yield _table_entry(path.parent, of_set, row, where)
+
+
+def _table_rows(path: Path) -> list[tuple[int, list[str]]]:
+    """The rows that are not empty, with the line that each begins on."""
+    try:
+        text = read_text(path, LARGEST_CSV).removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise TavError(f"{path.name}: line {line}: not UTF-8; save the file as UTF-8") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows = []
+    begin = 1
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                rows.append((begin, cells))
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise TavError(f"{path.name}: line {begin}: not CSV ({error})") from None
+    return rows
+
+
+def _set_of_heading(text: str, where: str) -> str:
+    """`DAVIS_480p` of `DAVIS Videos:`."""
+    sets = {name.partition("_")[0].lower(): name for name in SETS}
+    found = HEADING.fullmatch(text)
+    if found is None:
+        raise TavError(f"{where}: {text[:80]!r} has no caption and no prompts; a clip must have all five")
+    if found[1].lower() not in sets:
+        headings = ", ".join(f"'{name.partition('_')[0]} Videos:'" for name in SETS)
+        raise TavError(f"{where}: {text!r} is no set of the benchmark; allowed: {headings}")
+    return sets[found[1].lower()]
+
+
+def _table_entry(folder: Path, of_set: str, row: dict[str, str], where: str) -> Entry:
+    clip = _clip_name(row[NAME], f"{where}: {NAME}")
+    places = (folder / of_set / "480p_frames" / clip, folder / of_set / "480p_videos" / f"{clip}.mp4")
+    return Entry(
+        set=of_set,
+        clip=clip,
+        caption=_text(row[CAPTION], f"{where}: {CAPTION}"),
+        prompts={edit: _text(row.get(column, ""), f"{where}: {column}") for edit, column in COLUMNS.items()},
+        frames=_first_there(folder, places, where),
+        source=where,
+    )
+
+
+# One YAML a clip
+
+
+def _read_configs(folder: Path) -> Iterable[Entry]:
+    suffixes = (".yaml", ".yml")
+    paths = [p for p in folder.rglob("*") if p.suffix in suffixes and p.parent.name in SETS and p.is_file()]
+    order = {name: place for place, name in enumerate(SETS)}
+    for path in sorted(paths, key=lambda path: (order[path.parent.name], path.stem, str(path))):
+        yield _config_entry(folder, path)
+
+
+def _config_entry(folder: Path, path: Path) -> Entry:
+    where = path.relative_to(folder).as_posix()
+    content = _load_config(path, where)
+    prompts = _value(content, where, "validation_data", "prompts")
+    if not isinstance(prompts, dict) or set(prompts) != set(EDITS):
+        has = ", ".join(map(str, prompts)) if isinstance(prompts, dict) else type(prompts).__name__
+        raise TavError(
+            f"{where}: validation_data.prompts: must be a mapping with the keys {', '.join(EDITS)}; is: {has[:80]}"
+        )
+    what = f"{where}: train_data.video_path"
+    video_path = _text(_value(content, where, "train_data", "video_path"), what)
+    project_path(folder, video_path, what)
+    # The path counts from where the original code was run: of its endings, the longest one that is in this folder.
+    parts = Path(video_path).parts
+    return Entry(
+        set=path.parent.name,
+        clip=_clip_name(path.stem, where),
+        caption=_text(_value(content, where, "train_data", "prompt"), f"{where}: train_data.prompt"),
+        prompts={edit: _text(prompts[edit], f"{where}: validation_data.prompts.{edit}") for edit in EDITS},
+        frames=_first_there(folder, (folder.joinpath(*parts[i:]) for i in range(len(parts))), what),
+        source=where,
+    )
+
+
+def _load_config(path: Path, where: str) -> Any:
+    import yaml
+
+    if path.stat().st_size > LARGEST_YAML:
+        raise TavError(f"{where}: is larger than 1 MiB; not a clip's config")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        raise TavError(f"{where}:{line} not YAML ({error.problem})") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise TavError(f"{where}: not YAML ({str(error).partition(chr(10))[0]})") from None
+
+
+def _value(content: Any, where: str, *keys: str) -> Any:
+    for number, key in enumerate(keys):
+        if not isinstance(content, dict) or key not in content:
+            raise TavError(f"{where}: {'.'.join(keys[: number + 1])} is missing")
+        content = content[key]
+    return content
+
+
+# Both
+
+
+def _clip_name(text: str, where: str) -> str:
+    if not CLIP_NAME.fullmatch(text):
+        raise TavError(f"{where}: {text[:80]!r} is not allowed: must be 1 to 48 of a-z, 0-9, _ and -")
+    return text
+
+
+def _text(value: Any, where: str) -> str:
+    """A caption or prompt on one line; line ends and runs of spaces, which tokenizers do not see, as single spaces."""
+    if not isinstance(value, str) or not value.strip():
+        raise TavError(f"{where}: must be a text that is not empty")
+    text = " ".join(value.split())
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+        raise TavError(f"{where}: {text[:80]!r} is not allowed: must be a text without control characters")
+    return text
+
+
+def _first_there(folder: Path, places: Iterable[Path], where: str) -> Path | None:
+    """The first of the places with a video or with images, which no link may lead out of the folder.
+
+    Raises:
+        TavError: it lies outside.
+    """
+    for place in places:
+        if place.is_file() or (place.is_dir() and any(path.suffix.lower() in IMAGES for path in place.iterdir())):
+            resolved = place.resolve()
+            if not resolved.is_relative_to(folder.resolve()):
+                raise TavError(f"{where}: {place} leads out of {folder}, to {resolved}; must be inside")
+            return resolved
+    return None

@@ -1,0 +1,243 @@
+"""The report of a clip: one HTML page that holds all it shows, videos too, and opens anywhere without a network.
+
+It is made of what lies in the results at that moment, and says of each part that is missing what would make it.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import logging
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from tav.config.params import RESULT_SECTIONS, Params, load_params
+from tav.config.paths import Project
+from tav.config.stages import STAGES
+from tav.reports.figures import LossChart, attention_grid, loss_chart
+from tav.reports.scores import read_clip_scores, read_heat_maps
+from tav.reports.videos import edit_paths, mosaic, read_edits, read_video
+from tav.runtime.progress import stage_log
+from tav.tracking.provenance import environment_tags
+from tav_model.errors import TavError
+from tav_model.files import read_json, write_text
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+logger = logging.getLogger(__name__)
+
+PAGES = Path(__file__).parent / "page"
+# Each is let in by its hash in the page's policy, and nothing else is.
+ASSETS = {"style": "style.css", "theme": "theme.js", "script": "report.js"}
+# Pixels; a browser shows the one that fits, because letters in a drawing that is made smaller cannot be read.
+CHART_WIDTHS = {"wide": 760, "narrow": 330}
+
+
+def update_reports(root: Path, clip: str) -> None:
+    """Write a clip's page and the overview after its score stage.
+
+    A failure is logged to the stage's log instead of being raised: the results do not depend on the pages.
+    """
+    with stage_log(Project(root).log(clip, "score")):
+        try:
+            write_report(root, clip)
+            write_index(root)
+        except Exception as error:
+            logger.warning("no report of %s: %s", clip, error, exc_info=not isinstance(error, TavError))
+
+
+def write_report(root: Path, clip: str) -> Path:
+    """Write `results/CLIP/report.html` from what the results hold now, and return its path.
+
+    Raises:
+        TavError: no such clip, nothing in its results yet, or a file there that is damaged.
+    """
+    from tav_model.tuned_weights import INFO_FILE, read_info
+
+    params = load_params(root / "params.yaml")
+    caption = params.clip(clip).caption
+    project = Project(root)
+    parts = (project.frames(clip), project.tuned(clip), project.edits(clip), project.scores(clip))
+    if not any(part.is_dir() and any(part.iterdir()) for part in parts):
+        raise TavError(f"results/{clip}: nothing to report yet; dvc repro score@{clip} makes it")
+
+    source = read_video(project.frames(clip) / "source.mp4")
+    edits = read_edits(root, clip, params, source.fps if source else None)
+    scores = read_clip_scores(project.scores(clip))
+    scored = [edit.name for edit in edits if scores and scores.of(edit.name, edit.prompt)]
+    first = source or (edits[0].video if edits else None)
+    frames = first.frames if first else params.decode_for(clip).frames
+    tuned = read_info(project.tuned(clip)) if (project.tuned(clip) / INFO_FILE).exists() else {}
+    attention = tuned.get("attention", params.attention.model_dump())
+    page = _environment().get_template("report.html")
+    text = page.render(
+        clip=clip,
+        caption=caption,
+        source=source,
+        edits=edits,
+        first=first,
+        frames=frames,
+        scores=scores,
+        heat=read_heat_maps(project.scores(clip), scored),
+        base_model=tuned.get("base_model", params.base_model),
+        charts=_loss_charts(project.tuned(clip) / "loss.csv"),
+        tuned=tuned,
+        attention=attention,
+        grid=attention_grid(attention["spatial"], frames),
+        timings=_timings(project.timings(clip)),
+        parameters=_parameters(params, clip),
+        differences=_differences(tuned, params),
+        **_surroundings(root),
+    )
+    write_text(project.report(clip), text)
+    return project.report(clip)
+
+
+def write_index(root: Path) -> Path:
+    """Write `results/index.html`, with a card for each clip that has a report, and return its path.
+
+    Raises:
+        TavError: no clip has a report, or a file of its results is damaged.
+    """
+    params = load_params(root / "params.yaml")
+    project = Project(root)
+    cards = []
+    for path in sorted(project.reports().parent.glob("*/report.html")):
+        clip = path.parent.name
+        known = params.clips.get(clip)  # It may have gone from there since.
+        videos = edit_paths(project.edits(clip))
+        cards.append(
+            {
+                "clip": clip,
+                "caption": known.caption if known else "",
+                "edits": len(videos),
+                "scores": read_clip_scores(project.scores(clip)),
+                "picture": mosaic(project.frames(clip) / "source.mp4", videos),
+            }
+        )
+    if not cards:
+        raise TavError(f"{project.reports().parent}: no report of any clip yet")
+    page = _environment().get_template("index.html")
+    write_text(project.reports(), page.render(cards=cards, **_surroundings(root)))
+    return project.reports()
+
+
+def _environment() -> Environment:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(PAGES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"clock": clock, "plain": _plain}
+    return environment
+
+
+def _surroundings(root: Path) -> dict[str, Any]:
+    """What every page has: styles, scripts and their hashes, when it was written, and of which revision."""
+    from markupsafe import Markup
+
+    texts = {name: (PAGES / file).read_text(encoding="utf-8") for name, file in ASSETS.items()}
+    digests = {name: hashlib.sha256(text.encode()).digest() for name, text in texts.items()}
+    tags = environment_tags(root)
+    return {
+        "assets": {name: Markup(text) for name, text in texts.items()},
+        "hashes": {name: f"sha256-{base64.b64encode(digest).decode()}" for name, digest in digests.items()},
+        "written": datetime.now().astimezone(),
+        "revision": tags.get("mlflow.source.git.commit"),
+        "dirty": tags.get("tav.git.dirty") == "True",
+        "version": tags.get("tav.version"),
+    }
+
+
+def _loss_charts(path: Path) -> dict[str, LossChart]:
+    """The loss curve in each width; empty before the tuning, or where that had no steps."""
+    if not path.exists():
+        return {}
+    names = ("step", "loss", "learning_rate", "timestep")
+    try:
+        with path.open(newline="", encoding="utf-8") as stream:
+            steps = [{name: float(row[name]) for name in names} for row in csv.DictReader(stream)]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+        raise TavError(f"{path}: not a loss curve ({type(error).__name__}: {error})") from None
+    return {name: loss_chart(steps, width) for name, width in CHART_WIDTHS.items()} if steps else {}
+
+
+def _timings(path: Path) -> list[tuple[str, float, float]]:
+    """Each stage that has run here, its seconds, and how many the stages before it took."""
+    if not path.exists():
+        return []
+    record = read_json(path)
+    stages, before = [], 0.0
+    for stage in STAGES:
+        if stage in record:
+            stages.append((stage, float(record[stage]), before))
+            before += float(record[stage])
+    return stages
+
+
+def _parameters(params: Params, clip: str) -> dict[str, list[tuple[str, Any, str]]]:
+    """What decides the result, by section: key, value and description of each parameter."""
+    own = params.clip(clip)
+    single = [(own, name) for name in ("video", "caption", "prompts")] + [
+        (params, name) for name in ("base_model", "seed")
+    ]
+    sections = {"clip": [(name, getattr(holder, name), _description(holder, name)) for holder, name in single]}
+    for name in ("decode", *RESULT_SECTIONS):
+        section = params.decode_for(clip) if name == "decode" else getattr(params, name)
+        if isinstance(section, BaseModel):
+            values = section.model_dump()
+            sections[name] = [(key, value, _description(section, key)) for key, value in values.items()]
+    return sections
+
+
+def _description(section: BaseModel, key: str) -> str:
+    return type(section).model_fields[key].description or ""
+
+
+def _differences(tuned: dict[str, Any], params: Params) -> list[tuple[str, Any, Any]]:
+    """Parameters that are others by now than those of the tuning: key, the tuning's, today's."""
+    now = {
+        "base_model": params.base_model,
+        "seed": params.seed,
+        "steps": params.tune.steps,
+        "attention": params.attention.model_dump(),
+        "trainable_modules": params.tune.trainable,
+    }
+    keys = {"steps": "tune.steps", "trainable_modules": "tune.trainable"}
+    return [
+        (keys.get(name, name), tuned[name], value)
+        for name, value in now.items()
+        if name in tuned and tuned[name] != value
+    ]
+
+
+def clock(seconds: float) -> str:
+    """`4.2 s`, `3 min 7 s`, `2 h 5 min`."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _plain(value: Any) -> str:
+    """A parameter's value as params.yaml would have it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value))
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items())
+    if value == "":
+        return '""'
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,171 @@
+"""The videos of a report: source, edits and their rendered truths, each whole in the page as a data: URI."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tav.config.params import Params
+from tav.config.paths import Project
+from tav.media.scene_truth import load_clip_truth
+from tav.media.videos import read_mp4, write_mp4
+from tav.reports.figures import data_uri
+from tav_model.errors import TavError
+from tav_model.files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+POSTER_SIDE = 320
+MOSAIC_SIDE, GAP = 240, 4
+# Settings of an edit, in the order of the page.
+SETTINGS = ("seed", "steps", "guidance_scale", "negative_prompt")
+
+
+@dataclass(frozen=True)
+class Video:
+    """A video as the page holds it; `poster` is its first frame."""
+
+    data: str
+    poster: str
+    frames: int
+    width: int
+    height: int
+    fps: Fraction
+
+
+@dataclass(frozen=True)
+class RenderedEdit:
+    """An edit of the results.
+
+    Attributes:
+        words: the prompt in parts, and whether each is other than in the caption.
+        truth: what it should look like, where that is known.
+    """
+
+    name: str
+    prompt: str
+    category: str
+    settings: dict[str, Any]
+    words: list[tuple[str, bool]]
+    video: Video
+    truth: Video | None
+
+
+def edit_paths(folder: Path) -> list[Path]:
+    """The videos of the edits, by name."""
+    return sorted(path for path in folder.glob("*.mp4") if not path.name.startswith("."))
+
+
+def read_video(path: Path) -> Video | None:
+    """One of the project's videos; None where there is no such file."""
+    return _read_video(path) if path.exists() else None
+
+
+def _read_video(path: Path) -> Video:
+    frames, fps = read_mp4(path)
+    _, height, width, _ = frames.shape
+    poster = _webp(frames[0], POSTER_SIDE)
+    return Video(data_uri("video/mp4", path.read_bytes()), poster, len(frames), width, height, fps)
+
+
+def read_edits(root: Path, clip: str, params: Params, fps: Fraction | None) -> list[RenderedEdit]:
+    """The edits of a clip by name.
+
+    Args:
+        fps: the source's rate, at which the truths are to play; None leaves them out.
+
+    Raises:
+        TavError: an edit without its JSON or without a prompt, or a video that is damaged.
+    """
+    truths = _render_truths(root, clip, params, fps) if fps else {}
+    edits = []
+    for path in edit_paths(Project(root).edits(clip)):
+        record = read_json(path.with_suffix(".json"))
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+            raise TavError(f"{path.with_suffix('.json')}: no prompt; it must be an object with the text 'prompt'")
+        video, truth = _read_video(path), truths.get(path.stem)
+        edits.append(
+            RenderedEdit(
+                name=path.stem,
+                prompt=record["prompt"],
+                category=record.get("category") or "",
+                settings={name: record[name] for name in SETTINGS if name in record},
+                words=changed_words(params.clip(clip).caption, record["prompt"]),
+                video=video,
+                # Other frames than now are asked for: nothing to play beside these.
+                truth=truth if truth and truth.frames == video.frames else None,
+            )
+        )
+    return edits
+
+
+def _render_truths(root: Path, clip: str, params: Params, fps: Fraction) -> dict[str, Video]:
+    import numpy as np
+
+    from toyworld.renderer import render
+
+    truth, indexes = load_clip_truth(root, clip, params)
+    if truth is None:
+        return {}
+    videos = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, scene in truth.edits.items():
+            path = Path(folder) / "truth.mp4"
+            write_mp4(path, np.stack([render(scene, time) for time in truth.times(indexes)]), fps)
+            videos[name] = _read_video(path)
+    return videos
+
+
+def changed_words(caption: str, prompt: str) -> list[tuple[str, bool]]:
+    """The prompt in runs of words, and whether each run is other than in the caption."""
+    before, after = caption.lower().split(), prompt.split()
+    matcher = difflib.SequenceMatcher(None, before, [word.lower() for word in after], autojunk=False)
+    return [
+        (" ".join(after[start:end]), tag != "equal") for tag, _, _, start, end in matcher.get_opcodes() if start < end
+    ]
+
+
+def mosaic(source: Path, edits: Sequence[Path]) -> str | None:
+    """A frame of the source, and beside it the same of up to four edits, as a small picture; None without a source."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    if not source.exists():
+        return None
+
+    def picture(path: Path, width: int, height: int) -> Image.Image:
+        frames, _ = read_mp4(path)
+        return ImageOps.fit(Image.fromarray(frames[len(frames) // 3]), (width, height), Image.Resampling.LANCZOS)
+
+    # Always as wide, so that cards beside each other are as high: fewer edits take more room.
+    side, half = MOSAIC_SIDE, MOSAIC_SIDE // 2
+    places = {
+        0: [],
+        1: [(0, 0, side, side)],
+        2: [(0, 0, side, half), (0, half, side, half)],
+        3: [(0, 0, side, half), (0, half, half, half), (half, half, half, half)],
+        4: [(0, 0, half, half), (half, 0, half, half), (0, half, half, half), (half, half, half, half)],
+    }[min(len(edits), 4)]
+    whole = Image.new("RGBA", (2 * side, side))  # The gaps let through what is behind.
+    whole.paste(picture(source, side - GAP if places else 2 * side, side), (0, 0))
+    for path, (left, top, width, height) in zip(edits, places, strict=False):
+        width, height = width - GAP * (left + width < side), height - GAP * (top + height < side)
+        whole.paste(picture(path, width, height), (side + left, top))
+    return _webp(np.asarray(whole), 2 * side)
+
+
+def _webp(pixels: np.ndarray, side: int) -> str:
+    from PIL import Image
+
+    image = Image.fromarray(pixels)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    image.save(stream, format="WEBP", quality=82)
+    return data_uri("image/webp", stream.getvalue())

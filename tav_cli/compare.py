@@ -1,0 +1,117 @@
+"""`tav compare`: the runs of each clip as tables for a terminal, or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tav.tracking.comparison import HIGHER_IS_BETTER, Comparison, PipelineRun, as_rows, compare
+from tav_cli.terminal import output_console, print_json
+
+LONGEST_VALUE = 28  # characters of a parameter; a whole negative prompt would fill the screen
+SHORT_ID = 8
+
+
+def show_comparisons(root: Path, clips: list[str], by: str | None, everything: bool, as_json: bool) -> None:
+    """Print them on stdout.
+
+    Raises:
+        TavError: as `tav.tracking.comparison.compare`.
+    """
+    comparisons = compare(root, clips, by, everything)
+    if as_json:
+        print_json(as_rows(comparisons))
+        return
+    console = output_console()
+    for comparison in comparisons:
+        for table in tables(comparison, console):
+            console.print(table)
+        if comparison.left_out:
+            runs = "run" if comparison.left_out == 1 else "runs"
+            console.print(f"{comparison.left_out} {runs} without scores left out; --all shows them", style="dim")
+
+
+@dataclass(frozen=True)
+class _Column:
+    header: str
+    cell: Callable[[PipelineRun], Text]
+    justify: Literal["left", "right"] = "left"
+
+
+def tables(comparison: Comparison, console: Console) -> list[Table]:
+    """The comparison as one table, or as several below each other where the console is too narrow for all columns."""
+    columns = _columns(comparison)
+    blocks: list[list[_Column]] = [[]]
+    unbounded = console.options.update(max_width=10_000)
+    for column in columns:
+        wider = [*blocks[-1], column]
+        if blocks[-1] and console.measure(_table(comparison, wider), options=unbounded).maximum > console.width:
+            blocks.append([column])
+        else:
+            blocks[-1] = wider
+    return [_table(comparison, block, is_first=number == 0) for number, block in enumerate(blocks)]
+
+
+def _columns(comparison: Comparison) -> list[_Column]:
+    columns = [_Column(key.replace(".", ".\n"), _parameter(key)) for key in comparison.differing]
+    metrics = sorted(comparison.metrics, key=lambda metric: metric != comparison.by)  # The order's reason comes first.
+    for metric in metrics:
+        arrow = {True: " ↑", False: " ↓"}.get(HIGHER_IS_BETTER[metric], "") if metric in HIGHER_IS_BETTER else ""
+        first, _, rest = metric.partition("_")
+        header = f"{first}\n{rest}{arrow}" if rest else f"{first}{arrow}"
+        columns.append(_Column(header, _score(metric, comparison.best(metric)), "right"))
+    columns.append(_Column("when", lambda run: Text(f"{run.started:%Y-%m-%d %H:%M}")))
+    if any(_state(run) for run in comparison.runs):
+        columns.append(_Column("state", lambda run: Text(_state(run), style="yellow")))
+    columns.append(_Column("run id", lambda run: Text(run.run_id[:SHORT_ID], style="dim")))
+    return columns
+
+
+def _table(comparison: Comparison, columns: list[_Column], is_first: bool = True) -> Table:
+    order = f", best {comparison.by} first" if comparison.by else ""
+    title = Text(f"{comparison.clip}{order}" if is_first else f"{comparison.clip}, further columns", style="bold")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("run", no_wrap=True)
+    for column in columns:
+        table.add_column(Text(column.header), justify=column.justify, no_wrap=True, vertical="bottom")
+    for rank, run in enumerate(comparison.runs, 1):
+        table.add_row(str(rank), Text(run.name), *(column.cell(run) for column in columns))
+    return table
+
+
+def _parameter(key: str) -> Callable[[PipelineRun], Text]:
+    def cell(run: PipelineRun) -> Text:
+        value = " ".join(run.parameters.get(key, "-").split())
+        return Text(value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 1]}…")
+
+    return cell
+
+
+def _score(metric: str, best: float | None) -> Callable[[PipelineRun], Text]:
+    def cell(run: PipelineRun) -> Text:
+        if metric not in run.scores:
+            return Text("-", style="dim")
+        value = run.scores[metric]
+        return Text(number(value), style="bold green" if value == best else "")
+
+    return cell
+
+
+def number(value: float) -> str:
+    """Four digits behind the point, or two for what is 10 and more, such as decibels."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _state(run: PipelineRun) -> str:
+    """What is to be known of a run that is not simply finished."""
+    if not run.is_finished:
+        return f"no scores ({run.status})"
+    return "" if run.status == "finished" else run.status

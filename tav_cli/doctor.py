@@ -1,0 +1,400 @@
+"""`tav doctor`: what of this machine and this project works, what does not, and what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote, urlsplit
+
+from rich.table import Table
+from rich.text import Text
+
+from flows.services import answers, api_url, is_free, mlflow_port_setting, running
+from tav.config.params import DecodeParams, Params, load_params
+from tav.config.paths import resolve_model
+from tav.runtime.progress import is_quiet
+from tav.runtime.redaction import redact
+from tav.tracking.store import project_root, resolve_uri
+from tav_cli.terminal import Bars, output_console, print_json
+from tav_model.base_models import PARTS
+from tav_model.errors import TavError
+from tav_model.files import read_json
+
+GIB = 2**30
+# Of memory, below which nothing runs, and below which Stable Diffusion's size does not; of disk, the same.
+MEMORY, DISK = (1, 8), (0.5, 5)
+STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
+SHOWN_PACKAGES = 4
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was found, and what to do about it where it is not as it should be."""
+
+    name: str
+    state: Literal["ok", "warning", "problem"]
+    found: str
+    advice: str = ""
+
+
+def doctor(root: Path, as_json: bool) -> int:
+    """Print all checks; returns the exit code: 1 where there is a problem."""
+    checks: list[Check] = []
+    with Bars() as bars, bars.working("checking"):
+        for check in _checks(root):
+            checks.append(check)
+    problems = sum(check.state == "problem" for check in checks)
+    if as_json:
+        print_json({"problems": problems, "checks": [asdict(check) for check in checks]})
+        return 1 if problems else 0
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for check in checks:
+        if check.state == "ok" and is_quiet():
+            continue
+        said = Text(check.found)
+        if check.advice:
+            said.append(f"\n→ {check.advice}")
+        table.add_row(Text(check.state, style=STYLES[check.state]), check.name, said)
+    output_console().print(table)
+    return 1 if problems else 0
+
+
+def _checks(root: Path) -> Iterator[Check]:
+    yield _python()
+    yield from _guarded("packages", lambda: _packages(root))
+    yield from _guarded("torch", _torch)
+    yield from _guarded("GPU", _gpus)
+    yield from _guarded("threads", _threads)
+    yield from _guarded("memory", _memory)
+    yield from _guarded("disk", lambda: _disk(root))
+    yield from _guarded("codecs", _codecs)
+    yield from _guarded("git", lambda: _git(root))
+    yield from _guarded("DVC", lambda: _dvc(root))
+    try:
+        params = load_params(root / "params.yaml")
+    except TavError as error:
+        yield Check("params.yaml", "problem", str(error), "correct it there")
+        return
+    yield Check("params.yaml", "ok", f"{len(params.clips)} clips: {', '.join(params.clips)}")
+    yield from _guarded("clips", lambda: _clips(root, params))
+    yield from _guarded("device", lambda: _device(params))
+    yield from _guarded("base model", lambda: _model(root, "base model", params.base_model, "base_model", PARTS))
+    for key in ("clip_model", "pickscore_model"):
+        name = getattr(params.score, key)
+        if name:
+            yield from _guarded(key, partial(_model, root, key, name, f"score.{key}", ()))
+    if params.score.clip_model is None:
+        yield Check("clip_model", "ok", "none: scores that need a CLIP model are left out")
+    yield from _guarded("Prefect", lambda: _prefect(root))
+    yield from _guarded("MLflow", lambda: _mlflow(root, params))
+
+
+def _guarded(name: str, check: Callable[[], Check]) -> Iterator[Check]:
+    """A check that cannot be made is a problem like others, and the rest is made all the same."""
+    try:
+        yield check()
+    except TavError as error:
+        yield Check(name, "problem", str(error))
+    except Exception as error:
+        yield Check(name, "problem", f"cannot be checked ({type(error).__name__}: {_first_line(error)})")
+
+
+# The machine
+
+
+def _python() -> Check:
+    found = f"{sys.version.split()[0]} in {sys.prefix}"
+    if (3, 11) <= sys.version_info < (3, 13):
+        return Check("Python", "ok", found)
+    return Check("Python", "problem", found, "3.11 or 3.12 is wanted; make install PYTHON=python3.11")
+
+
+def _packages(root: Path) -> Check:
+    """What is installed, compared with the versions that the project was tested with."""
+    path = root / "constraints.txt"
+    if not path.is_file():
+        return Check("packages", "warning", "no constraints.txt to compare with", "restore it: git checkout")
+    tested = re.findall(r"^([\w.-]+)==([^\s;#]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    others = []
+    for name, version in tested:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            installed = importlib.metadata.version(name)
+            if installed.partition("+")[0] != version:
+                others.append(f"{name} {installed} (tested: {version})")
+    if not others:
+        return Check("packages", "ok", f"{len(tested)} versions as tested")
+    more = f" and {len(others) - SHOWN_PACKAGES} more" if len(others) > SHOWN_PACKAGES else ""
+    advice = "pip install -c constraints.txt -e . installs the tested ones"
+    return Check("packages", "warning", f"{', '.join(others[:SHOWN_PACKAGES])}{more}", advice)
+
+
+def _torch() -> Check:
+    import torch
+
+    bfloat16 = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bf16"
+    capability = torch.backends.cpu.get_cpu_capability()
+    found = f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs, {capability}, {bfloat16}"
+    if capability == "DEFAULT":
+        return Check("torch", "warning", found, "this processor has no AVX2; expect many times the usual time")
+    return Check("torch", "ok", found)
+
+
+def _gpus() -> Check:
+    import torch
+
+    if torch.cuda.is_available():
+        parts = []
+        for number in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(number)
+            bfloat16 = "bf16" if torch.cuda.get_device_capability(number) >= (8, 0) else "no bf16"
+            name = torch.cuda.get_device_name(number)
+            parts.append(f"cuda:{number} {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, {bfloat16}")
+        return Check("GPU", "ok", "; ".join(parts))
+    if torch.backends.mps.is_available():
+        return Check("GPU", "ok", "Apple's, as mps")
+    if shutil.which("nvidia-smi"):
+        built = torch.version.cuda or "none"
+        advice = f"this torch is for CUDA {built}; install the build that fits the driver"
+        return Check("GPU", "warning", "the driver is there, but torch finds no GPU", advice)
+    return Check("GPU", "ok", "none: everything runs on the CPU; toyworld is made for that, Stable Diffusion is slow")
+
+
+def _threads() -> Check:
+    policy = os.environ.get("OMP_WAIT_POLICY", "unset")
+    load, cpus = os.getloadavg()[0], os.cpu_count() or 1
+    found = f"OMP_WAIT_POLICY {policy}, load {load:.1f} on {cpus} CPUs"
+    if policy.upper() == "ACTIVE" and load > cpus / 2:
+        advice = "threads that spin while they wait are many times slower beside other work; unset it"
+        return Check("threads", "warning", found, advice)
+    if policy == "unset" and load < cpus / 4:
+        return Check("threads", "ok", f"{found}; alone on the machine, ACTIVE is up to twice as fast")
+    return Check("threads", "ok", found)
+
+
+def _memory() -> Check:
+    import psutil
+
+    free = psutil.virtual_memory().available
+    limit = Path("/sys/fs/cgroup/memory.max")  # of the container, which the machine's memory says nothing of
+    with contextlib.suppress(OSError, ValueError):
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        free = min(free, int(limit.read_text()) - used)
+    return _amount("memory", free, MEMORY, "end other programs; Stable Diffusion wants 8 GiB, and less only on a GPU")
+
+
+def _disk(root: Path) -> Check:
+    free = shutil.disk_usage(root).free
+    return _amount("disk", free, DISK, "dvc gc -w removes versions that the workspace does not use")
+
+
+def _amount(name: str, free: float, bounds: tuple[float, float], advice: str) -> Check:
+    least, enough = bounds
+    found = f"{free / GIB:.1f} GiB free"
+    if free < least * GIB:
+        return Check(name, "problem", found, advice)
+    return Check(name, "warning", found, advice) if free < enough * GIB else Check(name, "ok", found)
+
+
+def _codecs() -> Check:
+    """A clip written by PyAV's libx264, and read as users' clips are."""
+    import decord  # noqa: F401 (the reader would go on without it)
+    import numpy as np
+
+    from tav.media.decoding import read_frames
+    from tav.media.videos import write_mp4
+
+    with tempfile.TemporaryDirectory(prefix="tav-") as folder:
+        path = Path(folder) / "grey.mp4"
+        write_mp4(path, np.full((2, 64, 64, 3), 128, np.uint8), Fraction(8))
+        decode = DecodeParams(frames=2, width=64, height=64)
+        frames, _ = read_frames(path, decode, seconds=60)
+    if frames.shape != (2, 64, 64, 3) or abs(float(frames.mean()) - 128) > 8:
+        return Check("codecs", "problem", "a video comes back as another one", "pip install --force-reinstall av")
+    return Check("codecs", "ok", "H.264 is written (PyAV) and read (decord)")
+
+
+# The project
+
+
+def _git(root: Path) -> Check:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=20)
+    except FileNotFoundError:
+        return Check("git", "problem", "no program git", "install it; DVC needs it")
+    if done.returncode:
+        return Check("git", "problem", _first_line(done.stderr), "git init && git add -A && git commit -m start")
+    return Check("git", "ok", f"at {done.stdout.strip()}")
+
+
+def _dvc(root: Path) -> Check:
+    if not (root / ".dvc" / "config").is_file():
+        return Check("DVC", "problem", "no folder .dvc here", "dvc init")
+    if not (root / "dvc.yaml").is_file():
+        return Check("DVC", "problem", "no dvc.yaml here", "git checkout dvc.yaml")
+    first = shutil.which("python")
+    if first is None or Path(first).parent.resolve() != Path(sys.executable).parent.resolve():
+        advice = "activate this environment before dvc repro: source .venv/bin/activate"
+        return Check("DVC", "warning", f"its stages would run {first or 'no python'}, not this Python", advice)
+    return Check("DVC", "ok", f"{importlib.metadata.version('dvc')}, initialised")
+
+
+def _clips(root: Path, params: Params) -> Check:
+    from tav.config.prompts import read_prompts
+
+    wrong = []
+    for name, clip in params.clips.items():
+        if not (root / clip.video).exists():
+            wrong.append(f"{name}: {clip.video}: no such file")
+        try:
+            read_prompts(root / clip.prompts)
+        except TavError as error:
+            wrong.append(f"{name}: {str(error).replace(f'{root}/', '')}")
+    if wrong:
+        return Check("clips", "problem", "; ".join(wrong), "correct or restore the files, or take the clip away")
+    return Check("clips", "ok", "videos and prompts are there")
+
+
+def _device(params: Params) -> Check:
+    from tav.runtime.devices import choose_device
+
+    device = choose_device(params.runtime.device)
+    precisions = {params.tune.precision, params.invert.precision, params.edit.precision}
+    if device == "cpu" and "float16" in precisions:
+        return Check("device", "warning", "cpu, with float16 in params.yaml", "float32 or bfloat16 on a CPU")
+    return Check("device", "ok", device)
+
+
+def _model(root: Path, what: str, name: str, key: str, parts: tuple[str, ...]) -> Check:
+    """Whether a model's files are there, with configurations that can be read and weights that are whole."""
+    folder = Path(resolve_model(root, name))
+    if not folder.is_dir():
+        return _hub_model(what, name, key)
+    for part in parts or (".",):
+        configs = [path for path in sorted((folder / part).glob("*config.json")) if read_json(path) is not None]
+        if not configs:
+            return Check(what, "problem", f"{folder / part}: no configuration", f"another {key} in params.yaml")
+    weights = sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*.bin"))
+    if not weights:
+        return Check(what, "problem", f"{folder}: no weights", f"download it again, or another {key} in params.yaml")
+    for path in weights:
+        if path.suffix == ".safetensors":
+            _check_header(path)
+    size = sum(path.stat().st_size for path in weights)
+    return Check(what, "ok", f"{name}, {size / 2**20:.0f} MiB of weights")
+
+
+def _check_header(path: Path) -> None:
+    """Whether a safetensors file is as long as its header says: one that was cut off in a download is not."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if length < path.stat().st_size else {}
+            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise TavError(f"{path}: not a whole safetensors file; download it again") from None
+    if 8 + length + end != path.stat().st_size:
+        raise TavError(f"{path}: not a whole safetensors file; download it again")
+
+
+def _hub_model(what: str, name: str, key: str) -> Check:
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    with contextlib.suppress(CacheNotFound):
+        for repository in scan_cache_dir().repos:
+            if repository.repo_id == name:
+                return Check(what, "ok", f"{name}, {repository.size_on_disk / GIB:.1f} GiB in the hub's cache")
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    if offline:
+        advice = f"unset HF_HUB_OFFLINE for the first run, or name a folder as {key} in params.yaml"
+        return Check(what, "problem", f"{name}: a hub id that was never downloaded, and the hub is off", advice)
+    advice = f"the first run downloads it; without a network, name a folder as {key} in params.yaml"
+    return Check(what, "warning", f"{name}: a hub id that was never downloaded", advice)
+
+
+# The services
+
+
+def _prefect(root: Path) -> Check:
+    url = api_url(root)
+    services = running(root)
+    if services:
+        if answers(f"{services.prefect}/api/health"):
+            return Check("Prefect", "ok", f"running: {services.prefect}")
+        return Check("Prefect", "problem", f"{services.prefect} does not answer", "tav down && tav up; logs/ say more")
+    address = urlsplit(url)
+    if address.hostname not in ("127.0.0.1", "localhost"):
+        if answers(f"{url}/health"):
+            return Check("Prefect", "ok", f"answers: {redact(url)}")
+        return Check("Prefect", "problem", f"{redact(url)} does not answer", "start it, or change PREFECT_API_URL")
+    return _port("Prefect", address.port or 80, f"{url}/health", "api.url in prefect.toml")
+
+
+def _mlflow(root: Path, params: Params) -> Check:
+    uri = params.tracking.uri
+    if uri is None:
+        return Check("MLflow", "ok", "nothing is tracked: tracking.uri is null")
+    uri = resolve_uri(uri, project_root(root))
+    shown = redact(uri)
+    if uri.startswith("http"):
+        if answers(f"{uri.rstrip('/')}/health"):
+            return Check("MLflow", "ok", f"answers: {shown}")
+        advice = "start it, or change tracking.uri; runs go on without it, and send what they kept later"
+        return Check("MLflow", "problem", f"{shown} does not answer", advice)
+    store = _store(uri, shown)
+    if store.state != "ok" or running(root):
+        return store
+    port = _port("MLflow", mlflow_port_setting(), "", "TAV_MLFLOW_PORT")
+    return Check("MLflow", port.state, f"{store.found}; {port.found}", port.advice)
+
+
+def _store(uri: str, shown: str) -> Check:
+    if not uri.startswith("sqlite:///"):
+        import sqlalchemy
+
+        with sqlalchemy.create_engine(uri).connect():
+            return Check("MLflow", "ok", f"{shown} can be reached")
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if not path.exists():
+        if os.access(path.parent, os.W_OK):
+            return Check("MLflow", "ok", f"{path.name} will be made by the first run")
+        return Check("MLflow", "problem", f"{path.parent}: not a folder that can be written", "change tracking.uri")
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
+            (runs,) = database.execute("select count(*) from runs").fetchone()
+    except sqlite3.Error as error:
+        return Check("MLflow", "problem", f"{path}: {error}", "move it away, or change tracking.uri in params.yaml")
+    return Check("MLflow", "ok", f"{path.name} with {runs} runs")
+
+
+def _port(name: str, port: int, health: str, setting: str) -> Check:
+    """Whether `tav up` could have the port."""
+    if is_free(port):
+        return Check(name, "ok", f"port {port} is free for tav up")
+    if health and answers(health):
+        advice = f"tav run takes it; for tav up, choose another port ({setting})"
+        return Check(name, "ok", f"port {port}: a Prefect server that tav up has not started", advice)
+    advice = f"end what uses it, or choose another one ({setting})"
+    return Check(name, "warning", f"port {port} is taken by another program, so that tav up cannot start", advice)
+
+
+def _first_line(error: Any) -> str:
+    return str(error).strip().partition("\n")[0]

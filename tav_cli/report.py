@@ -1,0 +1,50 @@
+"""`tav report`: the pages about clips, written anew from the results as they are."""
+
+from __future__ import annotations
+
+import webbrowser
+from collections.abc import Sequence
+from pathlib import Path
+
+from tav.config.params import load_params
+from tav.config.paths import Project
+from tav_cli.terminal import print_json, say
+from tav_model.errors import TavError
+
+
+def report(root: Path, clips: Sequence[str], show: bool, as_json: bool) -> None:
+    """Write the pages and print their paths, that of the overview last.
+
+    Args:
+        clips: names; none: all that have results.
+        show: whether to open a browser too: on the page of the one clip that was asked for, else on the overview.
+
+    Raises:
+        TavError: no such clip, or nothing to report.
+    """
+    params = load_params(root / "params.yaml")
+    for clip in clips:
+        params.clip(clip)
+    project = Project(root)
+    chosen = list(dict.fromkeys(clips)) or [
+        clip for clip in params.clips if any(part(clip).is_dir() for part in (project.tuned, project.edits))
+    ]
+    if not chosen:
+        raise TavError("no results to report yet; tav run makes some")
+    from tav.reports.report import write_index, write_report
+
+    pages = {}
+    for clip in chosen:
+        pages[clip] = write_report(root, clip)
+        if not as_json:
+            print(pages[clip].relative_to(root), flush=True)
+    index = write_index(root)
+    if as_json:
+        paths = {clip: str(page.relative_to(root)) for clip, page in pages.items()}
+        print_json({"clips": paths, "index": str(index.relative_to(root))})
+    else:
+        print(index.relative_to(root))
+    if show:
+        page = pages[clips[0]] if len(chosen) == 1 and clips else index
+        if not webbrowser.open(page.resolve().as_uri()):
+            say(f"no browser can be opened here; open {page.relative_to(root)} in one")

@@ -1,0 +1,93 @@
+"""A project with the results of one clip as the stages leave them, made without any model, for the tests of the report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from tav.media.videos import write_mp4
+from tests.support.projects import ROOT, change_params
+from toyworld.renderer import render
+from toyworld.scenes import load_truth
+
+CLIP = "ball"
+FRAMES, FPS = 8, Fraction(84, 23)
+CAPTION = "a red ball is bouncing on the grass"
+PROMPTS = {
+    "blue-ball": "a blue ball is bouncing on the grass",
+    "cube": "a red cube is bouncing on the grass",
+    "on-sand": "a red ball is bouncing on the sand",
+}
+SCORES = {
+    "blue-ball": {"flicker": 0.05, "textual_alignment": 0.58, "frame_consistency": 0.99, "track_error": 0.06},
+    "cube": {"flicker": 0.06, "textual_alignment": 0.61, "frame_consistency": 0.97, "track_error": 0.01},
+    "on-sand": {"flicker": 0.04, "textual_alignment": 0.6, "frame_consistency": 0.98},
+}
+SOURCE = {"flicker": 0.041, "textual_alignment": 0.59, "frame_consistency": 0.98}
+TUNED = {
+    "trainable_modules": ["attn1.to_q", "attn2.to_q", "attn_temp"],
+    "attention": {"spatial": ["first", "former"], "temporal": True},
+    "parameters": 172992,
+    "base_model": "toyworld",
+    "steps": 400,
+    "seed": 33,
+    "sha256": "0" * 64,
+}
+
+
+def make_results(root: Path) -> Path:
+    """The project in `root`, with everything that a report shows. The edits play the truth, darkened."""
+    shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
+    (root / "data/scenes").mkdir(parents=True)
+    shutil.copyfile(ROOT / "data/scenes/ball.json", root / "data/scenes/ball.json")
+    results = root / "results" / CLIP
+    truth = load_truth(root / "data/scenes/ball.json")
+    times = np.linspace(0, 1, FRAMES)
+    for part in ("frames", "edits", "tuned", "scores"):
+        (results / part).mkdir(parents=True)
+    write_mp4(results / "frames/source.mp4", np.stack([render(truth.scene, time) for time in times]), FPS)
+    for name in PROMPTS:
+        frames = np.stack([render(truth.edits[name], time) for time in times])
+        write_mp4(results / f"edits/{name}.mp4", (0.8 * frames).astype(np.uint8), FPS)
+        write_edit(root, name)
+    write_scores(root)
+    (results / "tuned/tuned.json").write_text(json.dumps(TUNED))
+    rng = np.random.default_rng(0)
+    rows = [f"{s},{rng.uniform(0.002, 0.2)},{1e-3 * (1 - s / 400)},0.1,{rng.integers(1000)}" for s in range(1, 401)]
+    (results / "tuned/loss.csv").write_text("\n".join(["step,loss,learning_rate,gradient_norm,timestep", *rows, ""]))
+    (root / ".tav/timings").mkdir(parents=True)
+    timings = {"decode": 2.1, "encode": 3.5, "tune": 112.8, "invert": 5.9, "edit": 27.6, "score": 17.0}
+    (root / f".tav/timings/{CLIP}.json").write_text(json.dumps(timings))
+    return root
+
+
+def write_edit(root: Path, name: str, **changes: object) -> None:
+    """The JSON beside an edit's video."""
+    record = {"name": name, "prompt": PROMPTS[name], "category": "object", "negative_prompt": "", "guidance_scale": 3.5}
+    record |= {"steps": 20, "seed": 33, "identity": "0" * 32, **changes}
+    (root / "results" / CLIP / f"edits/{name}.json").write_text(json.dumps(record))
+
+
+def write_scores(root: Path, prompts: dict[str, str] = PROMPTS) -> None:
+    folder = root / "results" / CLIP / "scores"
+    metrics = list(SCORES["cube"])
+    lines = [",".join(["name", "prompt", "category", *metrics])]
+    for name, values in SCORES.items():
+        prompt = prompts[name].replace('"', '""')
+        lines.append(",".join([name, f'"{prompt}"', "object", *(str(values.get(metric, "")) for metric in metrics)]))
+    (folder / "scores.csv").write_text("\n".join([*lines, ""]))
+    mean = {metric: float(np.mean([v[metric] for v in SCORES.values() if metric in v])) for metric in metrics}
+    (folder / "metrics.json").write_text(json.dumps({"source": SOURCE, "mean": mean}))
+    gaps = np.abs(np.arange(FRAMES)[:, None] - np.arange(FRAMES))
+    similarities = {name: (1 - 0.01 * (n + 1) * gaps).round(4).tolist() for n, name in enumerate(SCORES)}
+    record = {"source": (1 - 0.02 * gaps).round(4).tolist(), "edits": similarities}
+    (folder / "consistency.json").write_text(json.dumps(record))
+
+
+def set_caption(root: Path, caption: str) -> None:
+    entry = {"video": "data/ball.mp4", "caption": caption, "prompts": "data/ball.csv", "decode": {}}
+    change_params(root, {}, {CLIP: entry})

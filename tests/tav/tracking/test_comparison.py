@@ -1,0 +1,242 @@
+"""`tav compare` on real MLflow stores, written as the stages write them."""
+
+import contextlib
+import io
+import json
+import shutil
+import socket
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from tav.tracking.comparison import HIGHER_IS_BETTER, compare, read_runs
+from tav.tracking.tracker import Tracker
+from tav_cli.compare import tables
+from tav_cli.main import main
+from tav_model.errors import TavError
+from tests.support.projects import ROOT, change_params
+
+BALL = {"attention.spatial": "first,former", "tune.steps": 300, "edit.guidance_scale": 4.0, "caption": "a red ball"}
+SCORES = {"textual_alignment": 0.30, "frame_consistency": 0.90, "flicker": 0.02, "psnr_to_truth": 21.5}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with four runs of one clip, of which one has no scores, and two of another that are as good."""
+    root = tmp_path_factory.mktemp("a projèct")
+    shutil.copy(ROOT / "params.yaml", root)
+    with Tracker("sqlite:///mlflow.db", "tav", root) as tracker:
+
+        def log(clip: str, changes: dict, scores: dict | None) -> None:
+            run = tracker.pipeline(clip, BALL | changes)
+            run.log_metrics({"seconds.tune": 12.0, "system/cpu_utilization_percentage": 50.0})
+            if scores is None:
+                run.finish("FAILED")
+                return
+            run.log_metrics(scores)
+            run.log_metrics({f"source.{name}": 1.0 for name in scores})
+            run.child("edit", "x", "edit blue").log_metrics(SCORES | {"textual_alignment": 0.99})
+            run.finish()
+
+        log("ball", {}, SCORES)
+        log("ball", {"attention.spatial": "self"}, SCORES | {"textual_alignment": 0.20, "flicker": 0.01})
+        log("ball", {"edit.guidance_scale": 9.0}, {"textual_alignment": 0.35, "frame_consistency": 0.8, "novelty": 7.0})
+        log("ball", {"tune.steps": 0}, None)
+        log("fish", {"caption": "a fish"}, {"textual_alignment": 0.25, "frame_consistency": 0.7})
+        log("fish", {"caption": "a fish", "tune.steps": 9}, {"textual_alignment": 0.25, "frame_consistency": 0.7})
+    return root
+
+
+@pytest.fixture
+def tav(store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs the command in the project: its exit code, and what it prints."""
+
+    def run(*arguments: str, root: Path = store, columns: int = 200) -> tuple[int, str, str]:
+        monkeypatch.chdir(root)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(sys, "argv", ["tav", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        return ended.value.code, printed.out, printed.err
+
+    return run
+
+
+def files(root: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_rows_are_best_first_and_say_what_differs(tav, store: Path):
+    code, out, err = tav("compare", "--json")
+    rows = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [(row["clip"], row["rank"], row["scores"]["textual_alignment"]) for row in rows] == [
+        ("ball", 1, 0.35),
+        ("ball", 2, 0.30),
+        ("ball", 3, 0.20),
+        ("fish", 1, 0.25),
+        ("fish", 2, 0.25),
+    ]
+    assert rows[1]["differing"] == {"attention.spatial": "first,former", "edit.guidance_scale": "4.0"}
+    assert rows[1]["parameters"] == {name: str(value) for name, value in BALL.items()}
+    assert rows[1]["scores"] == SCORES
+    assert rows[1]["run"] == "ball · first,former · 300 steps" and rows[1]["finished"]
+    # As good as each other: the newer one is first.
+    assert [row["differing"] for row in rows[3:]] == [{"tune.steps": "9"}, {"tune.steps": "300"}]
+
+
+def test_lower_is_better_for_some(tav):
+    code, out, _ = tav("compare", "--clip", "ball", "--by", "flicker", "--json")
+    assert code == 0
+    assert [row["scores"].get("flicker") for row in json.loads(out)] == [0.01, 0.02, None]
+
+
+def test_table(tav, store: Path):
+    code, out, _ = tav("compare", "--clip", "ball")
+    lines = out.splitlines()
+    ids = {run.name: run.run_id[:8] for run in read_runs(store)}
+    assert code == 0 and lines[0].strip() == "ball, best textual_alignment first"
+    (row,) = [line.split() for line in lines if "· self ·" in line]
+    assert row[:6] == ["3", "ball", "·", "self", "·", "300"]
+    assert row[7:13] == ["self", "4.0", "0.2000", "0.9000", "21.50", "0.0100"]
+    assert row[-1] == ids["ball · self · 300 steps"]
+    assert "caption" not in out and "tune" not in out and "fish" not in out
+    assert "1 run without scores left out; --all shows them" in out
+
+
+def test_unfinished_runs_are_marked(tav):
+    _, out, _ = tav("compare", "--clip", "ball", "--all")
+    assert "left out" not in out
+    (line,) = [line for line in out.splitlines() if "no scores (failed)" in line]
+    assert line.split()[0] == "4" and " 0 steps" in line
+    rows = json.loads(tav("compare", "--clip", "ball", "--all", "--json")[1])
+    assert [row["finished"] for row in rows] == [True, True, True, False]
+    assert rows[3]["differing"]["tune.steps"] == "0" and rows[3]["status"] == "failed"
+
+
+def test_the_best_of_each_metric_is_bold(store: Path):
+    (comparison,) = compare(store, ["ball"])
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, color_system="standard", width=200)
+    for table in tables(comparison, console):
+        console.print(table)
+    bold = [part.partition("\x1b[0m")[0].strip() for part in text.getvalue().split("\x1b[1;32m")[1:]]
+    # The best of each metric, frame_consistency twice; a metric whose better side is not known has none.
+    assert sorted(bold) == sorted(["0.3500", "0.9000", "0.9000", "21.50", "21.50", "0.0100"])
+
+
+@pytest.mark.parametrize("columns", [60, 90])
+def test_narrow_terminals_get_the_columns_in_several_tables(tav, columns: int):
+    _, wide, _ = tav("compare", "--clip", "ball", columns=300)
+    _, narrow, _ = tav("compare", "--clip", "ball", columns=columns)
+    assert "ball, further columns" in narrow and "further columns" not in wide
+    assert max(len(line.rstrip()) for line in narrow.splitlines()) <= columns
+    assert set(wide.replace("─", "").split()) <= set(narrow.split())
+
+
+def test_reading_leaves_everything_as_it_was(tav, store: Path, tmp_path: Path):
+    before = files(store)
+    assert tav("compare")[0] == 0
+    assert files(store) == before
+    assert not (store / "mlruns").exists()
+
+
+def test_no_store(tav, tmp_path: Path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    code, out, err = tav("compare", root=tmp_path)
+    assert (code, out) == (2, "") and err.startswith("error: no runs yet in sqlite:///") and err.count("\n") == 1
+    assert files(tmp_path).keys() == {"params.yaml"}
+
+
+def test_other_experiment_and_other_place(tav, store: Path, tmp_path: Path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    change_params(tmp_path, {"tracking": {"uri": f"sqlite:///{store}/mlflow.db"}})
+    assert tav("compare", root=tmp_path)[0] == 0
+    change_params(tmp_path, {"tracking": {"experiment": "elsewhere"}})
+    code, _, err = tav("compare", root=tmp_path)
+    assert code == 2 and "no runs yet in sqlite:///" in err and "'elsewhere'" in err
+    change_params(tmp_path, {"tracking": {"uri": None}})
+    code, _, err = tav("compare", root=tmp_path)
+    assert code == 2 and "tracking.uri is null" in err
+    assert files(tmp_path).keys() == {"params.yaml"}
+
+
+def test_server_that_is_away(tav, store: Path, tmp_path: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    change_params(tmp_path, {"tracking": {"uri": f"http://someone:secret@{address}"}})
+    code, out, err = tav("compare", root=tmp_path)
+    assert (code, out) == (2, "") and err.count("\n") == 1
+    assert err.startswith(f"error: http://{address}: the runs cannot be read (") and "secret" not in err
+    assert "refused" in err
+
+
+def test_older_and_broken_stores(tav, store: Path, tmp_path: Path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    database = tmp_path / "mlflow.db"
+    database.touch()
+    assert "no runs yet" in tav("compare", root=tmp_path)[2]
+    assert database.stat().st_size == 0
+    database.write_bytes(b"not a database, but as long as one" * 100)
+    code, _, err = tav("compare", root=tmp_path)
+    assert code == 2 and "the runs cannot be read (file is not a database)" in err and err.count("\n") == 1
+    shutil.copy(store / "mlflow.db", database)
+    with contextlib.closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'of another time'")
+        connection.commit()
+    code, _, err = tav("compare", root=tmp_path)
+    assert code == 2 and "out-of-date database schema" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--clip", "cat"], "error: --clip: no runs of 'cat'; there are runs of: ball, fish"),
+        (
+            ["--by", "beauty"],
+            "error: --by: no metric 'beauty' to order by; allowed: textual_alignment, frame_consistency, "
+            "psnr_to_truth, flicker",
+        ),
+        (["--by", "novelty"], "error: --by: no metric 'novelty' to order by; allowed: textual_alignment, frame_cons"),
+        (["--clip", "fish", "--by", "flicker"], "allowed: textual_alignment, frame_consistency\n"),
+    ],
+)
+def test_what_is_not_there_is_refused_in_one_line(tav, arguments: list[str], error: str):
+    code, out, err = tav("compare", *arguments)
+    assert (code, out) == (2, "") and error in err and err.count("\n") == 1
+
+
+def test_only_unfinished_runs(tav, tmp_path: Path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    with Tracker("sqlite:///mlflow.db", "tav", tmp_path) as tracker:
+        tracker.pipeline("ball", BALL)
+    code, _, err = tav("compare", root=tmp_path)
+    assert code == 2 and "none of the 1 runs has scores yet; --all shows them" in err
+    code, out, _ = tav("compare", "--all", root=tmp_path)
+    assert code == 0 and "no scores (running)" in out
+    with pytest.raises(TavError, match="allowed: none, without scores"):
+        compare(tmp_path, by="flicker", everything=True)
+
+
+def test_every_score_of_the_pipeline_has_a_direction():
+    """A metric that is added to the stages wants a line in the table of directions too."""
+    from dataclasses import fields
+
+    from tav_model.metrics import clip as metrics
+    from tav_model.metrics import temporal as motion
+    from toyworld.judge import Verdict
+
+    of_pixels = {"flicker", "warping_error"} & set(vars(motion))
+    of_embeddings = {
+        name for name, value in vars(metrics).items() if getattr(value, "__module__", "") == metrics.__name__
+    }
+    of_embeddings -= {"normalise", "frame_similarities", "ClipScorer", "_cosines", "_quiet"}
+    of_truth = {field.name for field in fields(Verdict)}
+    assert len(of_pixels) == 2 and len(of_embeddings) == 5
+    assert of_pixels | of_embeddings | of_truth | {"excess_flicker"} == set(HIGHER_IS_BETTER)

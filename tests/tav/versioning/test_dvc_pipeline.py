@@ -1,0 +1,464 @@
+"""`dvc repro` and `DvcPipeline` are two doors to one state: what either leaves, the other takes for its own."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pty
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tav.versioning.dvc_pipeline import DvcPipeline
+from tav_model.errors import TavError
+from tests.support.dvc_project import (
+    CLIPS,
+    ROOT,
+    STAGES,
+    commit_all,
+    contents,
+    dvc,
+    environment,
+    git,
+    make_project,
+    run_stage,
+    take_runs,
+)
+
+ALL = [(stage, clip) for clip in CLIPS for stage in STAGES]
+
+
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory):
+    """A project in which nothing has run, and one after `dvc repro`, to be copied."""
+    folder = tmp_path_factory.mktemp("templates")
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment(folder).items():
+            patch.setenv(name, value)
+        fresh = make_project(folder / "fresh")
+        done = shutil.copytree(fresh, folder / "done")
+        dvc(done, "repro", "-q")
+        assert len(take_runs(done)) == len(ALL)
+        yield fresh, done
+
+
+@pytest.fixture
+def fresh(templates, tmp_path, monkeypatch):
+    root = shutil.copytree(templates[0], tmp_path / "project")
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def done(templates, tmp_path, monkeypatch):
+    root = shutil.copytree(templates[1], tmp_path / "project")
+    monkeypatch.chdir(root)
+    return root
+
+
+def run(versions: DvcPipeline, stage: str, clip: str) -> None:
+    before = versions.snapshot(stage, clip)
+    run_stage(versions.root, stage, clip)
+    versions.commit(stage, clip, before)
+
+
+def bring_up_to_date(root: Path, clips=CLIPS) -> list[str]:
+    """What a flow does, clip by clip; returns what it ran."""
+    versions = DvcPipeline(root)
+    for clip in clips:
+        for stage in STAGES:
+            if versions.is_current(stage, clip):
+                continue
+            if not versions.restore(stage, clip):
+                run(versions, stage, clip)
+            assert versions.is_current(stage, clip)
+    return take_runs(root)
+
+
+def change(root: Path, old: str, new: str, file: str = "params.yaml") -> None:
+    text = (root / file).read_text()
+    assert old in text
+    (root / file).write_text(text.replace(old, new))
+
+
+# The two doors
+
+
+def test_nothing_to_do_after_repro(done):
+    before = contents(done)
+    assert bring_up_to_date(done) == []
+    assert contents(done) == before
+
+
+def test_leaves_what_repro_leaves(fresh, templates):
+    assert sorted(bring_up_to_date(fresh)) == sorted(f"{stage}@{clip}" for stage, clip in ALL)
+    assert contents(fresh) == contents(templates[1])  # dvc.lock, outputs, .gitignore files, cache and run cache
+    assert git(fresh, "status", "--short") == git(templates[1], "status", "--short")
+    assert "up to date" in dvc(fresh, "status")
+    dvc(fresh, "repro")
+    assert take_runs(fresh) == []
+    assert contents(fresh) == contents(templates[1])
+
+
+def test_a_new_clip_is_appended_to_the_lock_file_as_by_repro(done, tmp_path):
+    params = (done / "params.yaml").read_text()
+    (done / "params.yaml").write_text(
+        params.replace(
+            "clips:\n", "clips:\n  new: {video: data/ball.mp4, caption: c, prompts: data/man.csv, decode: {}}\n"
+        )
+    )
+    other = shutil.copytree(done, tmp_path / "other")
+    dvc(other, "repro", "-q")
+    assert bring_up_to_date(done, ["new"]) == [f"{stage}@new" for stage in STAGES] == take_runs(other)
+    assert (done / "dvc.lock").read_bytes() == (other / "dvc.lock").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "old, new, stages",
+    [
+        ("edit: {steps: 20", "edit: {steps: 30", ["edit", "score"]),
+        ("spatial: [first, former]", "spatial: [first]", ["tune", "invert", "edit", "score"]),
+    ],
+)
+def test_a_changed_parameter_runs_what_stands_on_it_and_changed_back_restores(done, old, new, stages):
+    before = contents(done)
+    change(done, old, new)
+    assert bring_up_to_date(done, ["man-skiing_2"]) == [f"{stage}@man-skiing_2" for stage in stages]
+    change(done, new, old)
+    assert bring_up_to_date(done, ["man-skiing_2"]) == []
+    after = contents(done)
+    assert {name: after[name] for name in before} == before  # the run cache has grown
+
+
+def test_each_door_restores_what_the_other_has_run(done):
+    versions = DvcPipeline(done)
+    edit = "edit: {steps: 2"
+    change(done, f"{edit}0", f"{edit}1")
+    for stage in ("edit", "score"):
+        run(versions, stage, "ball")
+    first = (done / "dvc.lock").read_bytes()
+    change(done, f"{edit}1", f"{edit}2")
+    dvc(done, "repro", "-q", "score@ball")
+    second = (done / "dvc.lock").read_bytes()
+    assert versions.is_current("score", "ball")
+    assert take_runs(done) == ["edit@ball", "score@ball"] * 2
+
+    change(done, f"{edit}2", f"{edit}1")
+    dvc(done, "repro", "-q", "score@ball")
+    assert (done / "dvc.lock").read_bytes() == first
+    change(done, f"{edit}1", f"{edit}2")
+    assert not versions.is_current("edit", "ball")
+    assert versions.restore("edit", "ball") and versions.restore("score", "ball")
+    assert (done / "dvc.lock").read_bytes() == second
+    assert take_runs(done) == []
+
+
+def test_parameters_of_one_clip_leave_the_others_alone(done):
+    change(done, "caption: a ball", "caption: a cube")
+    versions = DvcPipeline(done)
+    stale = [f"{stage}@{clip}" for stage, clip in ALL if not versions.is_current(stage, clip)]
+    assert stale == ["encode@ball", "score@ball"]
+    change(done, "decode: {}", "decode: {start: 1}")
+    assert not versions.is_current("decode", "ball")
+    assert versions.is_current("decode", CLIPS[1])
+    change(done, "device: auto", "device: cpu")  # of no section that DVC watches
+    assert versions.is_current("tune", "ball")
+
+
+# Restoring
+
+
+@pytest.mark.parametrize("lost", ["results/ball", "results/ball/edits", "results/ball/scores/metrics.json"])
+def test_lost_outputs_are_restored(done, lost):
+    before = contents(done)
+    path = done / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert bring_up_to_date(done, ["ball"]) == []
+    assert contents(done) == before
+
+
+def test_damaged_outputs_are_restored(done):
+    before = contents(done)
+    (done / "results/ball/edits/a.mp4").write_text("damaged")
+    (done / "results/ball/edits/stray.mp4").write_text("not of this stage")
+    versions = DvcPipeline(done)
+    assert not versions.is_current("edit", "ball")
+    assert versions.restore("edit", "ball")
+    assert contents(done) == before
+
+
+def test_what_another_machine_pushed_is_pulled_and_restored(done, tmp_path, monkeypatch):
+    dvc(done, "remote", "add", "-q", "-d", "store", str(tmp_path / "store"))
+    commit_all(done)
+    dvc(done, "push", "-q")
+    clone = tmp_path / "clone"
+    git(tmp_path, "clone", "-q", str(done), str(clone))
+    dvc(clone, "pull", "-q")
+    monkeypatch.chdir(clone)
+    assert bring_up_to_date(clone, ["ball"]) == []
+    shutil.rmtree(clone / "results/ball")
+    assert bring_up_to_date(clone, ["ball"]) == []
+    assert git(clone, "status", "--short") == ""
+
+
+def test_nothing_to_restore_leaves_all_as_it_was(done):
+    change(done, "edit: {steps: 20", "edit: {steps: 31")
+    before = contents(done)
+    assert not DvcPipeline(done).restore("edit", "ball")
+    assert contents(done) == before
+
+
+def test_outputs_that_the_cache_has_lost_are_not_restored(done):
+    shutil.rmtree(done / ".dvc/cache/files")
+    versions = DvcPipeline(done)
+    assert not versions.is_current("decode", "ball")  # as DVC sees it: "not in cache"
+    assert not versions.restore("decode", "ball")
+    assert (done / "results/ball/frames/source.mp4").exists()
+
+
+# What must not be recorded
+
+
+@pytest.mark.parametrize(
+    "file, old, new, named",
+    [
+        ("params.yaml", "edit: {steps: 20", "edit: {steps: 25", "params.yaml: edit"),
+        ("data/ball.csv", "ball", "other", "data/ball.csv"),
+        ("dvc.yaml", "python -m tasks edit", "python -u -m tasks edit", "its command"),
+    ],
+)
+def test_inputs_that_changed_meanwhile_are_refused(done, file, old, new, named):
+    change(done, "edit: {steps: 20", "edit: {steps: 20, start: random")
+    lock = (done / "dvc.lock").read_bytes()
+    versions = DvcPipeline(done)
+    before = versions.snapshot("edit", "ball")
+    run_stage(done, "edit", "ball")
+    change(done, old, new, file)
+    with pytest.raises(TavError, match=f"edit@ball: changed while the stage was running: {named};"):
+        versions.commit("edit", "ball", before)
+    assert (done / "dvc.lock").read_bytes() == lock
+    assert not versions.is_current("edit", "ball")
+    assert not versions.restore("edit", "ball")
+
+
+def test_a_stage_that_left_no_output_is_not_recorded(fresh):
+    versions = DvcPipeline(fresh)
+    before = versions.snapshot("decode", "ball")
+    with pytest.raises(TavError, match=r"decode@ball: output 'results/ball/frames' does not exist"):
+        versions.commit("decode", "ball", before)
+    assert not (fresh / "dvc.lock").exists()
+
+
+# Other processes and threads
+
+
+def test_a_running_repro_is_waited_for_and_named(done):
+    change(done, "tune: {steps: 60", "tune: {steps: 61")
+    repro = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro", "-q"],
+        env={**os.environ, "SLOW_STAGE": "tune"},
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 30
+        while not (done / "ran.log").exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        versions = DvcPipeline(done, wait=0)
+        assert versions.is_current("decode", "ball")  # DVC locks what the stage reads and writes, nothing else
+        with pytest.raises(
+            TavError, match=rf"^tune@ball: DVC is in use here by process {repro.pid} \(.*dvc repro -q\)"
+        ):
+            versions.is_current("tune", "ball")
+    finally:
+        os.killpg(repro.pid, signal.SIGKILL)
+        repro.wait()
+    assert not versions.is_current("tune", "ball")
+    assert not versions.restore("tune", "ball")
+    run(versions, "tune", "ball")
+    assert versions.is_current("tune", "ball")
+
+
+HALF_WAY = """
+import sys, time
+from pathlib import Path
+from tav.versioning.dvc_pipeline import DvcPipeline
+from dvc.stage.cache import StageCache
+
+def stop(*_):
+    print("half way", flush=True)
+    time.sleep(60)
+
+StageCache.save = stop
+versions = DvcPipeline(Path.cwd())
+versions.commit("edit", "ball", versions.snapshot("edit", "ball"))
+"""
+
+
+def test_a_commit_that_is_killed_half_way_leaves_no_lock(done, monkeypatch):
+    change(done, "edit: {steps: 20", "edit: {steps: 22")
+    assert not DvcPipeline(done).is_current("edit", "ball")
+    run_stage(done, "edit", "ball")
+    lock = (done / "dvc.lock").read_bytes()
+    script = subprocess.Popen(
+        [sys.executable, "-c", HALF_WAY],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert script.stdout.readline() == "half way\n"
+        monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.3)  # the seconds that DVC itself waits
+        with pytest.raises(TavError, match=rf"^decode@ball: DVC is in use here by process {script.pid} \("):
+            DvcPipeline(done, wait=0).is_current("decode", "ball")
+    finally:
+        script.kill()
+        script.wait()
+        script.stdout.close()
+    assert (done / "dvc.lock").read_bytes() == lock
+    begin = time.monotonic()
+    assert bring_up_to_date(done, ["ball"]) == ["edit@ball", "edit@ball", "score@ball"]
+    assert time.monotonic() - begin < 10
+    assert "up to date" in dvc(done, "status", "score@ball")
+
+
+def test_waits_for_the_lock(done, monkeypatch):
+    versions = DvcPipeline(done, wait=30)
+    assert versions.is_current("decode", "ball")
+    import zc.lockfile
+
+    monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.3)  # the seconds that DVC itself waits
+    held = zc.lockfile.LockFile(str(done / ".dvc/tmp/lock"))
+    release = threading.Timer(1, held.close)
+    release.start()
+    begin = time.monotonic()
+    assert versions.is_current("decode", "ball")
+    assert time.monotonic() - begin > 0.9
+    release.join()
+
+
+def test_a_thread_waits_for_another_for_as_long_as_it_takes(done, monkeypatch):
+    versions = DvcPipeline(done, wait=0)
+    before = versions.snapshot("edit", "ball")
+    from dvc.stage.cache import StageCache
+
+    saving = threading.Event()
+    save = StageCache.save
+
+    def save_slowly(self, stage):
+        saving.set()
+        time.sleep(1)
+        save(self, stage)
+
+    monkeypatch.setattr(StageCache, "save", save_slowly)
+    monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.3)  # the seconds that DVC itself waits
+    with ThreadPoolExecutor(1) as pool:
+        committed = pool.submit(versions.commit, "edit", "ball", before)
+        assert saving.wait(10)
+        assert versions.is_current("score", "ball")
+        assert committed.result() is None
+
+
+# Manners
+
+
+NOISE = """
+import io, logging, shutil, sys
+from pathlib import Path
+sys.stdout = io.StringIO()
+streams = sys.stdout, sys.stderr
+from tav.versioning.dvc_pipeline import DvcPipeline
+assert "dvc" not in sys.modules
+versions = DvcPipeline(Path.cwd())
+shutil.rmtree("results/ball/frames")
+assert versions.restore("decode", "ball")
+versions.commit("decode", "ball", versions.snapshot("decode", "ball"))
+assert (sys.stdout, sys.stderr) == streams
+assert sys.stdout.getvalue() == ""
+assert logging.getLogger("dvc").handlers == []
+assert logging.getLogger("asyncio").level == logging.NOTSET
+"""
+
+
+def test_prints_nothing_not_even_on_a_terminal(done):
+    reader, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))  # room for a progress bar
+    script = subprocess.Popen(
+        [sys.executable, "-c", NOISE], env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=terminal
+    )
+    os.close(terminal)
+    output = b""
+    with contextlib.suppress(OSError), open(reader, "rb", buffering=0) as screen:  # a closed terminal is an OSError
+        while data := screen.read(1000):
+            output += data
+    assert script.wait() == 0
+    assert output.replace(b"\x1b[0m", b"") == b""  # the reset of colours at the end of a process is invisible
+
+
+def test_looking_at_six_stages_takes_well_under_two_seconds(done):
+    versions = DvcPipeline(done)
+    versions.is_current("decode", "ball")  # imports DVC
+    begin = time.monotonic()
+    assert all(versions.is_current(stage, "ball") for stage in STAGES)
+    assert time.monotonic() - begin < 2
+
+
+def test_ignored_results_need_no_further_ignore_files(fresh):
+    (fresh / ".gitignore").write_text("/results/\n/ran.log\n__pycache__/\n")
+    commit_all(fresh)
+    bring_up_to_date(fresh, ["ball"])
+    assert not list(fresh.glob("results/**/.gitignore"))
+    assert git(fresh, "status", "--short") == "?? dvc.lock\n"
+
+
+def test_autostage_is_heeded(fresh):
+    (fresh / ".dvc/config.local").write_text("[core]\n    autostage = true\n")
+    run(DvcPipeline(fresh), "decode", "ball")
+    assert git(fresh, "diff", "--cached", "--name-only").split() == ["dvc.lock", "results/ball/.gitignore"]
+
+
+# Mistakes
+
+
+def test_mistakes_are_named_in_one_line(fresh, monkeypatch):
+    versions = DvcPipeline(fresh)
+
+    def message(stage="decode", clip="ball"):
+        with pytest.raises(TavError) as caught:
+            versions.snapshot(stage, clip)
+        text = str(caught.value)
+        assert "\n" not in text and text.startswith(f"{stage}@{clip}: ")
+        return text
+
+    assert "'decode@cube' not found" in message(clip="cube")
+    assert "dependency 'results/ball/frames' does not exist" in message("encode")
+    assert not versions.is_current("encode", "ball")
+    params = (fresh / "params.yaml").read_text()
+    (fresh / "params.yaml").write_text(params.replace("decode: {}", ""))
+    assert "clips.ball.decode" in message()
+    (fresh / "params.yaml").write_text("clips: [")
+    assert "params.yaml" in message()
+    (fresh / "params.yaml").write_text(params)
+    (fresh / "dvc.lock").write_text("stages: [")
+    assert "dvc.lock" in message()
+
+
+def test_not_a_project_or_not_in_it(fresh, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TavError, match="must be the current folder"):
+        DvcPipeline(fresh).is_current("decode", "ball")
+    with pytest.raises(TavError, match="no folder"):
+        DvcPipeline(tmp_path).is_current("decode", "ball")
+    shutil.copytree(fresh / ".dvc", tmp_path / ".dvc")
+    with pytest.raises(TavError, match="not a git repository"):
+        DvcPipeline(tmp_path).is_current("decode", "ball")
