@@ -8,7 +8,6 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -69,7 +68,7 @@ class TunedClip(PythonModel):
             TavError: a base model that is not here or another than the tuned one.
         """
         from tasks.rows import RowBatch
-        from tav.config.params import AttentionParams
+        from tav.config.params import AttentionParams, EditParams
         from tav.config.paths import resolve_model
         from tav.config.prompts import PromptRow
         from tav.runtime.devices import choose_device
@@ -89,7 +88,7 @@ class TunedClip(PythonModel):
                 root=root,
                 base=resolve_model(Path.cwd(), self._config["base_model"]),
                 attention=AttentionParams(**self._config["attention"]),
-                params=SimpleNamespace(**self._config["edit"]),
+                params=EditParams(**self._config["edit"]),
                 seed=self._config["seed"],
                 device=choose_device(os.environ.get("TAV_DEVICE", "auto")),
                 store=root / "store",

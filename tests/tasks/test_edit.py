@@ -13,6 +13,7 @@ import torch
 
 from tasks.edit import edit
 from tasks.rows import RowBatch
+from tav.config.params import AttentionParams
 from tav.config.prompts import PromptRow
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest
@@ -86,7 +87,7 @@ def batch_of_rows(
         project / "edits",
         root=project,
         base=str(project / "base"),
-        attention="attention",
+        attention=AttentionParams(),
         params=SimpleNamespace(**settings | changes),
         seed=1,
         device="cpu",
