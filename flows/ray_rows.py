@@ -1,6 +1,6 @@
 """Work on a Ray cluster (`runtime.ray` in params.yaml; the extra `tav[ray]`).
 
-The rows of a batch, a Prefect task run each, whose inputs go by the DVC remote; and the clips of a benchmark.
+That is the rows of a clip, a Prefect task run each, whose inputs travel by the DVC remote; and the clips of a benchmark.
 """
 
 from __future__ import annotations
@@ -13,68 +13,85 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import task
+from prefect.client.schemas.objects import TaskRunResult
+from prefect.futures import PrefectFuture
 from prefect.states import Failed, State
 
-from flows.artifacts import ProgressArtifact
-from tasks import row_jobs as remote
+from flows.artifacts import ProgressArtifacts
+from flows.edit_rows import EditRows, render_row
+from flows.pipeline_run import NO_ROOM, RETRIES
+from tasks import row_jobs
 from tasks.clip_stages import ClipStages
 from tasks.row_jobs import RowJob
-from tasks.rows import RowBatch
+from tasks.rows import RowBatch, RowResult
 from tav.config.params import RuntimeParams
 from tav.config.prompts import EditRow
-from tav.runtime.progress import Progress
+from tav.runtime.events import EventStream
 from tav.versioning.dvc_pipeline import DvcPipeline
-from tav_model.errors import TavError, first_line
+from tav_model.errors import FullDiskError, TavError, first_line
 
 Result = TypeVar("Result")
 RAY_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
 
 
-def render_rows(
-    stages: ClipStages, batch: RowBatch, todo: list[EditRow], progress: Progress, settings: dict[str, Any]
-) -> dict[str, str]:
-    """Render `todo` on the cluster, and put what comes back into the store of `batch`.
+def render_rows_on_ray(
+    edits: EditRows, tuned: PrefectFuture[Any], inverted: PrefectFuture[Any]
+) -> list[PrefectFuture[Any]]:
+    """Render a clip's rows on the cluster, and put what comes back into the clip's store.
 
-    The inputs go to the DVC remote first, if there is one, and each worker pulls what it lacks.
+    The inputs are pushed to the DVC remote first, if there is one, and each worker pulls what it lacks.
 
     Args:
-        settings: of each row's task: its retries.
+        edits: the rows, opened.
+        tuned: the task run of the stage `tune`, which every row depends on.
+        inverted: the task run of the stage `invert`, which every row depends on.
 
     Returns:
-        The rows that failed, by name, with the reason.
+        The task runs of the rows.
 
     Raises:
-        TavError: prefect-ray is not installed, or the cluster or the remote cannot be reached.
+        TavError: prefect-ray is not installed, the cluster or the remote cannot be reached, or a worker's disk is full.
     """
+    done = [row for row in edits.rows if edits.state_of(row) is not None]
+    todo = [row for row in edits.rows if row not in done]
+    futures: list[PrefectFuture[Any]] = [render_row.submit(edits, row, tuned, inverted) for row in done]
+    if not todo:
+        return futures
     _check_installed()
     from prefect_ray import RayTaskRunner
     from prefect_ray.context import remote_options
 
+    stages = edits.stages
     address, share = stages.params.runtime.ray, stages.params.runtime.ray_gpus
     jobs = _jobs(stages, todo, share)
-    resources = _resources(batch.device, share)
-
-    failed = {}
+    resources = _resources(edits.run.pool.devices[0], share)
+    upstream: dict[str, set[Any]] = {
+        "tuned": {TaskRunResult(id=tuned.task_run_id)},
+        "inverted": {TaskRunResult(id=inverted.task_run_id)},
+    }
     try:
         with RayTaskRunner(address=None if address == "local" else address) as runner, remote_options(**resources):
             _check_room(resources)
-            futures = []
-            for edit, job in zip(todo, jobs, strict=True):
-                row = _row.with_options(task_run_name=f"edit: {_literal(edit.prompt)}", **settings)
-                futures.append(runner.submit(row, {"job": job, "name": edit.name}))
-            for edit, future in zip(todo, futures, strict=True):
-                try:
-                    remote.adopt(batch, edit, future.result())
-                except Exception as error:
-                    failed[edit.name] = first_line(
-                        getattr(error, "cause", None) or error
-                    )  # Ray wraps a worker's error.
-                    continue
-                progress.update(edit.steps)
-                stages.runs.edit(edit)
+            for row, job in zip(todo, jobs, strict=True):
+                task_run = _render_job.with_options(task_run_name=f"edit: {_literal(row.prompt)}", **RETRIES)
+                futures.append(runner.submit(task_run, {"job": job}, dependencies=upstream))
+            for row, future in zip(todo, futures[len(done) :], strict=True):
+                edits.adopt(_result(row, future, edits.batch))
     except ConnectionError as error:
         raise _no_cluster(address, error) from None
-    return failed
+    return futures
+
+
+def _result(row: EditRow, future: PrefectFuture[Any], batch: RowBatch) -> RowResult:
+    try:
+        row_jobs.adopt(batch, row, future.result())
+    except FullDiskError:
+        raise
+    except Exception as error:
+        if future.state.name == NO_ROOM:
+            raise TavError(future.state.message) from None
+        return RowResult(row, error=first_line(getattr(error, "cause", None) or error))  # Ray wraps a worker's error.
+    return RowResult(row, rendered=True)
 
 
 def run_clips(
@@ -84,11 +101,11 @@ def run_clips(
     runtime: RuntimeParams,
     device: str,
 ) -> Iterator[tuple[str, Result | Exception]]:
-    """Clips on the cluster, whose machines share the project's folder: each clip's result when it is there.
+    """Run clips on the cluster, whose machines share the project's folder; yield each clip's result as it arrives.
 
     Args:
-        run_clip: given the project, the clip and whether it has the GPU for itself.
-        device: of the driver, taken for the workers' too.
+        run_clip: called with the project, the clip, and whether it has the GPU for itself.
+        device: the driver's device, assumed for the workers too.
 
     Raises:
         TavError: Ray is not installed, or the cluster cannot be reached or has no room.
@@ -135,7 +152,7 @@ def _check_installed() -> None:
 
 
 def _resources(device: str, share: float) -> dict[str, float]:
-    """What a task asks for: on a CPU the threads of the driver, for the same bits."""
+    """Return what a task requests: on a CPU as many threads as the driver has, for bit-identical results."""
     import torch
 
     return {"num_cpus": 1, "num_gpus": share} if device.startswith("cuda") else {"num_cpus": torch.get_num_threads()}
@@ -146,32 +163,27 @@ def _no_cluster(address: str | None, error: Exception) -> TavError:
 
 
 @task(name="edit row")
-def _row(job: RowJob, name: str) -> State | dict[str, bytes]:
-    shown, done = ProgressArtifact(f"{job.clip} {name}"), 0
-
-    def on_step(steps: int) -> None:
-        nonlocal done
-        done += steps
-        shown(done, job.steps, {})
-
+def _render_job(job: RowJob) -> State[Any] | dict[str, bytes]:
     try:
-        return remote.render(job, on_step)
+        return row_jobs.render(job, EventStream(ProgressArtifacts()))
     except TavError as error:
         return Failed(message=str(error))
+    except FullDiskError as error:
+        return Failed(name=NO_ROOM, message=str(error))
 
 
-def _jobs(stages: ClipStages, todo: list[EditRow], share: float) -> list[RowJob]:
-    versions = DvcPipeline(stages.root)
-    paths = remote.inputs_of(stages.project, stages.clip)
-    reached = [versions.publish(stage, stages.clip, paths) for stage in ("tune", "invert")][-1]
-    return [remote.describe(stages, edit, reached, share) for edit in todo]
+def _jobs(stages: ClipStages, todo: Sequence[EditRow], share: float) -> list[RowJob]:
+    dvc = DvcPipeline(stages.root)
+    paths = row_jobs.inputs_of(stages.project, stages.clip)
+    reached = [dvc.publish(stage, stages.clip, paths) for stage in ("tune", "invert")][-1]
+    return [row_jobs.describe(stages, row, reached, share) for row in todo]
 
 
 def _check_room(resources: dict[str, float]) -> None:
-    """Ray would wait for ever for a machine that the cluster does not have.
+    """Check that a machine of the cluster is large enough; Ray would wait for ever.
 
     Raises:
-        TavError: no machine of the cluster has as much.
+        TavError: no machine of the cluster has these resources.
     """
     import ray
 
@@ -181,11 +193,11 @@ def _check_room(resources: dict[str, float]) -> None:
     wanted = ", ".join(f"{RAY_NAMES[name]} {amount:g}" for name, amount in resources.items())
     most = ", ".join(f"{name} {max(node.get(name, 0) for node in nodes):g}" for name in RAY_NAMES.values())
     raise TavError(
-        f"runtime.ray: a row asks for {wanted}, but no machine of the cluster has that (the most: {most}); "
+        f"runtime.ray: a row requests {wanted}, but no machine of the cluster has that (the most: {most}); "
         "OMP_NUM_THREADS sets the threads of a row on a CPU, runtime.ray_gpus its share of a GPU"
     )
 
 
 def _literal(text: str) -> str:
-    """Prefect takes a name for a template."""
+    """Escape a text where Prefect expects a template."""
     return text.replace("{", "{{").replace("}", "}}")

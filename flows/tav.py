@@ -1,93 +1,50 @@
-"""The flow `tav`: the six stages for each clip, one task run each, and one for each row of the prompt CSV.
+"""The flow `tav`: the stages of each clip as a graph of task runs, with a task run for each row of the prompt CSV.
 
-What is up to date by DVC's lock file is not run, what DVC has in its cache is restored, and what was run is committed to
-DVC: after this flow `dvc repro` has nothing to do, and the other way round.
+    decode → encode → tune → invert → edit (a task run per row) → score
+
+DVC decides what is out of date. A stage whose outputs are up to date, or come back from DVC's cache, is a task run in the
+state `Cached`, so that the graph is always complete; what has run is committed to DVC. After this flow `dvc repro` has
+nothing to do, and the other way round.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-from prefect.runtime import flow_run, task_run
+from prefect.futures import PrefectFuture
+from prefect.runtime import flow_run
 from prefect.states import Completed, Failed, State
 
-from flows.artifacts import ProgressArtifact, publish_results
-from flows.ray_rows import render_rows as render_rows_on_ray
-from tasks.clip_stages import ClipStages
-from tasks.rows import RowBatch
-from tav.config.params import load_params, write_overrides
-from tav.config.prompts import EditRow
-from tav.config.stages import STAGES
+from flows.artifacts import ProgressArtifacts, publish_results
+from flows.edit_rows import EditRows, render_row
+from flows.pipeline_run import NO_ROOM, RETRIES, PipelineRun
+from flows.ray_rows import render_rows_on_ray
+from tav.config import load_params, write_overrides
 from tav.reports.report import update_reports
-from tav.runtime.devices import is_out_of_memory
-from tav.runtime.progress import Progress
-from tav.versioning.dvc_pipeline import DvcPipeline
+from tav.runtime.devices import DevicePool, choose_devices
+from tav.runtime.events import ClipFinished, EventStream, Subscriber
 from tav_model.errors import FullDiskError, TavError, first_line
+from tav_model.files import read_json
 
-if TYPE_CHECKING:
-    from prefect import Task
-    from prefect.client.schemas.objects import TaskRun
+ROWS_AT_ONCE = 16  # Task runs of rows that are submitted together: those that wait for a device cost a thread each.
 
-
-class Watcher(Protocol):
-    """Who wants to know, in the process that runs the flow, how far it is; see `watched_by`."""
-
-    def stage(self, clip: str, stage: str, event: str) -> None:
-        """`event`: up to date, begins, restored or done."""
-
-    def ended(self, clip: str, error: str | None) -> None:
-        """All of the clip is up to date, or why it is not."""
-
-
-_watchers: list[Watcher] = []
+_observers: ContextVar[tuple[Subscriber, ...]] = ContextVar("observers", default=())
 
 
 @contextlib.contextmanager
-def watched_by(watcher: Watcher) -> Iterator[None]:
-    """Meanwhile, tell `watcher` of the flow's runs in this process."""
-    _watchers.append(watcher)
+def observed_by(*subscribers: Subscriber) -> Iterator[None]:
+    """Let `subscribers` receive the events of flow runs that are called within the `with` block."""
+    token = _observers.set(subscribers)
     try:
         yield
     finally:
-        _watchers.remove(watcher)
-
-
-def _tell(clip: str, stage: str, event: str) -> None:
-    for watcher in _watchers:
-        watcher.stage(clip, stage, event)
-
-
-def _tell_ended(clip: str, error: str | None = None) -> None:
-    for watcher in _watchers:
-        watcher.ended(clip, error)
-
-
-def transient(_task: Task, _run: TaskRun, state: State) -> bool:
-    """Whether trying again may help: after trouble with files or memory, not after a mistake in what was given.
-
-    The stages themselves go on with less at a time when memory does not suffice; a retry is for memory that another
-    process has given back by then.
-    """
-    return isinstance(state.data, OSError) or (isinstance(state.data, Exception) and is_out_of_memory(state.data))
-
-
-NO_ROOM = "NoRoom"  # the name of a state
-RETRIES: dict[str, Any] = {
-    "retries": 2,
-    "retry_delay_seconds": [2, 10],
-    "retry_condition_fn": transient,
-    "cache_policy": NO_CACHE,
-}
-
-
-def _row_name() -> str:
-    return f"edit: {task_run.parameters['edit'].prompt}"
+        _observers.reset(token)
 
 
 def _flow_name() -> str:
@@ -95,140 +52,44 @@ def _flow_name() -> str:
     return f"{', '.join(clips) if clips else 'all clips'} ({flow_run.scheduled_start_time:%Y-%m-%d %H:%M:%S})"
 
 
-@task(task_run_name="{stage}: {clip}", **RETRIES)
-def run_stage(stage: str, clip: str, root: Path) -> State | None:
-    """One stage of one clip. A user's mistake or a full disk is a failed state with one line, not a traceback."""
-    try:
-        ClipStages(root, clip, on_progress=ProgressArtifact(f"{stage} {clip}")).run(stage)
-        if stage == "score":
-            update_reports(root, clip)
-    except (TavError, FullDiskError) as error:
-        return Failed(message=str(error))
-    return Completed(message=f"{stage} of {clip} done")
-
-
-@task(name="edit row", task_run_name=_row_name, **RETRIES)
-def render_row(batch: RowBatch, edit: EditRow, stages: ClipStages, progress: Progress) -> State | None:
-    """One row of the prompt CSV, into the store of rendered rows."""
-    shown = ProgressArtifact(f"{stages.clip} {edit.name}")
-    done = 0
-
-    def on_step(steps: int) -> None:
-        nonlocal done
-        done += steps
-        progress.update(steps)
-        shown(done, edit.steps, {})
-
-    try:
-        batch.render(edit, on_step)
-    except TavError as error:
-        return Failed(message=str(error))
-    except FullDiskError as error:
-        return Failed(name=NO_ROOM, message=str(error))
-    stages.runs.edit(edit)
-    return Completed(message=f"{edit.name}: {edit.prompt}")
-
-
-def edit_rows(clip: str, root: Path) -> None:
-    """The stage `edit` with a task run for each row that is to do; rows that fail, fail alone."""
-    stages = ClipStages(root, clip)
-    on_ray = stages.params.runtime.ray is not None
-    stages.alone = not on_ray
-    with stages.session("edit"):
-        batch = stages.edit_batch()
-        todo = batch.todo()
-        with stages.edit_progress(todo) as progress:
-            if todo and on_ray:
-                failed = render_rows_on_ray(stages, batch, todo, progress, RETRIES)
-            else:
-                failed = _render_rows(stages, batch, todo, progress)
-        batch.finish(failed)
-
-
-def _render_rows(stages: ClipStages, batch: RowBatch, todo: list[EditRow], progress: Progress) -> dict[str, str]:
-    """Render them here, one after the other; returns the reasons of those that failed, by name."""
-    if todo:
-        batch.pipeline  # noqa: B018 (a model that cannot be loaded is no fault of a row)
-    failed = {}
-    for edit in todo:
-        state = render_row(batch, edit, stages, progress, return_state=True)
-        if state.name == NO_ROOM:
-            raise TavError(state.message)  # No fault of a row; those that are done are found by the next run.
-        if not state.is_completed():
-            failed[edit.name] = str(state.message or state.name)
-    return failed
-
-
-def run_clip(clip: str, root: Path, versions: DvcPipeline) -> dict[str, Any]:
-    """Bring one clip up to date; returns its mean scores.
-
-    Raises:
-        TavError: a stage has failed.
-    """
-    logger = get_run_logger()
-    anything = False
-    for stage in STAGES:
-        if versions.is_current(stage, clip):
-            logger.info("%s: %s is up to date", clip, stage)
-            _tell(clip, stage, "up to date")
-            continue
-        anything = True
-        _tell(clip, stage, "begins")
-        if versions.restore(stage, clip):
-            logger.info("%s: %s restored from DVC's cache", clip, stage)
-            _tell(clip, stage, "restored")
-            continue
-        before = versions.snapshot(stage, clip)
-        if stage == "edit":
-            edit_rows(clip, root)
-        else:
-            state = run_stage.with_options(name=stage)(stage, clip, root, return_state=True)
-            if not state.is_completed():
-                raise TavError(state.message or f"{stage}: {state.name}")
-        versions.commit(stage, clip, before)
-        logger.info("%s: %s done", clip, stage)
-        _tell(clip, stage, "done")
-    if anything:
-        publish_results(clip, root)
-    scores = json.loads((ClipStages(root, clip).project.scores(clip) / "metrics.json").read_text(encoding="utf-8"))
-    return scores["mean"]
-
-
 @flow(name="tav", flow_run_name=_flow_name)
 def tav(
     clips: list[str] | None = None, prompts: str | None = None, overrides: dict[str, Any] | None = None
-) -> State | dict[str, dict[str, Any]]:
+) -> State[Any] | dict[str, dict[str, Any]]:
     """Edit clips by the prompts in their CSVs: decode, encode, tune, invert, edit, score.
 
     Args:
         clips: Names of clips in params.yaml. Empty: all of them.
         prompts: Path of a prompt CSV in the project to use for these clips. It is written to params.yaml.
         overrides: Parameters to change, by dotted key, such as {"tune.steps": 300, "attention.spatial": ["first"]}.
-            They are written to params.yaml, as `dvc exp run -S` does, so that DVC knows what the results stand on.
+            They are written to params.yaml, as `dvc exp run -S` does, so that DVC knows what the results depend on.
     """
-    logger = get_run_logger()
     root = Path.cwd()
     try:
         chosen = _choose(root, clips, prompts, overrides or {})
+        pool = DevicePool(choose_devices(load_params(root / "params.yaml").runtime.device))
     except TavError as error:
         return Failed(message=str(error))
-    versions = DvcPipeline(root)
-    scores, failed = {}, {}
-    for clip in chosen:
+    events = EventStream(ProgressArtifacts(), *_observers.get())
+    run = PipelineRun(root, chosen, events, pool, {"prefect.flow_run_id": str(flow_run.id)})
+
+    # The next clip is decoded and encoded while the devices work on the ones before it.
+    with ThreadPoolExecutor(max_workers=len(pool) + 1, thread_name_prefix="clip") as executor:
+        running = [executor.submit(copy_context().run, run_clip, run, clip) for clip in chosen]
         try:
-            scores[clip] = run_clip(clip, root, versions)
-            logger.info("%s: %s", clip, ", ".join(f"{name} {value:.4f}" for name, value in scores[clip].items()))
-        except (TavError, FullDiskError) as error:
-            failed[clip] = first_line(error)
-            logger.error("%s: %s", clip, error)
-        _tell_ended(clip, failed.get(clip))
+            failures = [one.result() for one in running]
+        except BaseException:  # The flow run is cancelled or interrupted.
+            events.stop()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+    failed = {clip: reason for clip, reason in zip(chosen, failures, strict=True) if reason is not None}
     if failed:
         return Failed(message="; ".join(f"{clip}: {reason}" for clip, reason in failed.items()))
-    return scores
+    return {clip: _mean_scores(run, clip) for clip in chosen}
 
 
 def _choose(root: Path, clips: list[str] | None, prompts: str | None, overrides: dict[str, Any]) -> list[str]:
-    """The clips to work on, after the overrides are written to params.yaml."""
+    """Return the clips to work on, after the overrides are written to params.yaml."""
     path = root / "params.yaml"
     params = load_params(path)
     chosen = clips or list(params.clips)
@@ -239,3 +100,102 @@ def _choose(root: Path, clips: list[str] | None, prompts: str | None, overrides:
     if overrides:
         write_overrides(path, overrides)
     return chosen
+
+
+def run_clip(run: PipelineRun, clip: str) -> str | None:
+    """Bring one clip up to date; returns why it is not, in one line, or None."""
+    logger = get_run_logger()
+    error = None
+    try:
+        run.events.check()
+        if _run_stages(run, clip):
+            publish_results(clip, run.root)
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in _mean_scores(run, clip).items())
+        logger.info("%s: %s", clip, scores)
+    except (TavError, FullDiskError) as failure:
+        error = first_line(failure)
+        logger.error("%s: %s", clip, failure)  # noqa: TRY400 (a user's mistake has no traceback)
+    run.events.publish(ClipFinished(clip=clip, stage="", error=error))
+    return error
+
+
+def _run_stages(run: PipelineRun, clip: str) -> bool:
+    """Run the graph of one clip; returns whether any stage was out of date.
+
+    Raises:
+        TavError: a stage has failed.
+    """
+    frames = _submit("decode", clip, run)
+    latents = _submit("encode", clip, run, frames)
+    tuned = _submit("tune", clip, run, latents)
+    inverted = _submit("invert", clip, run, latents, tuned)
+    stages = [frames, latents, tuned, inverted]
+    for stage in stages:
+        _check(stage)
+    edits = EditRows(run, clip)
+    with edits.opened():
+        rows = _run_rows(edits, tuned, inverted)
+    score = _submit("score", clip, run, frames, *rows)
+    _check(score)
+    return any(one.state.name != "Cached" for one in (*stages, *rows, score))
+
+
+def _submit(stage: str, clip: str, run: PipelineRun, *inputs: PrefectFuture[Any]) -> PrefectFuture[Any]:
+    return run_stage.with_options(name=stage).submit(stage, clip, run, list(inputs))
+
+
+def _check(future: PrefectFuture[Any]) -> None:
+    """Wait for a task run. Raises TavError with its message where it has not completed."""
+    future.wait()
+    if not future.state.is_completed():
+        raise TavError(future.state.message or future.state.name or "not completed")
+
+
+def _run_rows(edits: EditRows, tuned: PrefectFuture[Any], inverted: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
+    """Run a task for each row, which depends on the tuning and the inversion.
+
+    Raises:
+        FullDiskError: the disk is full, which is no fault of a row; those that are done stay done.
+    """
+    if edits.stages.params.runtime.ray is not None:
+        return render_rows_on_ray(edits, tuned, inverted)
+    futures: list[PrefectFuture[Any]] = []
+    for start in range(0, len(edits.rows), ROWS_AT_ONCE):
+        submitted = [render_row.submit(edits, row, tuned, inverted) for row in edits.rows[start : start + ROWS_AT_ONCE]]
+        for future in submitted:
+            future.wait()
+            if future.state.name == NO_ROOM:
+                raise TavError(future.state.message)
+        futures += submitted
+    return futures
+
+
+@task(task_run_name="{stage}: {clip}", **RETRIES)
+def run_stage(stage: str, clip: str, run: PipelineRun, inputs: list[Any]) -> State[None]:
+    """Run one stage of one clip, unless it is up to date or DVC's cache has its outputs.
+
+    A user's mistake and a full disk are failed states of one line, not a traceback.
+
+    Args:
+        stage: the stage.
+        clip: the clip.
+        run: the run of the flow.
+        inputs: the task runs that this one depends on.
+    """
+    try:
+        state = run.cached_state(stage, clip)
+        if state is not None:
+            return state
+        before = run.dvc.snapshot(stage, clip)
+        run.stages(clip).run(stage)
+        if stage == "score":
+            update_reports(run.root, clip)
+        run.dvc.commit(stage, clip, before)
+    except (TavError, FullDiskError) as error:
+        return Failed(message=str(error))
+    return Completed(message=f"{stage} of {clip} done")
+
+
+def _mean_scores(run: PipelineRun, clip: str) -> dict[str, float]:
+    scores: dict[str, float] = read_json(run.stages(clip).project.scores(clip) / "metrics.json")["mean"]
+    return scores

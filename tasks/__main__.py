@@ -59,9 +59,11 @@ def run(stage: str, clip: str | None) -> None:
         print(show(root, [name for name in clips if params.clip(name)]))
         return
     from tasks.clip_stages import ClipStages
+    from tav.runtime.events import EventStream
+    from tav.runtime.progress_display import standard_error_display
 
     for name in clips:
-        ClipStages(root, name).run(stage)
+        ClipStages(root, name, EventStream(*standard_error_display())).run(stage)
         if stage == "score":
             from tav.reports.report import update_reports
 

@@ -1,37 +1,39 @@
-"""The six stages with their files and parameters filled in: what `dvc repro` and the Prefect flow both run."""
+"""The six stages of a clip, with their files and parameters filled in: what `dvc repro` and the Prefect flow both run."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
+import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.edit import edit
 from tasks.rows import RowBatch
 from tav.config.params import load_params
 from tav.config.paths import Project, project_path, resolve_model
-from tav.config.prompts import EditRow
 from tav.config.stages import DEVICE_STAGES
-from tav.runtime import locks
-from tav.runtime.devices import exclusive_gpu
-from tav.runtime.progress import Progress, stage_log
+from tav.runtime.devices import DevicePool, Slot, choose_devices
+from tav.runtime.events import Event, EventStream, RowFinished, StageFailed, StageFinished, StageStarted
+from tav.runtime.locks import Locked, file_lock, lock_holder
+from tav.runtime.logs import stage_log
+from tav.runtime.progress import Progress
 from tav.tracking.clip_runs import ClipRuns
 from tav_model.errors import TavError
 from tav_model.files import digest, explained_full_disk, read_json
 
 if TYPE_CHECKING:
-    from tav.config.prompts import PromptRow
+    from tav.config.prompts import EditRow, PromptRow
 
-SHEET_ROWS = 24  # More than that is no picture to look at.
+SHEET_ROWS = 24  # A contact sheet of more is no picture to look at.
 
 
-def clip_holder(root: Path, clip: str) -> str | None:
-    """Who works on the clip now, as `process 123 (stage tune)`; None: nobody."""
-    return locks.holder(_lock_path(Project(root), clip))
+def clip_holder(root: Path, clip: str) -> dict[str, Any] | None:
+    """Return which process works on the clip now, as `{"process": 123, "stage": "tune"}`; None where none does."""
+    return lock_holder(_lock_path(Project(root), clip))
 
 
 def _lock_path(project: Project, clip: str) -> Path:
@@ -39,12 +41,13 @@ def _lock_path(project: Project, clip: str) -> Path:
 
 
 class ClipStages:
-    """The stages of one clip of the project in `root`, by the params.yaml that lies there now.
+    """The stages of one clip of the project in `root`, by the params.yaml that is there now.
 
     Args:
-        on_progress: told of each stage's updates, as `tav.runtime.progress.Progress` tells them.
-        alone: whether the stages hold the GPU for themselves; not where something else gives out shares of it, or
-            another machine computes.
+        events: receives what happens; by default nobody does.
+        pool: the devices to compute on; by default those that the parameters name.
+        priority: among stages that wait for a device; the lowest is first.
+        tags: further tags of the MLflow runs, such as the id of a Prefect flow run.
 
     Raises:
         TavError: parameters that are not allowed, or no such clip.
@@ -54,63 +57,115 @@ class ClipStages:
         self,
         root: Path,
         clip: str,
-        on_progress: Callable[[int, int, dict[str, Any]], None] | None = None,
-        alone: bool = True,
+        events: EventStream | None = None,
+        pool: DevicePool | None = None,
+        priority: int = 0,
+        tags: Mapping[str, str] | None = None,
     ) -> None:
-        self.root, self.clip, self.on_progress, self.alone = root, clip, on_progress, alone
+        self.root, self.clip, self.priority = root, clip, priority
+        self.events = events or EventStream()
+        self._given_pool = pool
         self.project = Project(root)
         self.params = load_params(root / "params.yaml")
         self.settings = self.params.clip(clip)
-        self.runs = ClipRuns(root, clip, self.params)
+        self.runs = ClipRuns(root, clip, self.params, tags)
+
+    @cached_property
+    def pool(self) -> DevicePool:
+        """The devices to compute on."""
+        return self._given_pool or DevicePool(choose_devices(self.params.runtime.device))
+
+    @cached_property
+    def base(self) -> str:
+        """The folder or hub id of the base model."""
+        return resolve_model(self.root, self.params.base_model)
 
     def run(self, stage: str) -> None:
         """Run one stage."""
-        with self.session(stage):
-            getattr(self, stage)()
+        with self.session(stage) as slot:
+            if stage == "decode":
+                self.decode()
+            else:
+                getattr(self, stage)(slot.device)
 
     @contextlib.contextmanager
-    def session(self, stage: str) -> Iterator[None]:
-        """What a stage runs in: nobody else works on the clip or the GPU, its log is kept, MLflow is told how it ends."""
-        with self._prepared(stage, stage):
-            device = exclusive_gpu(self.device) if self.alone and stage in DEVICE_STAGES else contextlib.nullcontext()
-            with device, self.runs.reporting(stage):
+    def session(self, stage: str) -> Iterator[Slot]:
+        """Prepare what a stage runs in, and yield the device that it holds.
+
+        No other process works on the clip meanwhile; the stage has its log; subscribers and MLflow receive how it ends.
+
+        Raises:
+            TavError: another process works on the clip.
+        """
+        with self.prepared(stage, stage), self._device(stage) as slot, self.reported(stage):
+            yield slot
+
+    @contextlib.contextmanager
+    def quick_session(self) -> Iterator[Slot]:
+        """Prepare what edits beside the pipeline run in: as `session`, but MLflow receives nothing."""
+        with self.prepared("quick edits", "quick"), self.pool.hold(self.priority) as slot:
+            yield slot
+
+    @contextlib.contextmanager
+    def prepared(self, what: str, log: str) -> Iterator[None]:
+        """Hold the clip's lock, and keep the log `logs/CLIP/LOG.log`; errors of a full disk name the project.
+
+        Raises:
+            TavError: another process works on the clip.
+        """
+        with explained_full_disk(self.root), self._locked(what):
+            with stage_log(self.project.log(self.clip, log), self.events, self.clip):
                 yield
 
     @contextlib.contextmanager
-    def quick_session(self) -> Iterator[None]:
-        """What edits beside the pipeline run in: as `session`, but MLflow is told nothing."""
-        with self._prepared("quick edits", "quick"), exclusive_gpu(self.device):
-            yield
+    def reported(self, stage: str) -> Iterator[None]:
+        """Publish that a stage starts, finishes or fails, and log it to MLflow."""
+        started = time.monotonic()
+        self.events.publish(StageStarted(clip=self.clip, stage=stage))
+        try:
+            with self.events.subscribed(self._log_row), self.runs.reporting(stage):
+                yield
+        except BaseException as error:
+            self.events.publish(StageFailed(clip=self.clip, stage=stage, error=error))
+            raise
+        self.events.publish(StageFinished(clip=self.clip, stage=stage, seconds=time.monotonic() - started))
+
+    def _log_row(self, event: Event) -> None:
+        if isinstance(event, RowFinished) and event.clip == self.clip:
+            self.runs.edit(event.edit)
 
     @contextlib.contextmanager
-    def _prepared(self, what: str, log: str) -> Iterator[None]:
-        with explained_full_disk(self.root), self._locked(what), stage_log(self.project.log(self.clip, log)):
-            yield
+    def _device(self, stage: str) -> Iterator[Slot]:
+        """Hold a device of the pool. To encode on a CPU needs none: it may run while another clip is tuned there."""
+        if stage not in DEVICE_STAGES:
+            yield Slot("cpu")
+        elif stage == "encode" and self.pool.devices[0] == "cpu":
+            yield Slot("cpu")
+        else:
+            with self.pool.hold(self.priority) as slot:
+                self.events.check()
+                yield slot
 
     @contextlib.contextmanager
     def _locked(self, stage: str) -> Iterator[None]:
-        """Hold the clip's lock, which goes with the process, however that ends.
-
-        Raises:
-            TavError: another process holds it.
-        """
-        path = _lock_path(self.project, self.clip)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
-            if not locks.take(file, f"process {os.getpid()} (stage {stage})\n"):
-                who = (clip_holder(self.root, self.clip) or "another process").strip()
-                raise TavError(f"{stage}: the clip {self.clip} is being worked on by {who}; wait for it")
-            yield
+        try:
+            with file_lock(_lock_path(self.project, self.clip), stage=stage):
+                yield
+        except Locked as error:
+            who = f"process {error.holder['process']} (stage {error.holder['stage']})" if error.holder else "another"
+            raise TavError(f"{stage}: the clip {self.clip} is in use by {who}; wait for it") from None
 
     # The stages
 
     def decode(self) -> None:
+        """Write the frames of the clip to `results/CLIP/frames`."""
         from tasks.decode import decode
 
         video = project_path(self.root, self.settings.video, f"params.yaml: clips.{self.clip}.video")
         decode(video, self.project.frames(self.clip), self.params.decode_for(self.clip))
 
-    def encode(self) -> None:
+    def encode(self, device: str) -> None:
+        """Write the latents and text embeddings to `results/CLIP/latents`."""
         from tasks.encode import encode
 
         frames = self.params.decode_for(self.clip).frames
@@ -120,16 +175,17 @@ class ClipStages:
             base=self.base,
             caption=self.settings.caption,
             params=self.params.encode,
-            device=self.device,
+            device=device,
             chunk=self.params.runtime.decode_chunk,
             progress=self._progress("encode", frames, "frame"),
         )
 
-    def tune(self) -> None:
+    def tune(self, device: str) -> None:
+        """Write the tuned weights to `results/CLIP/tuned`."""
         from tasks.tune import tune
 
         params = self.params
-        with self.runs.tuning() as told:
+        with self.runs.tuning() as curve, self.events.subscribed(curve):
             tune(
                 self.project.latents(self.clip),
                 self.project.tuned(self.clip),
@@ -138,16 +194,15 @@ class ClipStages:
                 attention=params.attention,
                 params=params.tune,
                 seed=params.seed,
-                device=self.device,
+                device=device,
                 gradient_checkpointing=params.runtime.gradient_checkpointing,
                 checkpoints=self.project.work / "checkpoints" / self.clip,
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),
-                on_step=told.step,
-                on_resume=told.resumed,
             )
 
-    def invert(self) -> None:
+    def invert(self, device: str) -> None:
+        """Write the inverted latents to `results/CLIP/inverted`."""
         from tasks.invert import invert
 
         invert(
@@ -157,32 +212,38 @@ class ClipStages:
             base=self.base,
             attention=self.params.attention,
             params=self.params.invert,
-            device=self.device,
+            device=device,
             progress=self._progress("invert", self.params.invert.steps, "step"),
         )
 
-    def edit(self) -> None:
-        from tasks.edit import edit
+    def edit(self, device: str) -> None:
+        """Render the rows of the clip's prompt CSV into `results/CLIP/edits`."""
+        edit(self.edit_batch(device), self.events, self.clip)
 
-        batch = self.edit_batch()
-        edit(batch, self.edit_progress(batch.todo()), on_done=self.runs.edit)
+    def edit_batch(self, device: str) -> RowBatch:
+        """Return the rows of the clip's prompt CSV, to be rendered on `device`."""
+        return self._batch(self.prompt_rows(), self.project.edits(self.clip), base=self.base, device=device)
 
-    def edit_batch(self) -> RowBatch:
-        return self._batch(self.prompt_rows(), self.project.edits(self.clip), base=self.base, device=self.device)
-
-    def quick_batch(self, rows: Sequence[PromptRow]) -> RowBatch:
-        """Edits beside those of the CSV, with the same store: what one has rendered, the other does not render again."""
+    def quick_batch(self, rows: Sequence[PromptRow], device: str) -> RowBatch:
+        """Return edits beside those of the CSV; both share the store, so that neither renders the other's again."""
         found_in = (self.project.edits(self.clip),)
         out = self.project.quick(self.clip)
-        return self._batch(rows, out, base=self.base, device=self.device, found_in=found_in)
+        return self._batch(rows, out, base=self.base, device=device, found_in=found_in)
 
-    def rows_to_render(self) -> list[str]:
-        """The names of the CSV's rows that the stage `edit` would render, for the inputs as they lie there now.
+    def rows_to_render(self) -> list[EditRow]:
+        """Return the rows of the CSV that the stage `edit` would render, for the inputs as they are now.
 
-        Nothing is written, and of the base model nothing is read: it is taken for the one that was tuned.
+        Nothing is written, and nothing of the base model is read: it is assumed to be the one that was tuned.
         """
+        return self._look().to_render()
+
+    def edit_rows(self) -> list[EditRow]:
+        """Return the rows of the CSV with every setting resolved, under the assumption of `rows_to_render`."""
+        return self._look().rows
+
+    def _look(self) -> RowBatch:
         tuned = read_json(self.project.tuned(self.clip) / "tuned.json")
-        batch = self._batch(
+        return self._batch(
             self.prompt_rows(),
             self.project.edits(self.clip),
             base=self.params.base_model,
@@ -190,9 +251,9 @@ class ClipStages:
             base_identity=tuned["base_digest"],
             adopt=False,
         )
-        return [edit.name for edit in batch.to_render()]
 
     def prompt_rows(self) -> list[PromptRow]:
+        """Read the clip's prompt CSV. Raises TavError where it is wrong."""
         from tav.config.prompts import read_prompts
 
         what = f"params.yaml: clips.{self.clip}.prompts"
@@ -214,13 +275,8 @@ class ClipStages:
             **others,
         )
 
-    def edit_progress(self, edits: list[EditRow]) -> Progress:
-        return self._progress("edit", sum(edit.steps for edit in edits), "step")
-
-    def quick_progress(self, edits: list[EditRow]) -> Progress:
-        return self._progress("edit", sum(edit.steps for edit in edits), "step", log="quick")
-
-    def score(self) -> None:
+    def score(self, device: str) -> None:
+        """Write the scores to `results/CLIP/scores`, the contact sheet, and the tuned model to MLflow."""
         from tasks.score import score
         from tav.media.scene_truth import load_clip_truth
 
@@ -232,7 +288,7 @@ class ClipStages:
             caption=self.settings.caption,
             params=self.params.score,
             resolve_model=lambda name: resolve_model(self.root, name),
-            device=self.device,
+            device=device,
             truth=truth,
             indexes=indexes,
             progress=self._progress("score", None, "video"),
@@ -273,18 +329,5 @@ class ClipStages:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    # What they share
-
-    @cached_property
-    def base(self) -> str:
-        return resolve_model(self.root, self.params.base_model)
-
-    @cached_property
-    def device(self) -> str:
-        from tav.runtime.devices import choose_device
-
-        return choose_device(self.params.runtime.device)
-
-    def _progress(self, stage: str, total: int | None, unit: str, log: str | None = None) -> Progress:
-        path = self.project.log(self.clip, log or stage)
-        return Progress(f"{stage} {self.clip}", total=total, unit=unit, log=path, on_update=self.on_progress)
+    def _progress(self, stage: str, total: int | None, unit: str) -> Progress:
+        return Progress(self.events, stage=stage, clip=self.clip, total=total, unit=unit)

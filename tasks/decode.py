@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from tav.config.params import DecodeParams
 from tav.media.decoding import read_frames
 from tav.media.videos import write_mp4
 from tav_model.files import atomic_folder, digest, save_tensors
 
 
-def decode(video: Path, out: Path, params: Any) -> None:
+def decode(video: Path, out: Path, params: DecodeParams) -> None:
     """Write `frames.safetensors` (`frames`: uint8, `f h w c`) and `source.mp4` into `out`.
 
     Args:

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
-
-from tasks.rows import RowBatch
-from tav.config.prompts import EditRow
+from tasks.rows import RowBatch, render_rows
+from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
-from tav_model.errors import FullDiskError, first_line
-
-logger = logging.getLogger(__name__)
 
 
-def edit(batch: RowBatch, progress: Progress, on_done: Callable[[EditRow], None] | None = None) -> None:
-    """Render what is to do, one row after the other, and leave the results folder.
-
-    Args:
-        on_done: told each edit that was rendered now.
+def edit(batch: RowBatch, events: EventStream, clip: str = "") -> None:
+    """Render the rows that are not done, and leave the results folder.
 
     Raises:
-        TavError: rows that failed, after the others are done.
-        FullDiskError: at once.
+        TavError: rows have failed, after the others are done.
+        FullDiskError: the disk is full, at once.
     """
     todo = batch.todo()
-    if todo:
-        batch.pipeline  # noqa: B018 (a model that cannot be loaded is no fault of a row)
-    failed = {}
-    with progress:
-        for row in todo:
-            try:
-                batch.render(row, on_step=progress.update)
-            except FullDiskError:
-                raise  # No fault of a row; those that are done are found by the next run.
-            except Exception as error:
-                logger.exception("row %s failed", row.name)
-                failed[row.name] = first_line(error)
-            else:
-                if on_done is not None:
-                    on_done(row)
-    batch.finish(failed)
+    with edit_progress(batch, events, clip) as progress:
+        results = list(render_rows(batch, todo, events, clip, progress))
+    batch.publish({result.row.name: result.error for result in results if result.error is not None})
+
+
+def edit_progress(batch: RowBatch, events: EventStream, clip: str) -> Progress:
+    """Return the progress of all rows that are not done yet, in sampling steps."""
+    return Progress(events, stage="edit", clip=clip, total=sum(row.steps for row in batch.todo()))

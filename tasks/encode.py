@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from tav.config.params import EncodeParams
 from tav.runtime.devices import retry_with_smaller_batch
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
@@ -13,14 +13,14 @@ from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
 
 
 def encode(
-    frames: Path, out: Path, *, base: str, caption: str, params: Any, device: str, chunk: int, progress: Progress
+    frames: Path, out: Path, *, base: str, caption: str, params: EncodeParams, device: str, chunk: int, progress: Progress
 ) -> None:
     """Write `latents.safetensors` (`mean`, `deviation`: `1 c f h w`) and `text.safetensors` (`caption`, `empty`: `1 n c`).
 
-    The posterior is kept rather than a sample of it, so that each tuning step still draws its own.
+    The posterior is kept rather than a sample of it, so that each tuning step draws its own.
 
     Raises:
-        TavError: frames whose size the VAE cannot halve often enough.
+        TavError: the frames' size is no multiple of the VAE's factor.
     """
     import torch
 
@@ -37,7 +37,7 @@ def encode(
     with progress:
 
         def encode_all(size: int) -> tuple[torch.Tensor, torch.Tensor]:
-            progress.update(-progress.done)  # A second attempt begins again.
+            progress.update(-progress.done)  # A retry starts over.
             return encode_frames(vae, pixels, size, on_chunk=progress.update)
 
         (mean, deviation), _ = retry_with_smaller_batch(encode_all, chunk, "frames at a time")

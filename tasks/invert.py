@@ -1,10 +1,10 @@
-"""Invert: from the clip's latents to the noise that every edit starts from."""
+"""Invert: DDIM inversion, from the clip's latents to the noise that every edit starts from."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from tav.config.params import AttentionParams, InvertParams
 from tav.runtime.progress import Progress
 from tav_model.base_models import load_part, load_tuned_unet
 from tav_model.errors import TavError
@@ -17,15 +17,15 @@ def invert(
     out: Path,
     *,
     base: str,
-    attention: Any,
-    params: Any,
+    attention: AttentionParams,
+    params: InvertParams,
     device: str,
     progress: Progress,
 ) -> None:
     """Write `inverted.safetensors`: `latents`, the last point of the trajectory, `1 c f h w` in float32.
 
     Raises:
-        TavError: weights that were tuned on another clip.
+        TavError: the weights were tuned on another clip, or the inverted latents are not finite.
     """
     import torch
 

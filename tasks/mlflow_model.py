@@ -1,7 +1,7 @@
 """The tuned model as MLflow loads it: `mlflow.pyfunc.load_model("runs:/RUN/model").predict(prompts)`.
 
-MLflow runs this file where the model is loaded (its "models from code": nothing is pickled), with the tuned weights and
-the inverted latents as the model's files and the parameters as its configuration.
+MLflow runs this file where the model is loaded ("models from code": nothing is pickled). The tuned weights and the
+inverted latents are the model's files, the parameters its configuration.
 """
 
 import os
@@ -20,12 +20,13 @@ COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed")
 
 
 def save(folder: Path, params: Params, tuned: Path, inverted: Path) -> None:
-    """Write the model of one tuning as a folder that `mlflow.pyfunc.load_model` takes.
+    """Write the model of one tuning as a folder that `mlflow.pyfunc.load_model` reads.
 
     Args:
-        folder: not there yet.
+        folder: a path where nothing exists yet.
         params: of the tuning and the edits.
-        tuned, inverted: the stages' outputs.
+        tuned: the output of the stage `tune`.
+        inverted: the output of the stage `invert`.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
@@ -48,30 +49,35 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path) -> None:
 
 
 class TunedClip(PythonModel):
-    """Edits of one clip, by the pipeline's own code."""
+    """Render edits of one clip by the pipeline's own code."""
 
     def load_context(self, context: Any) -> None:
+        """Keep the folders of the tuned weights and inverted latents, and the configuration."""
         self._folders = {name: Path(path) for name, path in context.artifacts.items()}
         self._config = dict(context.model_config)
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
-        """One edit for each row.
+        """Render one edit for each row.
 
         Args:
-            model_input: the column `prompt`, and, where a row wants them otherwise than the run, `negative_prompt`,
+            context: unused; `load_context` keeps what is needed of it.
+            model_input: the column `prompt`, and, where a row differs from the run's settings, `negative_prompt`,
                 `guidance_scale`, `steps` and `seed`.
+            params: unused.
 
         Returns:
             The columns `prompt` and `video`, the bytes of an MP4.
 
         Raises:
-            TavError: a base model that is not here or another than the tuned one.
+            TavError: the base model is missing, or is not the tuned one; or a row cannot be rendered.
         """
-        from tasks.rows import RowBatch
+        from tasks.rows import RowBatch, render_rows
         from tav.config.params import AttentionParams, EditParams
         from tav.config.paths import resolve_model
         from tav.config.prompts import PromptRow
         from tav.runtime.devices import choose_device
+        from tav.runtime.events import EventStream
+        from tav_model.errors import TavError
 
         rows = []
         for i, row in enumerate(model_input.to_dict("records")):
@@ -93,9 +99,10 @@ class TunedClip(PythonModel):
                 device=choose_device(os.environ.get("TAV_DEVICE", "auto")),
                 store=root / "store",
             )
-            for edit in batch.todo():
-                batch.render(edit)
-            videos = [(batch.store / edit.identity / "edit.mp4").read_bytes() for edit in batch.edits]
+            for result in render_rows(batch, batch.rows, EventStream()):
+                if result.error is not None:
+                    raise TavError(f"{result.row.prompt!r}: {result.error}")
+            videos = [(batch.store / row.identity / "edit.mp4").read_bytes() for row in batch.rows]
         finally:
             shutil.rmtree(root, ignore_errors=True)
         return pd.DataFrame({"prompt": [row.prompt for row in rows], "video": videos})

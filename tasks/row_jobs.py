@@ -1,8 +1,8 @@
-"""One row of a batch on another machine: what it is told, the files it lacks, and what it gives back.
+"""One row of a batch as a job for another machine: its description, its inputs, and the files that come back.
 
-The machine that drives describes the project (a few small texts); the worker makes a project of its own from that, pulls
-from the DVC remote just the files that a row is rendered from, and renders it by the same code. The row's identity is a
-digest of all its inputs, and must be the same on both: the worker renders that row, or says why it cannot.
+The driver describes the project (a few small texts). The worker makes a project of its own from that, pulls just the files
+that a row is rendered from out of the DVC remote, and renders the row by the same code. The row's identity is a digest of
+all its inputs and must be the same on both machines; otherwise the worker refuses the job and reports why.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from tasks.clip_stages import ClipStages
-from tasks.rows import RowBatch
+from tasks.rows import RowBatch, render_rows
 from tav.config.paths import Project
 from tav.config.prompts import EditRow
 from tav.config.results import EDIT_SUFFIXES
-from tav.runtime.devices import exclusive_gpu
+from tav.runtime.devices import DevicePool
+from tav.runtime.events import EventStream
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, digest, write_text
 
@@ -36,19 +37,19 @@ class RowJob:
 
     Attributes:
         clip: the clip's name.
-        identity: of the row, as `tasks.edit.Edit` has it.
-        steps: how many it takes.
-        root: the project's folder on the machine that drives; used where there is no remote.
+        name: the row's name.
+        identity: the row's identity, as `tav.config.prompts.EditRow` has it.
+        root: the project's folder on the driver; used where there is no remote.
         texts: params.yaml, dvc.yaml, dvc.lock and the prompt CSV, by path.
-        remote: the DVC remote that has the inputs, as `DvcPipeline.publish` gives it; None: the workers share the driver's
-            files.
-        threads: of torch on a CPU, whose sums depend on it.
-        gpu_share: of a GPU; less than 1 shares it.
+        remote: the DVC remote that has the inputs, as `DvcPipeline.publish` returns it; None where the workers share the
+            driver's files.
+        threads: of torch on a CPU; the order of its sums depends on them.
+        gpu_share: the share of a GPU; less than 1 shares it.
     """
 
     clip: str
+    name: str
     identity: str
-    steps: int
     root: str
     texts: tuple[tuple[str, str], ...]
     remote: tuple[tuple[str, str], ...] | None
@@ -57,22 +58,22 @@ class RowJob:
 
 
 def inputs_of(project: Project, clip: str) -> list[str]:
-    """What a row is rendered from, relative to the project."""
+    """Return the files that a row is rendered from, relative to the project."""
     tuned = project.tuned(clip)
     paths = (project.inverted(clip), tuned / "tuned.json", tuned / "tuned.safetensors")
     return [path.relative_to(project.root).as_posix() for path in paths]
 
 
-def describe(stages: ClipStages, edit: EditRow, remote: Mapping[str, str] | None, gpu_share: float) -> RowJob:
-    """The job that renders `edit` elsewhere."""
+def describe(stages: ClipStages, row: EditRow, remote: Mapping[str, str] | None, gpu_share: float) -> RowJob:
+    """Return the job that renders `row` elsewhere."""
     import torch
 
     names = ("params.yaml", "dvc.yaml", "dvc.lock", stages.settings.prompts)
     texts = tuple((name, (stages.root / name).read_text(encoding="utf-8")) for name in names)
     return RowJob(
         clip=stages.clip,
-        identity=edit.identity,
-        steps=edit.steps,
+        name=row.name,
+        identity=row.identity,
         root=str(stages.root),
         texts=texts,
         remote=None if remote is None else tuple(sorted(remote.items())),
@@ -81,11 +82,16 @@ def describe(stages: ClipStages, edit: EditRow, remote: Mapping[str, str] | None
     )
 
 
-def render(job: RowJob, on_step: Callable[[int], None] | None = None) -> dict[str, bytes]:
-    """The row's files by suffix, as the machine that drives puts them into its store.
+def render(job: RowJob, events: EventStream) -> dict[str, bytes]:
+    """Render the row of a job; returns its files by suffix, as the driver puts them into its store.
+
+    Args:
+        events: receives the row's progress.
 
     Raises:
-        TavError: an input that neither the remote nor this machine has, or another base model than the driver's.
+        TavError: an input that neither the remote nor this machine has, another base model than the driver's, or the
+            row cannot be rendered.
+        FullDiskError: this machine's disk is full.
     """
     import torch
 
@@ -96,63 +102,66 @@ def render(job: RowJob, on_step: Callable[[int], None] | None = None) -> dict[st
             f"the worker {platform.node()} has no folder {root}: give the project a DVC remote (dvc remote add -d), "
             "or let the machines share its folder"
         )
-    batch = _batch(root, job.clip, digest(*(text for _, text in job.texts)))
-    for edit in batch.edits:
-        if edit.identity == job.identity:
+    batch, pool = _batch(root, job.clip, job.gpu_share, digest(*(text for _, text in job.texts)))
+    for row in batch.rows:
+        if row.identity == job.identity:
             break
     else:
         raise TavError(
             f"the worker {platform.node()} would render something else: its base model {batch.base} is not the driver's"
         )
-    if not batch.is_done(edit):
-        with contextlib.nullcontext() if job.gpu_share < 1 else exclusive_gpu(batch.device):
-            batch.render(edit, on_step)
-    folder = batch.store / edit.identity
+    with pool.hold():
+        for result in render_rows(batch, [row], events, job.clip):
+            if result.error is not None:
+                raise TavError(result.error)
+    folder = batch.store / row.identity
     return {suffix: (folder / f"edit{suffix}").read_bytes() for suffix in EDIT_SUFFIXES}
 
 
-def adopt(batch: RowBatch, edit: EditRow, files: dict[str, bytes]) -> None:
+def adopt(batch: RowBatch, row: EditRow, files: dict[str, bytes]) -> None:
     """Put a row that was rendered elsewhere into the driver's store.
 
     Raises:
-        TavError: the files are not whole.
+        TavError: the files are incomplete.
     """
-    with atomic_folder(batch.store / edit.identity) as folder:
+    with atomic_folder(batch.store / row.identity) as folder:
         for suffix in EDIT_SUFFIXES:
             (folder / f"edit{suffix}").write_bytes(files[suffix])
-    if not batch.is_done(edit):
-        shutil.rmtree(batch.store / edit.identity)
-        raise TavError(f"{edit.name}: what the worker sent is not whole")
+    if not batch.is_done(row):
+        shutil.rmtree(batch.store / row.identity)
+        raise TavError(f"{row.name}: the files that the worker sent are incomplete")
 
 
 @lru_cache(maxsize=1)
-def _batch(root: Path, clip: str, inputs: str) -> RowBatch:
-    """Kept for the next row of the same batch, with the model on the device."""
-    batch = ClipStages(root, clip).edit_batch()
+def _batch(root: Path, clip: str, gpu_share: float, inputs: str) -> tuple[RowBatch, DevicePool]:
+    """Keep the batch for the next of its rows, with the model on the device."""
+    stages = ClipStages(root, clip)
+    pool = DevicePool(stages.pool.devices[:1], exclusive=gpu_share >= 1)
+    batch = stages.edit_batch(pool.devices[0])
     batch.batch_size = 1
-    return batch
+    return batch, pool
 
 
 def _workspace(job: RowJob, remote: tuple[tuple[str, str], ...]) -> Path:
-    """A project with the job's texts and inputs, in the user's cache folder (TAV_WORKSPACES, if set)."""
+    """Make a project with the job's texts and inputs in the user's cache folder (or TAV_WORKSPACES), and return it."""
     home = Path(os.environ.get("TAV_WORKSPACES") or _cache_home() / "tav" / "workspaces")
     root = home / digest(*(part for pair in remote + job.texts for part in pair))
     home.mkdir(parents=True, exist_ok=True)
-    with _locked(home / "lock"):
+    with _alone(home / "lock"):
         _remove_old(home, keep=root)
-        whole = root / ".tav" / "pulled"
-        if not whole.exists():
+        complete = root / ".tav" / "pulled"
+        if not complete.exists():
             for name, text in job.texts:
                 write_text(root / name, text)
             _write_config(root, home / "cache", dict(remote))
             _pull(root, inputs_of(Project(root), job.clip))
-            write_text(whole, "")
+            write_text(complete, "")
         os.utime(root)
     return root
 
 
 def _write_config(root: Path, cache: Path, remote: Mapping[str, str]) -> None:
-    """Of a DVC project without git, whose cache all workspaces share."""
+    """Configure a DVC project without git, whose cache all workspaces share."""
     from dvc.config import Config
 
     (root / ".dvc").mkdir(parents=True, exist_ok=True)
@@ -176,7 +185,7 @@ def _pull(root: Path, paths: list[str]) -> None:
 
 
 def _remove_old(home: Path, keep: Path) -> None:
-    """Workspaces of a week ago; DVC's cache beside them holds files that come from the remote."""
+    """Remove workspaces unused for a week; DVC's cache beside them holds files that the remote has."""
     for path in home.iterdir():
         if (
             path.is_dir()
@@ -187,7 +196,8 @@ def _remove_old(home: Path, keep: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _alone(path: Path) -> Iterator[None]:
+    """Wait for the other workers of this machine, and keep them waiting."""
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

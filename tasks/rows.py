@@ -1,17 +1,17 @@
-"""Edit: one video for each row of a prompt CSV, from the clip's inverted latents.
+"""Rows of a prompt CSV, the unit of work of an edit: which are done, and how the others are rendered.
 
-A row is the unit of work. Its identity is a digest of everything that its video depends on; rows that were rendered
-before, and whose files are still somewhere, are not rendered again, and a row that fails fails alone.
+A row's identity is a digest of everything that its video depends on. A row that was rendered before, and whose files are
+still somewhere, is not rendered again, and a row that fails fails alone.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +19,11 @@ from tav.config.params import AttentionParams, EditParams
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
 from tav.runtime.devices import retry_with_smaller_batch
+from tav.runtime.events import EventStream, RowFinished
+from tav.runtime.progress import Progress
 from tav.versioning.cache_lookup import previous_output
 from tav_model.base_models import base_digest, load_pipeline
-from tav_model.errors import TavError
+from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import atomic_folder, canonical_json, digest, load_tensors, read_json, write_json
 from tav_model.tuned_weights import read_info
 
@@ -33,19 +35,39 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Part of every identity: a change of the files that a row leaves asks for new ones.
+# Part of every identity: raised when the files that a row leaves change.
 FORMAT = "2"
+OnStep = Callable[[Sequence[EditRow], int], None]
+"""Called with the rows sampled together and by how many steps they have advanced, which is negative for a failed attempt."""
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """What became of a row.
+
+    Attributes:
+        rendered: whether it was rendered now; False where it was found, or has failed.
+        error: why there is no video, in one line; None where there is one.
+    """
+
+    row: EditRow
+    rendered: bool = False
+    error: str | None = None
 
 
 class RowBatch:
-    """The edits of one clip: which are done, how to render one, and the results folder of them all.
+    """The rows of one clip with every setting resolved: which are done, and the results folder of them all.
 
     Args:
-        store: a folder for rendered rows, by identity; what a killed run has finished is found there.
-        batch_size: edits sampled together. A batch is rendered when the first of its edits is asked for.
-        found_in: further results folders, whose videos serve too.
-        base_identity: what `tav_model.base_models.base_digest` says of the base, where that is known; else it is read.
-        adopt: False: only look. The store is left as it is, and nothing may be rendered.
+        inverted, tuned: the outputs of the stages before.
+        out: the results folder.
+        base: the folder or hub id of the base model.
+        store: a folder for rendered rows, by identity, where the next run finds what a killed run has finished.
+        batch_size: rows sampled together.
+        decode_chunk: frames that the VAE decodes at a time.
+        found_in: further results folders whose videos serve too.
+        base_identity: the `tav_model.base_models.base_digest` of the base where it is known; otherwise it is computed.
+        adopt: False only looks: the store is left as it is, and nothing may be rendered.
     """
 
     def __init__(
@@ -72,22 +94,20 @@ class RowBatch:
         self.base, self.attention, self.params, self.device = base, attention, params, device
         self.batch_size, self.decode_chunk = batch_size, decode_chunk
         self.found_in = (out, *found_in)
-        base_identity = base_identity or base_digest(base)
         inputs = digest(
             FORMAT,
             inverted,
             tuned / "tuned.json",
-            base_identity,
+            base_identity or base_digest(base),
             canonical_json(attention.model_dump()),
             params.start,
             params.precision,
         )
-        self.edits = [self._fill_in(row, seed, inputs) for row in rows]
-        self._frames: dict[str, np.ndarray] = {}
+        self.rows = [self._resolve(row, seed, inputs) for row in rows]
         if adopt:
             self._adopt_previous()
 
-    def _fill_in(self, row: PromptRow, seed: int, inputs: str) -> EditRow:
+    def _resolve(self, row: PromptRow, seed: int, inputs: str) -> EditRow:
         params = self.params
         settings: dict[str, Any] = {
             "prompt": row.prompt,
@@ -99,33 +119,34 @@ class RowBatch:
         identity = digest(inputs, canonical_json(settings))
         return EditRow(name=row.name, category=row.category, identity=identity, **settings)
 
-    # What is done
+    # Which rows are done
 
-    def is_done(self, edit: EditRow) -> bool:
-        """Whether the edit's files are in the store, whole."""
-        folder = self.store / edit.identity
+    def is_done(self, row: EditRow) -> bool:
+        """Return whether the row's files are complete in the store."""
+        folder = self.store / row.identity
         video = folder / "edit.mp4"
         return video.exists() and read_record(folder / "edit.json").get("video") == digest(video)
 
     def todo(self) -> list[EditRow]:
-        return [edit for edit in self.edits if not self.is_done(edit)]
+        """Return the rows that are not in the store."""
+        return [row for row in self.rows if not self.is_done(row)]
 
     def to_render(self) -> list[EditRow]:
-        """Those of `todo` that no results folder has either, nor DVC's cache."""
+        """Return the rows of `todo` that neither a results folder nor DVC's cache holds."""
         todo = self.todo()
-        found = self._previous({edit.identity for edit in todo}) if todo else {}
-        return [edit for edit in todo if edit.identity not in found]
+        found = self._previous({row.identity for row in todo}) if todo else {}
+        return [row for row in todo if row.identity not in found]
 
     def _adopt_previous(self) -> None:
-        """Put into the store what an earlier run left in the results, or what DVC keeps of it in its cache."""
+        """Copy into the store what an earlier run left in the results, or DVC keeps of it in its cache."""
         todo = self.todo()
-        for identity, files in self._previous({edit.identity for edit in todo}).items() if todo else ():
+        for identity, files in self._previous({row.identity for row in todo}).items() if todo else ():
             with atomic_folder(self.store / identity) as folder:
                 for suffix, path in files.items():
                     shutil.copyfile(path, folder / f"edit{suffix}")
 
     def _previous(self, wanted: set[str]) -> dict[str, dict[str, Path]]:
-        """The files of edits with these identities, by suffix, that lie elsewhere than in the store."""
+        """Return the files of rows with these identities that are elsewhere than in the store, by suffix."""
         found = {}
         for results in self.found_in:
             files = previous_output(self.root, results.relative_to(self.root).as_posix())
@@ -143,34 +164,93 @@ class RowBatch:
 
     @cached_property
     def pipeline(self) -> TuneAVideoPipeline:
+        """The pipeline with the tuned weights, loaded on first use.
+
+        Raises:
+            TavError: other weights than those the latents were inverted with, or a base model that cannot be loaded.
+        """
         import torch
 
-        # The latents lead back to the clip with the weights that they were inverted with, and with no others.
-        with_weights = load_tensors(self.inverted / "inverted.safetensors")[1].get("tuned")
-        if with_weights != read_info(self.tuned)["sha256"]:
+        # Sampling leads back to the clip only with the weights that its latents were inverted with.
+        inverted_with = load_tensors(self.inverted / "inverted.safetensors")[1].get("tuned")
+        if inverted_with != read_info(self.tuned)["sha256"]:
             raise TavError(f"{self.tuned}: not the weights that {self.inverted} was inverted with; run dvc repro")
         return load_pipeline(self.base, self.tuned, self.attention, self.device, getattr(torch, self.params.precision))
 
-    def render(self, edit: EditRow, on_step: Callable[[int], None] | None = None) -> None:
-        """Render the edit into the store (with the rest of its batch in memory, until they are asked for)."""
+    def first_group(self, rows: Sequence[EditRow]) -> list[EditRow]:
+        """Return the first of the rows, and those of the others that can be sampled in one batch with it."""
+        first, *others = rows
+        alike = [row for row in others if row.batch_key == first.batch_key]
+        return [first, *alike[: self.batch_size - 1]]
+
+    def render(self, rows: Sequence[EditRow], on_step: OnStep) -> list[EditRow]:
+        """Render rows together into the store; returns those rendered, which are fewer where memory does not suffice.
+
+        Args:
+            rows: that agree in `EditRow.batch_key`.
+        """
+        from tav_model.latents import decode_latents, to_frames
+
+        latents, size = retry_with_smaller_batch(
+            lambda size: self._sample(rows[:size], on_step), len(rows), "prompts at a time"
+        )
+        if size < len(rows):
+            self.batch_size = size
+        vae = self.pipeline.vae
+        videos, self.decode_chunk = retry_with_smaller_batch(
+            lambda chunk: decode_latents(vae, latents, chunk), self.decode_chunk, "frames at a time"
+        )
+        for row, video in zip(rows[:size], videos, strict=True):
+            self._store(row, to_frames(video))
+        return list(rows[:size])
+
+    def _sample(self, rows: Sequence[EditRow], on_step: OnStep) -> torch.Tensor:
+        """Sample the rows' latents, `b c f h w`."""
+        import torch
+
+        latents = load_tensors(self.inverted / "inverted.safetensors")[0]["latents"]
+        if self.params.start == "random":
+            noise = [torch.randn(latents.shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows]
+            latents = torch.cat(noise)
+        steps = 0
+
+        def after_step(*_: Any) -> dict[str, Any]:
+            nonlocal steps
+            steps += 1
+            on_step(rows, 1)
+            return {}
+
+        try:
+            return self.pipeline(
+                [row.prompt for row in rows],
+                latents=latents,
+                num_inference_steps=rows[0].steps,
+                guidance_scale=rows[0].guidance_scale,
+                negative_prompt=[row.negative_prompt for row in rows],
+                output_type="latent",
+                callback_on_step_end=after_step,
+            ).frames
+        except Exception:
+            if steps:
+                on_step(rows, -steps)  # They are done again, in a smaller batch.
+            raise
+
+    def _store(self, row: EditRow, frames: np.ndarray) -> None:
         from tav.media.videos import write_mp4, write_preview
 
-        if edit.identity not in self._frames:
-            self._render_batch(self._batch_of(edit), on_step)
-        frames = self._frames.pop(edit.identity)
         fps = Fraction(load_tensors(self.inverted / "inverted.safetensors")[1]["fps"])
-        with atomic_folder(self.store / edit.identity) as folder:
+        with atomic_folder(self.store / row.identity) as folder:
             write_mp4(folder / "edit.mp4", frames, fps)
             write_preview(folder / "edit.webp", frames, fps)
             record = {
-                "name": edit.name,
-                "prompt": edit.prompt,
-                "category": edit.category,
-                "negative_prompt": edit.negative_prompt,
-                "guidance_scale": edit.guidance_scale,
-                "steps": edit.steps,
-                "seed": edit.seed,
-                "identity": edit.identity,
+                "name": row.name,
+                "prompt": row.prompt,
+                "category": row.category,
+                "negative_prompt": row.negative_prompt,
+                "guidance_scale": row.guidance_scale,
+                "steps": row.steps,
+                "seed": row.seed,
+                "identity": row.identity,
                 "frames": len(frames),
                 "height": frames.shape[1],
                 "width": frames.shape[2],
@@ -179,78 +259,83 @@ class RowBatch:
             }
             write_json(folder / "edit.json", record)
 
-    def _batch_of(self, edit: EditRow) -> list[EditRow]:
-        # From here on and around, and only as far as the batch needs: to look whether an edit is done reads its video.
-        place = self.edits.index(edit)
-        others = (
-            other for other in (*self.edits[place + 1 :], *self.edits[:place]) if other.batch_key == edit.batch_key
-        )
-        waiting = (other for other in others if not self.is_done(other))
-        return [edit, *islice(waiting, self.batch_size - 1)]
-
-    def _render_batch(self, edits: list[EditRow], on_step: Callable[[int], None] | None) -> None:
-        """The frames of the edits, or of fewer where memory does not suffice; the rest is asked for later."""
-        from tav_model.latents import decode_latents, to_frames
-
-        latents, size = retry_with_smaller_batch(
-            lambda size: self._sample(edits[:size], on_step), len(edits), "prompts at a time"
-        )
-        if size < len(edits):
-            self.batch_size = size
-        vae = self.pipeline.vae
-        video, self.decode_chunk = retry_with_smaller_batch(
-            lambda chunk: decode_latents(vae, latents, chunk), self.decode_chunk, "frames at a time"
-        )
-        self._frames |= {edit.identity: to_frames(one) for edit, one in zip(edits[:size], video, strict=True)}
-
-    def _sample(self, edits: list[EditRow], on_step: Callable[[int], None] | None) -> torch.Tensor:
-        """The edits' latents, `b c f h w`."""
-        import torch
-
-        latents = load_tensors(self.inverted / "inverted.safetensors")[0]["latents"]
-        if self.params.start == "random":
-            noise = [torch.randn(latents.shape, generator=torch.Generator().manual_seed(e.seed)) for e in edits]
-            latents = torch.cat(noise)
-
-        def after_step(*_: Any) -> dict:
-            if on_step is not None:
-                on_step(len(edits))
-            return {}
-
-        return self.pipeline(
-            [edit.prompt for edit in edits],
-            latents=latents,
-            num_inference_steps=edits[0].steps,
-            guidance_scale=edits[0].guidance_scale,
-            negative_prompt=[edit.negative_prompt for edit in edits],
-            output_type="latent",
-            callback_on_step_end=after_step,
-        ).frames
-
     # The results folder
 
-    def finish(self, failed: dict[str, str]) -> None:
-        """Put the files of all rows under their names into `out`, and drop from the store what the CSV no longer asks for.
+    def publish(self, failed: dict[str, str]) -> None:
+        """Copy the files of all rows under their names into `out`, and drop from the store rows that the CSV lacks.
 
         Args:
-            failed: names of the edits that could not be rendered, with the reason.
+            failed: the reasons of the rows that could not be rendered, by name.
 
         Raises:
-            TavError: some have failed; the others stay in the store, and only the failed ones are rendered next time.
+            TavError: rows have failed. The others stay in the store, and only the failed ones are rendered next time.
         """
         if failed:
             reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
-            done = len(self.edits) - len(failed)
-            raise TavError(f"edit: {len(failed)} of {len(self.edits)} rows failed: {reasons}. {done} done and kept")
+            done = len(self.rows) - len(failed)
+            raise TavError(f"edit: {len(failed)} of {len(self.rows)} rows failed: {reasons}. {done} done and kept")
         with atomic_folder(self.out) as folder:
-            for edit in self.edits:
-                source = self.store / edit.identity
+            for row in self.rows:
+                source = self.store / row.identity
                 for suffix in (".mp4", ".webp"):
-                    shutil.copyfile(source / f"edit{suffix}", folder / f"{edit.name}{suffix}")
+                    shutil.copyfile(source / f"edit{suffix}", folder / f"{row.name}{suffix}")
                 record = read_json(source / "edit.json")
-                # A row that was only renamed or put into another category keeps its video.
-                write_json(folder / f"{edit.name}.json", record | {"name": edit.name, "category": edit.category})
-        wanted = {edit.identity for edit in self.edits}
+                # A row that was only renamed, or put into another category, keeps its video.
+                write_json(folder / f"{row.name}.json", record | {"name": row.name, "category": row.category})
+        wanted = {row.identity for row in self.rows}
         for path in self.store.iterdir():
             if path.name not in wanted:
                 shutil.rmtree(path)
+
+
+def render_rows(
+    batch: RowBatch, rows: Sequence[EditRow], events: EventStream, clip: str = "", progress: Progress | None = None
+) -> Iterator[RowResult]:
+    """Render rows one batch after the other, and yield what became of each as soon as it is known.
+
+    Rows that are in the store already are yielded first. A row that fails fails alone: where a batch of several fails,
+    its rows are rendered one by one.
+
+    Args:
+        events: receives the progress of each row, and `RowFinished`.
+        progress: counts the steps of all rows together.
+
+    Raises:
+        TavError: the model cannot be loaded, which is no fault of a row.
+        FullDiskError: the disk is full, which is no fault of a row either; what is done stays in the store.
+    """
+    waiting = []
+    for row in rows:
+        if batch.is_done(row):
+            yield RowResult(row)
+        else:
+            waiting.append(row)
+    if waiting:
+        batch.pipeline  # noqa: B018 (loaded here, outside of what counts as a row's failure)
+    groups: list[list[EditRow]] = []
+    while waiting or groups:
+        group = groups.pop(0) if groups else batch.first_group(waiting)
+        waiting = [row for row in waiting if row not in group]
+        loops = {row.name: Progress(events, stage="edit", clip=clip, row=row.name, total=row.steps) for row in group}
+
+        def on_step(rows: Sequence[EditRow], steps: int, loops: dict[str, Progress] = loops) -> None:
+            if progress is not None:
+                progress.update(steps * len(rows))
+            for row in rows:
+                loops[row.name].update(steps)
+
+        try:
+            rendered = batch.render(group, on_step)
+        except FullDiskError:
+            raise
+        except Exception as error:
+            if len(group) > 1:
+                groups = [[row] for row in group] + groups
+                continue
+            logger.exception("row %s failed", group[0].name)
+            yield RowResult(group[0], error=first_line(error))
+            continue
+        for row in rendered:
+            events.publish(RowFinished(clip=clip, stage="edit", row=row.name, edit=row))
+            yield RowResult(row, rendered=True)
+        waiting = [row for row in group if row not in rendered] + waiting

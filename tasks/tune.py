@@ -1,13 +1,14 @@
-"""Tune: the trained weights of the inflated UNet on one clip, with checkpoints outside the results."""
+"""Tune: train the inflated UNet on one clip, with checkpoints outside of the results."""
 
 from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from tav.config.params import AttentionParams, TuneParams
 from tav.runtime.devices import is_out_of_memory, release_memory
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
@@ -25,26 +26,24 @@ def tune(
     *,
     base: str,
     base_name: str,
-    attention: Any,
-    params: Any,
+    attention: AttentionParams,
+    params: TuneParams,
     seed: int,
     device: str,
     gradient_checkpointing: bool,
     checkpoints: Path,
     checkpoint_every: int,
     progress: Progress,
-    on_step: Callable[[StepRecord], None] | None = None,
-    on_resume: Callable[[Sequence[StepRecord]], None] | None = None,
 ) -> None:
     """Write `tuned.safetensors`, `tuned.json` and `loss.csv` into `out`.
 
-    A run that was stopped goes on from the newest checkpoint in `checkpoints` with the same inputs and settings, to the
-    same bits on the same device; the folder is emptied at the end. So does one that runs out of memory, with gradient
-    checkpointing from there on.
+    A run that was stopped resumes from the newest checkpoint in `checkpoints` with the same inputs and settings,
+    bit-identical on the same device; the folder is emptied at the end. A run that runs out of memory resumes likewise,
+    with gradient checkpointing from there on.
 
     Args:
-        on_step: told each step's record.
-        on_resume: told those of the steps before an interruption, where there was one.
+        base: the folder or hub id of the base model; `base_name` is its name in the parameters.
+        progress: counts the steps; its records are `tav_model.tuning.StepRecord`.
     """
     import pandas as pd
     import torch
@@ -59,18 +58,14 @@ def tune(
     clip = digest(latents)
     identity = digest(clip, base_digest(base), canonical_json([settings, attention.model_dump(), seed]))
 
-    def report(record: StepRecord) -> None:
-        progress.update(loss=record.loss)
-        if on_step is not None:
-            on_step(record)
+    def on_step(record: StepRecord) -> None:
+        progress.update(record=record, loss=record.loss)
 
-    def report_resumption(records: Sequence[StepRecord]) -> None:
-        progress.go_on_at(len(records))
-        if on_resume is not None:
-            on_resume(records)
+    def on_resume(records: Sequence[StepRecord]) -> None:
+        progress.resume_at(len(records), records)
 
     def attempt(checkpointing: bool) -> Tuner:
-        torch.manual_seed(seed)  # The first weights of the temporal attention.
+        torch.manual_seed(seed)  # For the first weights of the temporal attention.
         unet = UNet3DConditionModel.from_pretrained_2d(
             base, attention=tuple(attention.spatial), temporal=attention.temporal
         ).to(device)
@@ -84,8 +79,8 @@ def tune(
             checkpoints=checkpoints,
             checkpoint_every=checkpoint_every,
             identity=identity,
-            on_step=report,
-            on_resume=report_resumption,
+            on_step=on_step,
+            on_resume=on_resume,
         )
         return tuner
 
@@ -96,10 +91,10 @@ def tune(
         except Exception as error:
             if gradient_checkpointing or not is_out_of_memory(error):
                 raise
-        if tuner is None:  # Out of the handler, which holds the network that was too large.
+        if tuner is None:  # Outside of the handler, which keeps the network that was too large alive.
             release_memory()
-            logger.warning("out of memory: going on with runtime.gradient_checkpointing: true")
-            progress.go_on_at(0)
+            logger.warning("out of memory: retrying with runtime.gradient_checkpointing: true")
+            progress.resume_at(0)
             tuner = attempt(True)
     with atomic_folder(out) as folder:
         tuner.unet.save_tuned(

@@ -1,4 +1,4 @@
-"""The setting of the C library's allocator under which torch on a CPU is fastest."""
+"""The setting of the C library's allocator under which torch is fastest on a CPU."""
 
 from __future__ import annotations
 

@@ -1,43 +1,72 @@
-"""Locks that go with the process that holds them, however that ends; the file says who that is."""
+"""File locks that end with the process that holds them, however it ends; the file says who that is."""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import json
+import os
 import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TextIO
+from typing import Any
 
 LOOK_SECONDS = 0.5
 
 
-def take(file: TextIO, holder: str) -> bool:
-    """Lock an open file, and write into it who has it; False: another one has.
+class Locked(Exception):  # noqa: N818 (a state of affairs, not a failure)
+    """Another process holds the lock; `holder` is what it wrote about itself, {} where it has not yet."""
 
-    Those who only look (`holder`) hold it for an instant, which is waited for.
+    def __init__(self, holder: dict[str, Any]) -> None:
+        super().__init__()
+        self.holder = holder
+
+
+@contextlib.contextmanager
+def file_lock(path: Path, **holder: Any) -> Iterator[None]:
+    """Hold the lock of a file, and write into the file, as JSON, which process that is.
+
+    Args:
+        holder: what others may read about the holder, beside `process`, the process's id.
+
+    Raises:
+        Locked: another process holds it.
+        OSError: the file cannot be made.
     """
-    end = time.monotonic() + LOOK_SECONDS
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                return False
-            time.sleep(0.02)
-    file.truncate(0)
-    file.write(holder)
-    file.flush()
-    return True
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as file:
+        end = time.monotonic() + LOOK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                # A process that only reads who the holder is (`lock_holder`) has the lock for an instant.
+                if time.monotonic() >= end:
+                    raise Locked(lock_holder(path) or {}) from None
+                time.sleep(0.02)
+        file.truncate(0)
+        file.write(json.dumps({"process": os.getpid(), **holder}))
+        file.flush()
+        yield
 
 
-def holder(path: Path) -> str | None:
-    """What the process wrote that holds the lock of this file now; None where nobody does."""
+def lock_holder(path: Path) -> dict[str, Any] | None:
+    """Return what the process that holds the lock now wrote about itself; None where none does."""
     try:
         with path.open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return file.read()
+                return _parse(file.read())
     except FileNotFoundError:
         pass
     return None
+
+
+def _parse(text: str) -> dict[str, Any]:
+    try:
+        holder: Mapping[str, Any] = json.loads(text)
+        return dict(holder)
+    except (ValueError, TypeError):
+        return {}  # Read in the instant before it was written.

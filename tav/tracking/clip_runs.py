@@ -7,7 +7,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from tav.config.params import RESULT_SECTIONS, parse_params
 from tav.config.paths import Project
 from tav.config.results import read_scores
 from tav.config.stages import TRACKED_STAGES
+from tav.runtime.events import Event, LoopProgressed, LoopResumed
 from tav.tracking.system_metrics import system_metrics
 from tav.tracking.tracker import Run, Tracker
 from tav_model.errors import TavError
@@ -47,23 +48,28 @@ class SmoothedLoss:
         return {name: self._values[name]}
 
 
-class TuningSteps:
-    """What a tuning's run in MLflow is told of the steps."""
+class TuningCurve:
+    """Log the steps of a tuning to its MLflow run; a subscriber of the stage's events.
 
-    def __init__(self, run: Run) -> None:
-        self._run, self._smoothed, self._last = run, SmoothedLoss(), time.monotonic()
+    Steps of before an interruption are logged once more, since the interruption may have come before they all were;
+    their speed is unknown.
+    """
 
-    def resumed(self, records: Sequence[StepRecord]) -> None:
-        """Those of before an interruption, which may have come before they were all logged; how fast they were is lost."""
-        self._smoothed = SmoothedLoss()
-        for record in records:
-            self._log(record, {})
-        self._last = time.monotonic()
+    def __init__(self, run: Run, clip: str) -> None:
+        self._run, self._clip, self._smoothed, self._last = run, clip, SmoothedLoss(), time.monotonic()
 
-    def step(self, record: StepRecord) -> None:
-        now = time.monotonic()
-        self._log(record, {"steps_per_second": 1 / max(now - self._last, 1e-9)})
-        self._last = now
+    def __call__(self, event: Event) -> None:
+        """Log what an event about this clip's tuning holds."""
+        if event.clip != self._clip or event.stage != "tune":
+            return
+        if isinstance(event, LoopResumed):
+            self._smoothed = SmoothedLoss()
+            for record in event.records:
+                self._log(record, {})
+            self._last = event.time
+        elif isinstance(event, LoopProgressed):
+            self._log(event.record, {"steps_per_second": 1 / max(event.time - self._last, 1e-9)})
+            self._last = event.time
 
     def _log(self, record: StepRecord, more: dict[str, float]) -> None:
         values = {"loss": record.loss, "learning_rate": record.learning_rate, "gradient_norm": record.gradient_norm}
@@ -83,10 +89,10 @@ def peak_memory() -> float:
 class ClipRuns:
     """The MLflow runs of one clip under the parameters of now. Nothing is imported before the first is asked for."""
 
-    def __init__(self, root: Path, clip: str, params: Params) -> None:
+    def __init__(self, root: Path, clip: str, params: Params, tags: Mapping[str, str] | None = None) -> None:
         self.root, self.clip, self.params = root, clip, params
         self.project = Project(root)
-        self.tracker = Tracker(params.tracking.uri, params.tracking.experiment, root)
+        self.tracker = Tracker(params.tracking.uri, params.tracking.experiment, root, tags)
         self._while_working = contextlib.ExitStack()
         self._watched = False
 
@@ -136,13 +142,13 @@ class ClipRuns:
             self.pipeline.finish()
 
     @contextlib.contextmanager
-    def tuning(self) -> Iterator[TuningSteps]:
-        """The tuning's run, open while it lasts; yields what is to be told of its steps."""
+    def tuning(self) -> Iterator[TuningCurve]:
+        """The tuning's run, open while it lasts; yields a subscriber for its steps."""
         run = self.pipeline.child("tune", "tune", f"tune {self.clip}")
         run.log_params(flatten({"tune": self.params.tune.model_dump(mode="json")}))
         try:
             with system_metrics(run):
-                yield TuningSteps(run)
+                yield TuningCurve(run, self.clip)
         except BaseException as error:
             run.finish(_ended(error))
             raise

@@ -1,0 +1,82 @@
+"""What all task runs of one flow run share: the project, the devices, the stream of events, and DVC."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prefect.cache_policies import NO_CACHE
+from prefect.states import Completed, State
+
+from tasks.clip_stages import ClipStages
+from tav.runtime.devices import DevicePool, is_out_of_memory
+from tav.runtime.events import EventStream, StageRestored, StageUpToDate
+from tav.versioning.dvc_pipeline import DvcPipeline
+
+if TYPE_CHECKING:
+    from prefect import Task
+    from prefect.client.schemas.objects import TaskRun
+
+NO_ROOM = "NoRoom"  # the name of the state of a row that met a full disk
+
+
+def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Return whether a retry may help: after trouble with files or memory, not after a user's mistake.
+
+    The stages themselves retry with smaller batches when memory runs out; a retry of the task run is for memory that
+    another process has freed by then.
+    """
+    return isinstance(state.data, OSError) or (isinstance(state.data, Exception) and is_out_of_memory(state.data))
+
+
+RETRIES: dict[str, Any] = {
+    "retries": 2,
+    "retry_delay_seconds": [2, 10],
+    "retry_condition_fn": is_transient,
+    "cache_policy": NO_CACHE,  # DVC is the cache.
+}
+
+
+def cached(message: str) -> State[None]:
+    """Return the state of a task run whose work was done before."""
+    return Completed(name="Cached", message=message)
+
+
+class PipelineRun:
+    """One run of the flow over some clips.
+
+    Args:
+        clips: the clips, those to finish first in front.
+        pool: the devices that heavy stages hold one at a time.
+        tags: further tags of the MLflow runs.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        clips: Sequence[str],
+        events: EventStream,
+        pool: DevicePool,
+        tags: Mapping[str, str],
+    ) -> None:
+        self.root, self.clips, self.events, self.pool, self.tags = root, list(clips), events, pool, tags
+        self.dvc = DvcPipeline(root)
+
+    def stages(self, clip: str) -> ClipStages:
+        """Return the stages of a clip, by the params.yaml that is there now."""
+        return ClipStages(self.root, clip, self.events, self.pool, self.clips.index(clip), self.tags)
+
+    def cached_state(self, stage: str, clip: str) -> State[None] | None:
+        """Return the state of a stage that need not run, its outputs restored where DVC's cache has them; else None.
+
+        Raises:
+            TavError: DVC cannot read the project, or an input is missing.
+        """
+        if self.dvc.is_current(stage, clip):
+            self.events.publish(StageUpToDate(clip=clip, stage=stage))
+            return cached("up to date")
+        if self.dvc.restore(stage, clip):
+            self.events.publish(StageRestored(clip=clip, stage=stage))
+            return cached("restored from DVC's cache")
+        return None
