@@ -182,7 +182,7 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
         ``{CLIP: {EDIT: {"track_error": ..., ...}}}``
     """
     from tasks.clip_stages import ClipStages
-    from tav.config.params import RESULT_SECTIONS, load_params
+    from tav.config import RESULT_SECTIONS, load_params
     from tav.config.paths import Project
     from tav.config.results import read_scores
     from tav.config.stages import STAGES

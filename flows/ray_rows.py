@@ -20,7 +20,7 @@ from tasks import row_jobs as remote
 from tasks.clip_stages import ClipStages
 from tasks.row_jobs import RowJob
 from tasks.rows import RowBatch
-from tav.config.params import RuntimeParams
+from tav.config import RuntimeParams
 from tav.config.prompts import EditRow
 from tav.runtime.progress import Progress
 from tav.versioning.dvc_pipeline import DvcPipeline

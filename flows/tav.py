@@ -21,7 +21,7 @@ from flows.artifacts import ProgressArtifact, publish_results
 from flows.ray_rows import render_rows as render_rows_on_ray
 from tasks.clip_stages import ClipStages
 from tasks.rows import RowBatch
-from tav.config.params import load_params, write_overrides
+from tav.config import load_params, write_overrides
 from tav.config.prompts import EditRow
 from tav.config.stages import STAGES
 from tav.reports.report import update_reports

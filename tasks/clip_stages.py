@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.rows import RowBatch
-from tav.config.params import load_params
+from tav.config import load_params
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.prompts import EditRow
 from tav.config.stages import DEVICE_STAGES

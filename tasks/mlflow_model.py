@@ -14,7 +14,7 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
-from tav.config.params import Params
+from tav.config import Params
 
 COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed")
 
@@ -68,7 +68,7 @@ class TunedClip(PythonModel):
             TavError: a base model that is not here or another than the tuned one.
         """
         from tasks.rows import RowBatch
-        from tav.config.params import AttentionParams, EditParams
+        from tav.config import AttentionParams, EditParams
         from tav.config.paths import resolve_model
         from tav.config.prompts import PromptRow
         from tav.runtime.devices import choose_device

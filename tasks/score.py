@@ -15,7 +15,7 @@ from tav_model.files import atomic_folder, load_tensors, read_json, write_json, 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tav.config.params import ScoreParams
+    from tav.config import ScoreParams
     from tav.runtime.progress import Progress
     from tav_model.metrics.clip import ClipScorer
     from tav_model.metrics.temporal import Motion

@@ -36,7 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tasks.clip_stages import ClipStages
-from tav.config.params import Params, load_params, parse_overrides
+from tav.config import Params, load_params, parse_overrides
 from tav.config.paths import EMBEDDED, Project, project_path, resolve_model
 from tav.config.prompts import csv_text
 from tav.config.stages import STAGES

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tav.config.params import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, Params, add_clip, load_params
+from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, Params, add_clip, load_params
 from tav.config.paths import project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
 from tav.media.decoding import IMAGES, read_frames

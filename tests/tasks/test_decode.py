@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tasks.decode import decode
-from tav.config.params import DecodeParams
+from tav.config import DecodeParams
 from tav.media.videos import read_mp4, write_mp4
 from tav_model.errors import TavError
 from tav_model.files import digest, load_tensors

@@ -13,7 +13,7 @@ import torch
 
 from tasks.edit import edit
 from tasks.rows import RowBatch
-from tav.config.params import AttentionParams
+from tav.config import AttentionParams
 from tav.config.prompts import PromptRow
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest

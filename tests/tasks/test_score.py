@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tasks.score import score
-from tav.config.params import ScoreParams
+from tav.config import ScoreParams
 from tav.config.results import read_scores
 from tav.media.videos import read_mp4, write_mp4
 from tav.runtime.progress import Progress

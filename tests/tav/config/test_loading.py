@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from ruamel.yaml import YAML
 
-from tav.config.params import (
+from tav.config import (
     ClipParams,
     DecodeParams,
     EditParams,
@@ -158,7 +158,7 @@ def test_unknown_clip(path: Path) -> None:
 
 # What is refused
 
-ATTENTION = "must be a list of 1 to 6, each one of first, former, self, middle, next, all"
+ATTENTION = "must be a list of 1 to 6 items, each one of first, former, self, middle, next, all"
 INSIDE = "must be a relative path inside the project, without '..'"
 
 
@@ -169,8 +169,8 @@ INSIDE = "must be a relative path inside the project, without '..'"
         ("tune: {}", "tune: {steps: true}", "tune.steps: True is not allowed: must be a whole number"),
         ("tune: {}", "tune: {steps: 1e3}", "tune.steps: 1000.0 is not allowed: must be a whole number"),
         ("tune: {}", "tune: {steps: '3'}", "tune.steps: '3' is not allowed: must be a whole number"),
-        ("tune: {}", "tune: {learning_rate: 0}", "tune.learning_rate: 0 is not allowed: must be a number more than 0"),
-        ("tune: {}", "tune: {learning_rate: .inf}", "tune.learning_rate: inf is not allowed: must be a number more"),
+        ("tune: {}", "tune: {learning_rate: 0}", "tune.learning_rate: 0 is not allowed: must be a number greater than 0"),
+        ("tune: {}", "tune: {learning_rate: .inf}", "tune.learning_rate: inf is not allowed: must be a number greater"),
         ("tune: {}", "tune: {max_gradient_norm: .inf}", "tune.max_gradient_norm: inf is not allowed: must be a number"),
         ("tune: {}", "tune: {max_gradient_norm: .nan}", "tune.max_gradient_norm: nan is not allowed: must be a number"),
         ("tune: {}", "tune: {weight_decay: .nan}", "tune.weight_decay: nan is not allowed: must be a number between"),
@@ -183,7 +183,7 @@ INSIDE = "must be a relative path inside the project, without '..'"
         ),
         ("tune: {}", "tune: {learning_rate_schedule: cosin}", "must be one of constant, constant_with_warmup, linear"),
         ("tune: {}", "tune: {precision: half}", "must be one of float32, bfloat16, float16"),
-        ("tune: {}", "tune: {trainable: [1]}", "tune.trainable.0: 1 is not allowed: must be a list of 1 or more, each"),
+        ("tune: {}", "tune: {trainable: [1]}", "tune.trainable.0: 1 is not allowed: must be a list of 1 or more items, each"),
         ("tune: {}", "tune: {stepz: 3}", "tune.stepz: unknown key; did you mean steps? (allowed: steps, learning_rate"),
         ("tune: {}", "tune:", "tune: None is not allowed: must be a mapping with the keys steps, "),
         ("invert: {}", "invert: {steps: 1001}", "1001 is not allowed: must be a whole number between 1 and 1000"),
@@ -203,10 +203,10 @@ INSIDE = "must be a relative path inside the project, without '..'"
         ("{frames: 8}", "{width: 130}", "must be a whole number between 64 and 4096, a multiple of 8"),
         ("{frames: 8}", "{end: 0}", "decode.end: 0 is not allowed: must be a whole number at least 1 or null"),
         ("{frames: 8}", "{fit: squeeze}", "decode.fit: 'squeeze' is not allowed: must be one of crop, pad, stretch"),
-        ("score: {}", "score: {clip_model: 3}", "score.clip_model: 3 is not allowed: must be a text or null"),
+        ("score: {}", "score: {clip_model: 3}", "score.clip_model: 3 is not allowed: must be a string or null"),
         ("score: {}", "score: {clip_model: /x}", f"score.clip_model: '/x' is not allowed: {INSIDE}"),
         ("score: {}", "score: {}\nruntime: {device: gpu}", "must be auto, cpu, mps, cuda or cuda:NUMBER"),
-        ("score: {}", "score: {}\ntracking: {experiment: ''}", "must be a text that is not empty"),
+        ("score: {}", "score: {}\ntracking: {experiment: ''}", "must be a non-empty string"),
         ("seed: 33", "seed: -1", "seed: -1 is not allowed: must be a whole number at least 0 and less than 922337203"),
         ("seed: 33\n", "", "seed: is missing; must be a whole number at least 0"),
         ("seed: 33", "sead: 33", "sead: unknown key; did you mean seed? (allowed: base_model, seed, "),
@@ -222,8 +222,8 @@ INSIDE = "must be a relative path inside the project, without '..'"
         ("  ball:", f"  {'b' * 65}:", "the clip's name must be 1 to 64"),
         ("  ball:", "  ../ball:", "the clip's name must be"),
         ("  ball:", "  7:", "clips.7: the clip's name must be"),
-        ("a ball,", "' ',", "clips.ball.caption: ' ' is not allowed: must be a text that is not blank"),
-        ("a ball,", "[a, ball],", "clips.ball.caption: ['a', 'ball'] is not allowed: must be a text"),
+        ("a ball,", "' ',", "clips.ball.caption: ' ' is not allowed: must be a string that is not blank"),
+        ("a ball,", "[a, ball],", "clips.ball.caption: ['a', 'ball'] is not allowed: must be a string"),
         (", decode: {}}", "}", "clips.ball.decode: is missing; must be a mapping with the keys frames, width"),
         ("start: 3", "start: null", "clips.car.decode.start: None is not allowed: must be a whole number at least 0"),
         ("start: 3", "strat: 3", "clips.car.decode.strat: unknown key; did you mean start?"),
@@ -247,7 +247,7 @@ def test_the_number_of_mistakes(path: Path) -> None:
 def test_no_clips(path: Path) -> None:
     for clips in ("{}", "[]", "null", "ball"):
         path.write_text(SHORT.partition("clips:")[0] + f"clips: {clips}\n")
-        assert "is not allowed: must be a mapping with one clip or more, by name" in refusal(path)
+        assert "is not allowed: must be a mapping from names to one or more clips" in refusal(path)
 
 
 @pytest.mark.parametrize(
@@ -514,7 +514,7 @@ def test_a_clip_more_where_clips_are_in_braces_or_lines_end_otherwise(path: Path
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("ball", {}, "clips: 'ball' is there already"),
+        ("ball", {}, "clips: 'ball' already exists"),
         ("Cat", {}, "clips.Cat: the clip's name must be"),
         ("cat", {"video": "/etc/passwd"}, "clips.cat.video: '/etc/passwd' is not allowed"),
         ("cat", {"decode": {"frames": 0}}, "clips.cat.decode.frames: 0 is not allowed"),
