@@ -23,7 +23,6 @@ from tav.versioning.cache_lookup import previous_output
 from tav_model.base_models import base_digest, load_pipeline
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, canonical_json, digest, load_tensors, read_json, write_json
-from tav_model.tuned_weights import read_info
 
 if TYPE_CHECKING:
     import numpy as np
@@ -144,6 +143,8 @@ class RowBatch:
     @cached_property
     def pipeline(self) -> TuneAVideoPipeline:
         import torch
+
+        from tav_model.tuned_weights import read_info
 
         # The latents lead back to the clip with the weights that they were inverted with, and with no others.
         with_weights = load_tensors(self.inverted / "inverted.safetensors")[1].get("tuned")

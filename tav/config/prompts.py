@@ -69,12 +69,12 @@ def read_prompts(path: Path) -> list[PromptRow]:
         TavError: with the file and the line: unknown, doubled or missing columns, rows that are too long or too short,
             empty prompts, bad numbers, unsafe or doubled names, no rows at all.
     """
-    import pandas as pd
-
     lines, table = _read_table(path)
-    frame = pd.DataFrame(table[1:], columns=_check_header(path, lines, table), dtype=str)
-    frame.insert(0, "line", lines[1:])
-    rows = [_check_row(f"{path}: line {record['line']}", record) for record in frame.to_dict("records")]
+    header = _check_header(path, lines, table)
+    rows = [
+        _check_row(f"{path}: line {line}", {"line": line, **dict(zip(header, cells, strict=True))})
+        for line, cells in zip(lines[1:], table[1:], strict=True)
+    ]
     return _name_rows(path, rows)
 
 
