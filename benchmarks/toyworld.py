@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import digest, read_json, write_json
+from tav_model.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = 256

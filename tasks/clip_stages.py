@@ -20,8 +20,10 @@ from tav.runtime import locks
 from tav.runtime.devices import exclusive_gpu
 from tav.runtime.progress import Progress, stage_log
 from tav.tracking.clip_runs import ClipRuns
+from tav_model.digests import digest
+from tav_model.disk_space import explained_full_disk
 from tav_model.errors import TavError
-from tav_model.files import digest, explained_full_disk, read_json
+from tav_model.files import read_json
 
 if TYPE_CHECKING:
     from tav.config.prompts import PromptRow

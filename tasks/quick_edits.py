@@ -16,8 +16,9 @@ from tasks.clip_stages import ClipStages
 from tasks.rows import RowBatch
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
+from tav_model.digests import digest
 from tav_model.errors import TavError, first_line
-from tav_model.files import atomic_file, digest, write_json
+from tav_model.files import atomic_file, write_json
 
 logger = logging.getLogger(__name__)
 

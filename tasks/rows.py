@@ -21,8 +21,10 @@ from tav.config.results import EDIT_SUFFIXES, read_record
 from tav.runtime.devices import retry_with_smaller_batch
 from tav.versioning.cache_lookup import previous_output
 from tav_model.base_models import base_digest, load_pipeline
+from tav_model.digests import canonical_json, digest
 from tav_model.errors import TavError
-from tav_model.files import atomic_folder, canonical_json, digest, load_tensors, read_json, write_json
+from tav_model.files import atomic_folder, read_json, write_json
+from tav_model.tensors import load_tensors
 
 if TYPE_CHECKING:
     import numpy as np

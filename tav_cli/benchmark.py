@@ -44,8 +44,9 @@ from tav.media.loveu_tgve import EDITS, SIDE, Entry, choose, read_benchmark
 from tav.tracking.comparison import HIGHER_IS_BETTER
 from tav_cli.compare import number
 from tav_cli.terminal import output_console
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import atomic_folder, digest, read_json, write_json, write_text
+from tav_model.files import atomic_folder, read_json, write_json, write_text
 
 JPEG_QUALITY = 95
 SUBMISSION = "submission"

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
+from tav_model.disk_space import explained_full_disk
 from tav_model.errors import FullDiskError, TavError
-from tav_model.files import explained_full_disk
 
 if TYPE_CHECKING:
     from tqdm import tqdm

@@ -18,7 +18,8 @@ from tav.config.prompts import PromptRow
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest
 from tav_model.errors import TavError
-from tav_model.files import save_tensors, write_json
+from tav_model.files import write_json
+from tav_model.tensors import save_tensors
 
 
 class Pictures:
