@@ -569,7 +569,7 @@ def test_results_are_copied_not_referred_to(tav: Tav, done: Path) -> None:
         ("ball.mp4", {"--name": "x", "--size": "big"}, "--size: 'big' is not allowed: must be WIDTHxHEIGHT"),
         ("ball.mp4", {"--name": "x", "--caption": " "}, "--caption: must be a text that is not blank"),
         ("ball.mp4", {"--name": "x", "--edit": ""}, "--edit: the prompt is empty"),
-        ("ball.mp4", {"--name": "x", "--edit": "a\x07"}, "--edit: prompt: 'a\\x07' is not a text without control"),
+        ("ball.mp4", {"--name": "x", "--edit": "a\x07"}, "--edit: prompt: 'a\\x07' is not a string without control"),
         ("🎈.mp4", {}, "no clip's name can be made from this; give one (--name)"),
     ],
 )
