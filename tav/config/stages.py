@@ -3,5 +3,5 @@
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
 # The stages that run networks, on the device that params.yaml names.
 DEVICE_STAGES = STAGES[1:]
-# The stages that log to MLflow when they end; the score stage logs what the other ones leave.
+# The stages that log to MLflow when they end; the durations of the others are logged with the scores.
 TRACKED_STAGES = ("tune", "edit", "score")
