@@ -326,7 +326,7 @@ def _speedup(timing: Timing, setting: Setting) -> float | None:
 
 
 def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """p of the power law y = a x^p, by least squares on the logarithms."""
+    """P of the power law y = a x^p, by least squares on the logarithms."""
     lx, ly = [math.log(x) for x in xs], [math.log(y) for y in ys]
     mx, my = statistics.fmean(lx), statistics.fmean(ly)
     return sum((x - mx) * (y - my) for x, y in zip(lx, ly, strict=True)) / sum((x - mx) ** 2 for x in lx)

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import digest, read_json, write_json
+from tav_model.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CAPTIONS = 256
@@ -182,7 +183,7 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
         ``{CLIP: {EDIT: {"track_error": ..., ...}}}``
     """
     from tasks.clip_stages import ClipStages
-    from tav.config.params import RESULT_SECTIONS, load_params
+    from tav.config import RESULT_SECTIONS, load_params
     from tav.config.paths import Project
     from tav.config.results import read_scores
     from tav.config.stages import STAGES

@@ -49,7 +49,8 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 
 def parameters() -> str:
     """The page of params.yaml, key by key."""
-    from tav.config.params import ClipParams, Params, _is_section, load_params
+    from tav.config import ClipParams, Params, load_params
+    from tav.config.schema import is_section
 
     shipped = load_params(ROOT / "params.yaml").model_dump()
     parts = [
@@ -65,14 +66,14 @@ def parameters() -> str:
         "`tav run ball --set edit.guidance_scale=5`, `dvc exp run -S edit.guidance_scale=5`.\n",
         "## Top level\n",
         _keys(
-            {name: field for name, field in Params.model_fields.items() if not _is_section(field.annotation)},
+            {name: field for name, field in Params.model_fields.items() if not is_section(field.annotation)},
             Params,
             shipped,
         ),
         *(f"`{name}`: {_again(name)[0].lower()}{_again(name)[1:]}" for name in ("base_model", "seed")),
     ]
     for name, field in Params.model_fields.items():
-        if _is_section(field.annotation):
+        if is_section(field.annotation):
             section = field.annotation
             title = re.sub(r"\s+", " ", inspect.getdoc(section) or "")
             parts += [f"## {name}\n", f"{title}\n", _again(name), _keys(section.model_fields, section, shipped[name])]
@@ -99,7 +100,7 @@ def _again(section: str) -> str:
 
 
 def _keys(fields: Mapping[str, Any], model: Any, shipped: Mapping[str, Any] | None) -> str:
-    from tav.config.params import _allowed
+    from tav.config.error_messages import describe_allowed
 
     schema = model.model_json_schema()["properties"]
     header = ("Key", "Type", "Default", *(("Shipped",) if shipped is not None else ()), "Allowed", "Meaning")
@@ -111,9 +112,10 @@ def _keys(fields: Mapping[str, Any], model: Any, shipped: Mapping[str, Any] | No
             kind, allowed = "mapping", "clips by name" if name == "clips" else "keys of [decode](#decode), or `{}`"
             ours = ("four samples",) if ours else ()
         else:
-            kind, allowed = _kind(field.annotation), _allowed(schema[name]).replace(str(2**63), "2<sup>63</sup>")
-        if kind != "mapping" and "pattern" in str(schema[name]):
-            allowed = "as *Meaning* says"
+            kind, allowed = (
+                _kind(field.annotation),
+                describe_allowed(schema[name]).replace(str(2**63), "2<sup>63</sup>"),
+            )
         return f"`{name}`", kind, default, *ours, allowed, field.description or ""
 
     return _table(header, [row(name, field) for name, field in fields.items()])
@@ -142,10 +144,10 @@ def _kind(annotation: Any) -> str:
         return "list"
     origin = str(get_origin(annotation))
     if "Literal" in origin:
-        return "text"
+        return "string"
     if "Annotated" in str(type(annotation)) or hasattr(annotation, "__metadata__"):
         return _kind(arguments[0])
-    return {bool: "true or false", int: "whole number", float: "number", str: "text"}[annotation]
+    return {bool: "true or false", int: "whole number", float: "number", str: "string"}[annotation]
 
 
 # The command line

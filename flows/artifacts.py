@@ -19,10 +19,10 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 
-from tav.runtime.events import Event, LoopProgressed
 from tasks.clip_stages import ClipStages
 from tav.config.paths import Project
 from tav.config.results import read_scores
+from tav.runtime.events import Event, LoopProgressed
 
 SECONDS = 2.0
 
@@ -77,7 +77,9 @@ def publish_results(clip: str, root: Path) -> None:
     experiment, run = found
     page = f"{address}/#/experiments/{experiment}/runs/{run}"
     sheet = f"{address}/get-artifact?path=contact-sheet.png&run_uuid={run}"
-    _attempt(lambda: create_link_artifact(page, f"{clip} in MLflow", _key("mlflow", clip), "Parameters, curves, videos"))
+    _attempt(
+        lambda: create_link_artifact(page, f"{clip} in MLflow", _key("mlflow", clip), "Parameters, curves, videos")
+    )
     _attempt(lambda: create_image_artifact(sheet, _key("contact-sheet", clip), f"The source and the edits of {clip}"))
 
 

@@ -122,7 +122,9 @@ class EditRows:
         """Take the row, and rows that can be sampled with it and no other task run has taken."""
         with self._mutex:
             taken = self._found | self._results.keys() | self._claimed.keys()
-            group = batch.first_group([row, *(one for one in self.rows if one is not row and one.identity not in taken)])
+            group = batch.first_group(
+                [row, *(one for one in self.rows if one is not row and one.identity not in taken)]
+            )
             self._claimed |= {one.identity: threading.Event() for one in group}
         return group
 

@@ -24,7 +24,7 @@ from tasks import row_jobs
 from tasks.clip_stages import ClipStages
 from tasks.row_jobs import RowJob
 from tasks.rows import RowBatch, RowResult
-from tav.config.params import RuntimeParams
+from tav.config import RuntimeParams
 from tav.config.prompts import EditRow
 from tav.runtime.events import EventStream
 from tav.versioning.dvc_pipeline import DvcPipeline

@@ -53,7 +53,7 @@ def serve(root: Path) -> None:
     """
     from prefect.settings import PREFECT_API_URL
 
-    from tav.config.params import load_params
+    from tav.config import load_params
     from tav.runtime.redaction import redact
     from tav.tracking.store import resolve_uri
 

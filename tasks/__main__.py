@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(stage: str, clip: str | None) -> None:
-    from tav.config.params import load_params
+    from tav.config import load_params
 
     root = Path.cwd()
     params = load_params(root / "params.yaml")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.edit import edit
 from tasks.rows import RowBatch
-from tav.config.params import load_params
+from tav.config import load_params
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.stages import DEVICE_STAGES
 from tav.runtime.devices import DevicePool, Slot, choose_devices
@@ -22,8 +22,10 @@ from tav.runtime.locks import Locked, file_lock, lock_holder
 from tav.runtime.logs import stage_log
 from tav.runtime.progress import Progress
 from tav.tracking.clip_runs import ClipRuns
+from tav_model.digests import digest
+from tav_model.disk_space import explained_full_disk
 from tav_model.errors import TavError
-from tav_model.files import digest, explained_full_disk, read_json
+from tav_model.files import read_json
 
 if TYPE_CHECKING:
     from tav.config.prompts import EditRow, PromptRow

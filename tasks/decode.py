@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tav.config.params import DecodeParams
+from tav.config import DecodeParams
 from tav.media.decoding import read_frames
 from tav.media.videos import write_mp4
-from tav_model.files import atomic_folder, digest, save_tensors
+from tav_model.digests import digest
+from tav_model.files import atomic_folder
+from tav_model.tensors import save_tensors
 
 
 def decode(video: Path, out: Path, params: DecodeParams) -> None:

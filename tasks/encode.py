@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tav.config.params import EncodeParams
+from tav.config import EncodeParams
 from tav.runtime.devices import retry_with_smaller_batch
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
+from tav_model.files import atomic_folder
+from tav_model.tensors import load_tensors, save_tensors
 
 
 def encode(
-    frames: Path, out: Path, *, base: str, caption: str, params: EncodeParams, device: str, chunk: int, progress: Progress
+    frames: Path,
+    out: Path,
+    *,
+    base: str,
+    caption: str,
+    params: EncodeParams,
+    device: str,
+    chunk: int,
+    progress: Progress,
 ) -> None:
     """Write `latents.safetensors` (`mean`, `deviation`: `1 c f h w`) and `text.safetensors` (`caption`, `empty`: `1 n c`).
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tav.config.params import AttentionParams, InvertParams
+from tav.config import AttentionParams, InvertParams
 from tav.runtime.progress import Progress
 from tav_model.base_models import load_part, load_tuned_unet
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import atomic_folder, digest, load_tensors, save_tensors
+from tav_model.files import atomic_folder
+from tav_model.tensors import load_tensors, save_tensors
 
 
 def invert(

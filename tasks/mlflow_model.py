@@ -14,7 +14,7 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel
 
-from tav.config.params import Params
+from tav.config import Params
 
 COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed")
 
@@ -72,7 +72,7 @@ class TunedClip(PythonModel):
             TavError: the base model is missing, or is not the tuned one; or a row cannot be rendered.
         """
         from tasks.rows import RowBatch, render_rows
-        from tav.config.params import AttentionParams, EditParams
+        from tav.config import AttentionParams, EditParams
         from tav.config.paths import resolve_model
         from tav.config.prompts import PromptRow
         from tav.runtime.devices import choose_device

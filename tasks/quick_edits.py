@@ -16,8 +16,9 @@ from tasks.edit import edit_progress
 from tasks.rows import RowBatch, render_rows
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import atomic_file, digest, write_json
+from tav_model.files import atomic_file, write_json
 
 
 @dataclass(frozen=True)

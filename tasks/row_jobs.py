@@ -25,8 +25,9 @@ from tav.config.prompts import EditRow
 from tav.config.results import EDIT_SUFFIXES
 from tav.runtime.devices import DevicePool
 from tav.runtime.events import EventStream
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import atomic_folder, digest, write_text
+from tav_model.files import atomic_folder, write_text
 
 KEEP_SECONDS = 7 * 24 * 3600.0
 

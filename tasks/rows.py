@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav.config.params import AttentionParams, EditParams
+from tav.config import AttentionParams, EditParams
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
 from tav.runtime.devices import retry_with_smaller_batch
@@ -23,8 +23,10 @@ from tav.runtime.events import EventStream, RowFinished
 from tav.runtime.progress import Progress
 from tav.versioning.cache_lookup import previous_output
 from tav_model.base_models import base_digest, load_pipeline
+from tav_model.digests import canonical_json, digest
 from tav_model.errors import FullDiskError, TavError, first_line
-from tav_model.files import atomic_folder, canonical_json, digest, load_tensors, read_json, write_json
+from tav_model.files import atomic_folder, read_json, write_json
+from tav_model.tensors import load_tensors
 from tav_model.tuned_weights import read_info
 
 if TYPE_CHECKING:

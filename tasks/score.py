@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError
-from tav_model.files import atomic_folder, load_tensors, read_json, write_json, write_text
+from tav_model.files import atomic_folder, read_json, write_json, write_text
+from tav_model.tensors import load_tensors
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from tav.config.params import ScoreParams
+    from tav.config import ScoreParams
     from tav.runtime.progress import Progress
     from tav_model.metrics.clip import ClipScorer
     from tav_model.metrics.temporal import Motion

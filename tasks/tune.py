@@ -8,11 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tav.config.params import AttentionParams, TuneParams
+from tav.config import AttentionParams, TuneParams
 from tav.runtime.devices import is_out_of_memory, release_memory
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
-from tav_model.files import atomic_folder, canonical_json, digest, load_tensors
+from tav_model.digests import canonical_json, digest
+from tav_model.files import atomic_folder
+from tav_model.tensors import load_tensors
 
 if TYPE_CHECKING:
     from tav_model.tuning import StepRecord

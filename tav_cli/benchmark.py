@@ -36,7 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from tasks.clip_stages import ClipStages
-from tav.config.params import Params, load_params, parse_overrides
+from tav.config import Params, load_params, parse_overrides
 from tav.config.paths import EMBEDDED, Project, project_path, resolve_model
 from tav.config.prompts import csv_text
 from tav.config.stages import STAGES
@@ -44,8 +44,9 @@ from tav.media.loveu_tgve import EDITS, SIDE, Entry, choose, read_benchmark
 from tav.tracking.comparison import HIGHER_IS_BETTER
 from tav_cli.compare import number
 from tav_cli.terminal import output_console
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import atomic_folder, digest, read_json, write_json, write_text
+from tav_model.files import atomic_folder, read_json, write_json, write_text
 
 JPEG_QUALITY = 95
 SUBMISSION = "submission"

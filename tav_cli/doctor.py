@@ -24,7 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.services import answers, api_url, is_free, mlflow_port_setting, running
-from tav.config.params import DecodeParams, Params, load_params
+from tav.config import DecodeParams, Params, load_params
 from tav.config.paths import resolve_model
 from tav.runtime.progress import is_quiet
 from tav.runtime.redaction import redact

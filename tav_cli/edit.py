@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks.clip_stages import ClipStages
 from tasks.quick_edits import QuickEditResult, check_ready, quick_edits
-from tav.config.params import load_params
+from tav.config import load_params
 from tav.config.paths import project_path
 from tav.config.prompts import append_rows, make_rows
 from tav.runtime.progress import display_on

@@ -6,7 +6,7 @@ import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 
-from tav.config.params import load_params
+from tav.config import load_params
 from tav.config.paths import Project
 from tav_cli.terminal import print_json, say
 from tav_model.errors import TavError

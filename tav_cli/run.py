@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.services import answers, api_url, running
-from tav.config.params import Params, load_params, parse_overrides
+from tav.config import Params, load_params, parse_overrides
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.stages import STAGES
 from tav.runtime.progress import clock, display_on

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from flows.services import Services, running
 from tasks.clip_stages import ClipStages, clip_holder
-from tav.config.params import load_params
+from tav.config import load_params
 from tav.config.stages import STAGES
 from tav.runtime.redaction import redact
 from tav.versioning.dvc_pipeline import DvcPipeline, DvcStageStatus

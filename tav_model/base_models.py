@@ -6,8 +6,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import digest
 from tav_model.weight_checks import check_files, check_loaded, quiet, reason
 
 if TYPE_CHECKING:

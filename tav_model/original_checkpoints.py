@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from tav_model.errors import TavError
-from tav_model.files import atomic_file, load_tensors, read_json, save_tensors, write_json
+from tav_model.files import atomic_file, read_json, write_json
 from tav_model.networks.attention import TUNE_A_VIDEO, check_attention_frames
 from tav_model.networks.unet import UNet3DConditionModel, inflate_config
+from tav_model.tensors import load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
 WEIGHTS_STEM = "diffusion_pytorch_model"

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tav_model.errors import TavError
-from tav_model.files import load_tensors, read_json, save_tensors, write_json
+from tav_model.files import read_json, write_json
+from tav_model.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

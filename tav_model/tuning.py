@@ -17,7 +17,7 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 
 from tav_model.errors import TavError
-from tav_model.files import load_tensors, save_tensors
+from tav_model.tensors import load_tensors, save_tensors
 from tav_model.tuned_weights import TRAINABLE_MODULES
 
 if TYPE_CHECKING:

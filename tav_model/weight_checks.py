@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError
-from tav_model.files import check_tensors, read_json
+from tav_model.files import read_json
+from tav_model.tensors import check_tensors
 
 if TYPE_CHECKING:
     from torch import nn

@@ -104,7 +104,7 @@ def test_examples_of_parameters_are_allowed() -> None:
     """Excerpts of params.yaml."""
     import yaml
 
-    from tav.config.params import Params
+    from tav.config import Params
 
     shipped = yaml.safe_load((ROOT / "params.yaml").read_text())
     seen = 0
@@ -286,7 +286,7 @@ def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
 
 def prepare(folder: Path) -> Path:
     """A fresh clone, with small parameters, and beside it what pages find there."""
-    from tav.config.params import write_overrides
+    from tav.config import write_overrides
 
     project = fresh_clone(folder / "tav")
     small = {f"{section}.{key}": value for section, values in QUICK.items() for key, value in values.items()}

@@ -1,0 +1,47 @@
+"""What a project is configured with: params.yaml as checked parameters, prompt CSVs, and where files are.
+
+Import everything about params.yaml from here: `from tav.config import Params, load_params`. `tav.config.schema` defines
+the keys; prompt CSVs, paths and stage names have modules of their own.
+"""
+
+from tav.config.loading import load_params, parse_params
+from tav.config.overrides import parse_overrides
+from tav.config.rewriting import add_clip, write_overrides
+from tav.config.schema import (
+    CLIP_NAME,
+    CLIP_NAME_RULE,
+    RESULT_SECTIONS,
+    AttentionParams,
+    ClipParams,
+    DecodeParams,
+    EditParams,
+    EncodeParams,
+    InvertParams,
+    Params,
+    RuntimeParams,
+    ScoreParams,
+    TrackingParams,
+    TuneParams,
+)
+
+__all__ = [
+    "CLIP_NAME",
+    "CLIP_NAME_RULE",
+    "RESULT_SECTIONS",
+    "AttentionParams",
+    "ClipParams",
+    "DecodeParams",
+    "EditParams",
+    "EncodeParams",
+    "InvertParams",
+    "Params",
+    "RuntimeParams",
+    "ScoreParams",
+    "TrackingParams",
+    "TuneParams",
+    "add_clip",
+    "load_params",
+    "parse_overrides",
+    "parse_params",
+    "write_overrides",
+]

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def flatten(params: Mapping[str, Any], prefix: str = "") -> dict[str, str | int | float]:
-    """Nested parameters by dotted keys, lists joined by commas: `{"attention.spatial": "first,former"}`."""
+    """Return nested parameters by dotted keys, lists joined by commas: `{"attention.spatial": "first,former"}`."""
     flat: dict[str, str | int | float] = {}
     for name, value in params.items():
         if isinstance(value, Mapping):

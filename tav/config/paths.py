@@ -1,4 +1,4 @@
-"""Where the files of a project lie, and which paths that parameters and CSVs name are allowed."""
+"""Where the files of a project are, and which paths the parameters may name."""
 
 from __future__ import annotations
 
@@ -10,93 +10,108 @@ from pathlib import Path, PureWindowsPath
 from tav_model.errors import TavError
 from toyworld import WEIGHTS
 
-# The base model that comes with the project, wherever that is installed.
+# The name of the base model that is part of the project, wherever the project is installed.
 EMBEDDED = "toyworld"
-LONGEST_NAME = 255  # bytes; file systems take no longer one
+LONGEST_FILE_NAME = 255  # Bytes; the limit of common file systems.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def project_path(root: Path, text: str, what: str) -> Path:
-    """The path `text`, which must be relative and stay in the project.
+    """Return the path of a file in the project from its relative path.
 
-    Links inside the project may lead out of it: they are the owner's own doing.
+    Symbolic links inside the project may lead out of it: the project's owner made them.
 
     Args:
-        what: where the text stands, for the message.
+        root: folder of the project.
+        text: relative path.
+        what: where the path is given, for messages, such as a key of params.yaml.
 
     Raises:
-        TavError: an absolute path, the project itself, a path with `..`, or with what no file name here has: a
-            backslash, control characters, a part of more than 255 bytes.
+        TavError: an absolute path, the project itself, a path with `..`, a backslash or control characters, or a part
+            of more than 255 bytes.
     """
     path = Path(text)
-    # Control characters, halves of characters, and separators of lines.
+    # Control characters, surrogates, and separators of lines and paragraphs.
     unprintable = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
-    leaves = path.is_absolute() or ".." in path.parts or text.startswith("~") or PureWindowsPath(text).anchor
-    too_long = any(len(part.encode(errors="replace")) > LONGEST_NAME for part in path.parts)
-    if unprintable or leaves or too_long or "\\" in text or not text.strip() or not path.parts:
+    leads_out = path.is_absolute() or ".." in path.parts or text.startswith("~") or PureWindowsPath(text).anchor
+    too_long = any(len(part.encode(errors="replace")) > LONGEST_FILE_NAME for part in path.parts)
+    if unprintable or leads_out or too_long or "\\" in text or not text.strip() or not path.parts:
         raise TavError(f"{what}: {text!r} is not allowed: must be a relative path inside the project, without '..'")
     return root / path
 
 
 class Project:
-    """The layout of a project's results and work files; every clip has folders of its own."""
+    """The paths of a project's results and work files; each clip has its own folders.
+
+    Args:
+        root: folder of the project, which contains params.yaml.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.work = root / ".tav"
 
     def scene(self, clip: str) -> Path:
-        """Where the truth of a clip's edits lies, if it is known."""
+        """Return the scene file of a clip, which exists where the ground truth of its edits is known."""
         return self.root / "data" / "scenes" / f"{clip}.json"
 
     def frames(self, clip: str) -> Path:
+        """Return the output folder of the stage `decode`."""
         return self.root / "results" / clip / "frames"
 
     def latents(self, clip: str) -> Path:
+        """Return the output folder of the stage `encode`."""
         return self.root / "results" / clip / "latents"
 
     def tuned(self, clip: str) -> Path:
+        """Return the output folder of the stage `tune`."""
         return self.root / "results" / clip / "tuned"
 
     def inverted(self, clip: str) -> Path:
+        """Return the output folder of the stage `invert`."""
         return self.root / "results" / clip / "inverted"
 
     def edits(self, clip: str) -> Path:
+        """Return the output folder of the stage `edit`."""
         return self.root / "results" / clip / "edits"
 
     def quick(self, clip: str) -> Path:
-        """Edits that were made at once, which DVC does not know."""
+        """Return the folder of quick edits, which DVC does not track."""
         return self.root / "results" / clip / "quick"
 
     def scores(self, clip: str) -> Path:
+        """Return the folder of the scores, from the stage `score`."""
         return self.root / "results" / clip / "scores"
 
     def contact_sheet(self, clip: str) -> Path:
+        """Return the image with frames of the clip and its edits, from the stage `score`."""
         return self.root / "results" / clip / "contact-sheet.png"
 
     def report(self, clip: str) -> Path:
+        """Return the HTML report of a clip."""
         return self.root / "results" / clip / "report.html"
 
     def reports(self) -> Path:
-        """The page that leads to the reports of all clips."""
+        """Return the page that links to the reports of all clips."""
         return self.root / "results" / "index.html"
 
     def timings(self, clip: str) -> Path:
-        """How long each stage has taken here, in seconds."""
+        """Return the file with the duration of each stage on this machine, in seconds."""
         return self.work / "timings" / f"{clip}.json"
 
     def log(self, clip: str, stage: str) -> Path:
+        """Return the log file of one stage of a clip."""
         return self.root / "logs" / clip / f"{stage}.log"
 
 
 def resolve_model(root: Path, name: str) -> str:
-    """The folder or hub id that the name of a model in the parameters means.
+    """Return the folder or hub id of a model that the parameters name.
 
-    In this order: the embedded model (`toyworld`, and its parts, as `toyworld/scorer`), a folder inside the project, a
-    folder below one of those in the environment's TAV_MODELS, a hub id.
+    In this order: the embedded model (`toyworld`, or a part of it such as `toyworld/scorer`), a folder in the project, a
+    folder below one of those in the environment variable TAV_MODELS, a hub id.
 
     Raises:
-        TavError: none of these, with where it was looked for.
+        TavError: no such model, with the folders that were searched.
     """
     folder = project_path(root, name, "params.yaml: model")
     embedded = Path(name)
@@ -104,11 +119,11 @@ def resolve_model(root: Path, name: str) -> str:
         folder = WEIGHTS.joinpath(*embedded.parts[1:])
     if folder.is_dir():
         return str(folder)
-    elsewhere = [Path(part).expanduser() for part in os.environ.get("TAV_MODELS", "").split(os.pathsep) if part]
-    for models in elsewhere:
+    model_folders = [Path(part).expanduser() for part in os.environ.get("TAV_MODELS", "").split(os.pathsep) if part]
+    for models in model_folders:
         if (models / name).is_dir():
             return str(models / name)
     if HUB_ID.fullmatch(name) and not name.startswith(("models/", "data/", f"{EMBEDDED}/")):
         return name
-    looked = ", ".join(str(path) for path in [folder, *(models / name for models in elsewhere)])
-    raise TavError(f"params.yaml: no model {name!r}: it is neither a folder ({looked}) nor a hub id OWNER/NAME")
+    searched = ", ".join(str(path) for path in [folder, *(models / name for models in model_folders)])
+    raise TavError(f"params.yaml: no model {name!r}: it is neither a folder ({searched}) nor a hub id OWNER/NAME")

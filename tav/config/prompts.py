@@ -1,4 +1,4 @@
-"""Prompt CSVs: one edit a row, checked, each with a name that is safe as a file name."""
+"""Prompt CSVs: one edit per row, checked, each with a name that is safe as a file name."""
 
 from __future__ import annotations
 
@@ -16,19 +16,32 @@ from typing import Any
 from tav_model.errors import TavError
 from tav_model.files import atomic_file, read_text
 
+# In the order of the documentation; only `prompt` is required.
 COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category")
-ROW_CELLS = ("prompt", "seed", "guidance_scale", "steps", "negative_prompt")
+# The columns that decide a row's video.
+CONTENT_COLUMNS = ("prompt", "seed", "guidance_scale", "steps", "negative_prompt")
 CATEGORIES = ("style", "object", "background", "multiple", "colour")
 FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 _.-]{0,78}[A-Za-z0-9_-])?")
-# Names that Windows keeps for devices, with any suffix.
-RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
-SLUG_LENGTH = 60
-LARGEST = 32 * 2**20
+# Names that Windows reserves for devices, with any suffix.
+RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+LONGEST_SLUG = 60
+LARGEST_FILE = 32 * 2**20  # Bytes.
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One edit; None is for params.yaml to fill in. `line` is where the row begins in the file, from 1."""
+    """One edit as its row in the CSV; None where a cell is empty and params.yaml decides.
+
+    Attributes:
+        line: line of the file on which the row begins, from 1.
+        prompt: what the edited video shows.
+        name: name of the edit's files, given in the row or made from the prompt.
+        seed: seed of the noise, where `edit.start` is `random`.
+        guidance_scale: scale of classifier-free guidance; 1: no guidance.
+        steps: DDIM steps.
+        negative_prompt: what the guidance steers away from.
+        category: one of `CATEGORIES`, by which scores are grouped.
+    """
 
     line: int
     prompt: str
@@ -42,7 +55,18 @@ class PromptRow:
 
 @dataclass(frozen=True)
 class EditRow:
-    """A row with every setting filled in: the row's own where it has one, else those of params.yaml."""
+    """One edit with every setting: the row's own where its cell is filled, else that of params.yaml.
+
+    Attributes:
+        name: name of the edit's files.
+        prompt: what the edited video shows.
+        category: one of `CATEGORIES`, or None.
+        negative_prompt: what the guidance steers away from.
+        guidance_scale: scale of classifier-free guidance; 1: no guidance.
+        steps: DDIM steps.
+        seed: seed of the noise, where `edit.start` is `random`.
+        identity: digest of everything that decides the video; an edit that is done has its identity in its record.
+    """
 
     name: str
     prompt: str
@@ -55,38 +79,39 @@ class EditRow:
 
     @property
     def batch_key(self) -> tuple[float, int]:
-        """Edits that agree in this can be sampled in one batch."""
+        """Return the settings that edits must share to be sampled in one batch."""
         return self.guidance_scale, self.steps
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
-    """The rows of a prompt CSV: UTF-8 (a byte-order mark is fine), commas, a header with the names in `COLUMNS`.
+    """Return the rows of a prompt CSV: UTF-8 (with or without a byte-order mark), commas, a header from `COLUMNS`.
 
-    A row without a name is named after its prompt; where two prompts give the same name, a digest of the row's content
-    is added to it, so that names do not depend on the order of rows.
+    A row without a name is named after its prompt. Where two prompts result in the same name, a digest of the row's
+    content is appended, so that names do not depend on the order of rows.
 
     Raises:
-        TavError: with the file and the line: unknown, doubled or missing columns, rows that are too long or too short,
-            empty prompts, bad numbers, unsafe or doubled names, no rows at all.
+        TavError: with the file and the line: unknown, duplicate or missing columns, rows that are too long or too short,
+            empty prompts, invalid numbers, unsafe or duplicate names, no rows at all.
     """
-    import pandas as pd
-
     lines, table = _read_table(path)
-    frame = pd.DataFrame(table[1:], columns=_check_header(path, lines, table), dtype=str)
-    frame.insert(0, "line", lines[1:])
-    rows = [_check_row(f"{path}: line {record['line']}", record) for record in frame.to_dict("records")]
+    header = _check_header(path, lines, table)
+    rows = [
+        _check_row(f"{path}: line {line}", {"line": line, **dict(zip(header, cells, strict=True))})
+        for line, cells in zip(lines[1:], table[1:], strict=True)
+    ]
     return _name_rows(path, rows)
 
 
 def make_rows(prompts: Sequence[str], what: str, **settings: Any) -> list[PromptRow]:
-    """The rows that a CSV with these prompts would give, each prompt once.
+    """Return the rows of a CSV with these prompts, each distinct prompt once.
 
     Args:
-        what: such as `--edit`, for messages.
-        settings: of all rows, by the column's name; None is left out.
+        prompts: the prompts, one for each row.
+        what: where they come from, for messages, such as `--edit`.
+        **settings: cells of all rows, by column; None leaves the cell empty.
 
     Raises:
-        TavError: what a row may not have.
+        TavError: an empty prompt, or a cell that a CSV may not have.
     """
     cells = {name: str(value) for name, value in settings.items() if value is not None}
     distinct = dict.fromkeys(prompt.strip() for prompt in prompts)
@@ -95,28 +120,27 @@ def make_rows(prompts: Sequence[str], what: str, **settings: Any) -> list[Prompt
 
 
 def append_rows(path: Path, rows: Sequence[PromptRow]) -> list[PromptRow]:
-    """Add rows to a prompt CSV, those left out that it has already; returns the ones added, named as they are there.
+    """Append rows to a prompt CSV, except those that it has already, and return the new ones as read from the file.
 
-    The file's lines stay as they are, unless a column that the rows want is missing.
+    The file's lines are unchanged, unless the rows need a column that the file does not have.
 
     Raises:
-        TavError: as `read_prompts`, of the file as it is or as it would be; it is as it was.
+        TavError: as for `read_prompts`, about the file as it is or as it would become; the file is unchanged.
     """
-    there = {_content(row) for row in read_prompts(path)}
-    new = [row for row in rows if _content(row) not in there]
+    existing = {_content(row) for row in read_prompts(path)}
+    new = [row for row in rows if _content(row) not in existing]
     if not new:
         return []
     raw = path.read_bytes()
     text = raw.decode("utf-8-sig")
     lines, table = _read_table(path)
     header = _check_header(path, lines, table)
-    wanted = [name for name in ROW_CELLS if any(_cells(row)[name] for row in new)]
-    missing = [name for name in wanted if name not in header]
+    missing = [name for name in CONTENT_COLUMNS if name not in header and any(_cells(row)[name] for row in new)]
     added = [[_cells(row).get(name, "") for name in (*header, *missing)] for row in new]
     newline = "\r\n" if "\r\n" in text else "\n"
     if missing:
-        kept = [[*cells, *[""] * len(missing)] for cells in table[1:]]
-        text = csv_text([[*header, *missing], *kept, *added], newline)
+        widened = [[*cells, *[""] * len(missing)] for cells in table[1:]]
+        text = csv_text([[*header, *missing], *widened, *added], newline)
     else:
         text += ("" if text.endswith(("\n", "\r")) else newline) + csv_text(added, newline)
     with atomic_file(path) as temporary:
@@ -130,25 +154,25 @@ def append_rows(path: Path, rows: Sequence[PromptRow]) -> list[PromptRow]:
 
 
 def csv_text(rows: Iterable[Sequence[Any]], newline: str = "\n") -> str:
+    """Return rows of cells as the text of a CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator=newline).writerows(rows)
     return text.getvalue()
 
 
 def _content(row: PromptRow) -> tuple[Any, ...]:
-    """All that decides a row's video."""
-    return row.prompt, row.seed, row.guidance_scale, row.steps, row.negative_prompt
+    return tuple(getattr(row, name) for name in CONTENT_COLUMNS)
 
 
 def _cells(row: PromptRow) -> dict[str, str]:
-    values = {name: getattr(row, name) for name in ROW_CELLS}
+    values = {name: getattr(row, name) for name in CONTENT_COLUMNS}
     return {name: "" if value is None else str(value) for name, value in values.items()}
 
 
 def _read_table(path: Path) -> tuple[list[int], list[list[str]]]:
-    """The rows that are not empty, header first, and the line that each begins on."""
+    """Return the line on which each row begins, and the rows, the header first; empty rows are left out."""
     try:
-        text = read_text(path, LARGEST).removeprefix("\ufeff")
+        text = read_text(path, LARGEST_FILE).removeprefix("\ufeff")
     except FileNotFoundError:
         raise TavError(f"{path}: no such file") from None
     except UnicodeDecodeError as error:
@@ -169,7 +193,7 @@ def _read_table(path: Path) -> tuple[list[int], list[list[str]]]:
     except csv.Error as error:
         raise TavError(f"{path}: line {begin}: not CSV ({error})") from None
     if len(table) < 2:
-        raise TavError(f"{path}: no rows; a header with the column 'prompt', and one row for each edit, are needed")
+        raise TavError(f"{path}: no rows; it needs a header with the column 'prompt', and one row for each edit")
     return lines, table
 
 
@@ -180,23 +204,23 @@ def _check_header(path: Path, lines: list[int], table: list[list[str]]) -> list[
         if name not in COLUMNS:
             raise TavError(f"{where}: unknown column {name!r}; allowed: {', '.join(COLUMNS)}")
         if header.count(name) > 1:
-            raise TavError(f"{where}: the column {name!r} twice")
+            raise TavError(f"{where}: duplicate column {name!r}")
     if "prompt" not in header:
         raise TavError(f"{where}: the column 'prompt' is missing")
     for line, cells in zip(lines[1:], table[1:], strict=True):
         if len(cells) != len(header):
             raise TavError(
-                f"{path}: line {line}: {len(cells)} cells where the header has {len(header)}; "
-                "a prompt with a comma needs quotes around it"
+                f"{path}: line {line}: {len(cells)} cells, but the header has {len(header)}; "
+                "put a prompt that contains a comma in quotes"
             )
     return header
 
 
 def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
-    # Git or an editor may change a file's line ends; the prompts, and so what was rendered, stay the same.
+    # Git or an editor may change the line ends of a file; prompts, and with them the edits' identities, must not change.
     cells = {name: record.get(name, "").replace("\r\n", "\n").replace("\r", "\n").strip() for name in COLUMNS}
 
-    def fail(column: str, allowed: str) -> TavError:
+    def error(column: str, allowed: str) -> TavError:
         return TavError(f"{where}: {column}: {cells[column][:80]!r} is not {allowed}")
 
     def number(column: str, kind: Callable[[str], Any], low: int, high: int) -> Any:
@@ -204,27 +228,27 @@ def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
         if not text:
             return None
         allowed = f"a {'whole ' if kind is int else ''}number between {low} and {high}"
-        # Python would also take 1_000 and the digits of other scripts.
+        # Python also accepts 1_000 and the digits of other scripts.
         if not text.isascii() or "_" in text:
-            raise fail(column, allowed)
+            raise error(column, allowed)
         try:
             value = kind(text)
         except ValueError:
-            raise fail(column, allowed) from None
-        if not low <= value <= high:  # nor is NaN
-            raise fail(column, allowed)
+            raise error(column, allowed) from None
+        if not low <= value <= high:  # Also true for NaN.
+            raise error(column, allowed)
         return value
 
     if not cells["prompt"]:
         raise TavError(f"{where}: the prompt is empty")
     for column in ("prompt", "negative_prompt"):
-        if any(unicodedata.category(c) == "Cc" and c not in "\t\n" for c in cells[column]):
-            raise fail(column, "a text without control characters")
+        if any(unicodedata.category(character) == "Cc" and character not in "\t\n" for character in cells[column]):
+            raise error(column, "a string without control characters")
     if cells["category"] and cells["category"] not in CATEGORIES:
-        raise fail("category", f"one of {', '.join(CATEGORIES)}")
+        raise error("category", f"one of {', '.join(CATEGORIES)}")
     name = cells["name"]
-    if name and (not FILE_NAME.fullmatch(name) or RESERVED.fullmatch(name)):
-        raise fail(
+    if name and (not FILE_NAME.fullmatch(name) or RESERVED_NAME.fullmatch(name)):
+        raise error(
             "name", "a safe file name: 1 to 80 letters, digits, spaces and _ . -, beginning with a letter or digit"
         )
     return PromptRow(
@@ -240,28 +264,28 @@ def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
 
 
 def _name_rows(path: Path, rows: list[PromptRow]) -> list[PromptRow]:
-    """Give names to the rows that have none, and make sure that no two are the same to any file system."""
-    same: dict[PromptRow, int] = {}
+    """Name the rows that have no name, and refuse names that are equal on a case-insensitive file system."""
+    first_lines: dict[PromptRow, int] = {}
     for row in rows:
-        other = same.setdefault(replace(row, line=0), row.line)
-        if other != row.line:
-            raise TavError(f"{path}: line {row.line}: the same row as line {other}; take one away")
-    made: dict[str, list[PromptRow]] = {}
+        first = first_lines.setdefault(replace(row, line=0), row.line)
+        if first != row.line:
+            raise TavError(f"{path}: line {row.line}: the same row as line {first}; remove one of them")
+    unnamed_by_slug: dict[str, list[PromptRow]] = {}
     for row in rows:
         if not row.name:
-            made.setdefault(_slug(row.prompt), []).append(row)
+            unnamed_by_slug.setdefault(_slug(row.prompt), []).append(row)
     given = {row.name.lower() for row in rows if row.name}
-    names: dict[int, str] = {}
-    for slug, sharing in made.items():
-        for row in sharing:
-            clear = slug and len(sharing) == 1 and slug not in given and not RESERVED.fullmatch(slug)
-            names[row.line] = slug if clear else f"{slug or 'edit'}-{_content_hash(row)}"
-    named = [row if row.name else replace(row, name=names[row.line]) for row in rows]
-    taken: dict[str, int] = {}
+    made: dict[int, str] = {}
+    for slug, unnamed in unnamed_by_slug.items():
+        for row in unnamed:
+            unique = slug and len(unnamed) == 1 and slug not in given and not RESERVED_NAME.fullmatch(slug)
+            made[row.line] = slug if unique else f"{slug or 'edit'}-{_content_hash(row)}"
+    named = [row if row.name else replace(row, name=made[row.line]) for row in rows]
+    lines_by_name: dict[str, int] = {}
     for row in named:
-        other = taken.setdefault(row.name.lower(), row.line)
-        if other != row.line:
-            raise TavError(f"{path}: line {row.line}: the name {row.name!r} is that of line {other} already")
+        first = lines_by_name.setdefault(row.name.lower(), row.line)
+        if first != row.line:
+            raise TavError(f"{path}: line {row.line}: the name {row.name!r} is already used in line {first}")
     return named
 
 
@@ -270,12 +294,13 @@ def _slug(prompt: str) -> str:
     words = re.findall(r"[a-z0-9]+", ascii_only.lower())
     slug = ""
     for word in words:
-        if len(slug) + len(word) + 1 > SLUG_LENGTH:
+        if len(slug) + len(word) + 1 > LONGEST_SLUG:
             break
         slug = f"{slug}-{word}" if slug else word
-    return slug or (words[0][:SLUG_LENGTH] if words else "")
+    return slug or (words[0][:LONGEST_SLUG] if words else "")
 
 
 def _content_hash(row: PromptRow) -> str:
+    # The names of existing results contain this digest of a `repr`, so its form must not change.
     content = repr((row.prompt, row.seed, row.guidance_scale, row.steps, row.negative_prompt, row.category))
     return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""The records that the stages leave beside their videos, read back."""
+"""Read back the records and scores that the stages write beside their videos."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
+# The files of one rendered row: video, preview, record.
 EDIT_SUFFIXES = (".mp4", ".webp", ".json")
-"""The files of one rendered row: video, preview, record."""
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """What the JSON of a rendered row says; nothing where it is missing or somebody has damaged it."""
+    """Return the JSON record of a rendered row, or an empty mapping where it is missing or damaged."""
     try:
         record = read_json(path)
     except TavError:
@@ -22,10 +22,10 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, float]]:
-    """The metrics of each edit, by its name, from the ``scores.csv`` in ``folder``."""
+    """Return the metrics of each edit, by the edit's name, from the `scores.csv` in a folder."""
     import pandas as pd
 
     table = pd.read_csv(folder / "scores.csv", dtype={"name": str}).set_index("name")
     table = table.drop(columns=["prompt", "category"])
-    # Edits without a known truth have fewer.
+    # Edits without ground truth have fewer metrics.
     return {name: row.dropna().to_dict() for name, row in table.iterrows()}

@@ -1,5 +1,7 @@
-"""The names of the pipeline's stages, as dvc.yaml, the command lines and the Prefect flow use them."""
+"""The names of the pipeline's stages in dvc.yaml, on the command lines and in the Prefect flow."""
 
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
-DEVICE_STAGES = STAGES[1:]  # These compute on the device that params.yaml names.
-TRACKED_STAGES = ("tune", "edit", "score")  # These log to MLflow; the others wait for the scores.
+# The stages that run networks, on the device that params.yaml names.
+DEVICE_STAGES = STAGES[1:]
+# The stages that log to MLflow when they end; the durations of the others are logged with the scores.
+TRACKED_STAGES = ("tune", "edit", "score")

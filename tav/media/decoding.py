@@ -22,10 +22,10 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav.config.params import DecodeParams
+from tav.config import DecodeParams
 from tav.media.frame_selection import fit_image, playback_rate, select_frames
+from tav_model.disk_space import explained_full_disk
 from tav_model.errors import FullDiskError, TavError
-from tav_model.files import explained_full_disk
 
 if TYPE_CHECKING:
     import av

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy as np
     from PIL import Image
 
-    from tav.config.params import DecodeParams
+    from tav.config import DecodeParams
 
 
 def select_frames(decode: DecodeParams, available: int) -> list[int]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tav.config.params import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, Params, add_clip, load_params
+from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, Params, add_clip, load_params
 from tav.config.paths import project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
 from tav.media.decoding import IMAGES, read_frames
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import atomic_file, atomic_folder, digest, write_text
+from tav_model.files import atomic_file, atomic_folder, write_text
 
 LONGEST_NAME = 64
 # What runs leave, and what belongs to git, DVC and tav: a video in there is copied like one from elsewhere.

@@ -9,7 +9,7 @@ from tav.config.paths import Project
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tav.config.params import Params
+    from tav.config import Params
     from toyworld.scenes import Truth
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from tav.config.params import RESULT_SECTIONS, Params, load_params
+from tav.config import RESULT_SECTIONS, Params, load_params
 from tav.config.paths import Project
 from tav.config.stages import STAGES
 from tav.reports.figures import LossChart, attention_grid, loss_chart

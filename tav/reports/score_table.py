@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from tav.config.params import load_params
+from tav.config import load_params
 from tav.config.paths import Project
 from tav.config.results import read_scores
 from tav_model.errors import TavError

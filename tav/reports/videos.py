@@ -11,7 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav.config.params import Params
+from tav.config import Params
 from tav.config.paths import Project
 from tav.media.scene_truth import load_clip_truth
 from tav.media.videos import read_mp4, write_mp4

@@ -43,9 +43,7 @@ def choose_devices(setting: str | Sequence[str]) -> list[str]:
         try:
             torch.empty(1, device=name)
         except (RuntimeError, AssertionError) as error:
-            raise TavError(
-                f"params.yaml: runtime.device: {name!r} is not usable here ({first_line(error)})"
-            ) from None
+            raise TavError(f"params.yaml: runtime.device: {name!r} is not usable here ({first_line(error)})") from None
     # The effect of use_deterministic_algorithms, which also imports torch's compiler: a second in each stage.
     torch.set_deterministic_debug_mode("warn")
     return names

@@ -13,8 +13,8 @@ from typing import TextIO
 
 from tav.runtime.events import Event, EventStream
 from tav.runtime.progress_display import LOG_SECONDS, ProgressLines
+from tav_model.disk_space import explained_full_disk
 from tav_model.errors import FullDiskError, TavError
-from tav_model.files import explained_full_disk
 
 STAMP = "%Y-%m-%dT%H:%M:%S%z"
 PACKAGES = ("tav_cli", "flows", "tasks", "tav", "toyworld", "tav_model")

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import yaml
 
+from tav.config import RESULT_SECTIONS, parse_params
 from tav.config.dotted_keys import flatten
-from tav.config.params import RESULT_SECTIONS, parse_params
 from tav.config.paths import Project
 from tav.config.results import read_scores
 from tav.config.stages import TRACKED_STAGES
@@ -26,7 +26,7 @@ from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 
 if TYPE_CHECKING:
-    from tav.config.params import Params
+    from tav.config import Params
     from tav.config.prompts import EditRow
     from tav_model.tuning import StepRecord
 

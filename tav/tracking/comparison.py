@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tav.config.params import load_params
+from tav.config import load_params
 from tav.runtime.redaction import redact
 from tav.tracking.store import ENVIRONMENT, project_root, resolve_uri
 from tav_model.errors import TavError

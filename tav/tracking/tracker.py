@@ -26,7 +26,8 @@ from urllib.parse import urlsplit
 from tav.runtime.redaction import redact
 from tav.tracking.provenance import environment_tags
 from tav.tracking.store import ENVIRONMENT, project_root, resolve_uri
-from tav_model.files import digest, write_text
+from tav_model.digests import digest
+from tav_model.files import write_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from tav.config.dotted_keys import flatten
 from tav.runtime.redaction import redact
 from tav.versioning.recovery import mend, remove_partial_copies
+from tav_model.disk_space import explained_full_disk
 from tav_model.errors import TavError
-from tav_model.files import atomic_file, explained_full_disk
+from tav_model.files import atomic_file
 
 if TYPE_CHECKING:
     from dvc.dvcfile import ProjectFile

@@ -82,7 +82,7 @@ def check_one_line(said: str, what: str) -> None:
     lines = [line for line in said.splitlines() if not line.startswith(("warning: ", f"{what} "))]
     assert len(lines) == 1 and lines[0].startswith("error: "), said
     assert "Traceback" not in said
-    assert "the same command goes on from here" in lines[0], said
+    assert "the same command resumes from here" in lines[0], said
 
 
 @pytest.mark.parametrize("stage", STAGES)

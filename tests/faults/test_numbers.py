@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tav_model import TavError, Tuner, TuningConfig
-from tav_model.files import load_tensors
+from tav_model.tensors import load_tensors
 from tav_model.tuning import tune
 from tests.support.models import CONTEXT_DIM, noise, scheduler, video_unet
 

@@ -14,7 +14,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tav_model.files import atomic_file, atomic_folder, save_tensors, write_json
+from tav_model.files import atomic_file, atomic_folder, write_json
+from tav_model.tensors import save_tensors
 from tests.support.projects import QUICK, ROOT, change_params, environment, fresh_clone, run
 from tests.support.servers import free_port
 

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tasks.rows import RowBatch
-from tav.config.params import load_params, write_overrides
+from tav.config import load_params, write_overrides
 from tav.config.prompts import read_prompts
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json

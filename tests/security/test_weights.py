@@ -22,8 +22,9 @@ from tav.config.prompts import PromptRow
 from tav.runtime.progress import Progress
 from tav_model import UNet3DConditionModel
 from tav_model.base_models import base_digest, load_part
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import digest, save_tensors
+from tav_model.tensors import save_tensors
 from tav_model.text import encode_prompts
 from tests.support.projects import QUICK, change_params, fresh_clone
 from tests.support.small_models import small_base
@@ -113,7 +114,7 @@ def set_value(tensors: dict[str, torch.Tensor], name: str, value: float) -> None
 
 
 PICKLE = "anything else than tensors, refused"
-HEADER = "not a whole safetensors file"
+HEADER = "not a complete safetensors file"
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "code in a .bin": (lambda folder: torch.save({"x": Bomb(folder / "exploded")}, binary(folder)), PICKLE),
     "code in a plain pickle": (

@@ -219,7 +219,8 @@ def _opens(path: Path) -> bool:
     from PIL import Image
 
     from tav.media.videos import read_mp4
-    from tav_model.files import digest, load_tensors
+    from tav_model.digests import digest
+    from tav_model.tensors import load_tensors
 
     if path.suffix == ".safetensors":
         load_tensors(path)

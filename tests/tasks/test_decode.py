@@ -13,10 +13,11 @@ import pytest
 from PIL import Image
 
 from tasks.decode import decode
-from tav.config.params import DecodeParams
+from tav.config import DecodeParams
 from tav.media.videos import read_mp4, write_mp4
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import digest, load_tensors
+from tav_model.tensors import load_tensors
 
 # The matrix of a track's header in an MP4, by the clockwise turn that makes the frames upright (ISO/IEC 14496-12, 8.3.2).
 ONE, END = 1 << 16, 1 << 30

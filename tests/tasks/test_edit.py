@@ -13,12 +13,13 @@ import torch
 
 from tasks.edit import edit
 from tasks.rows import RowBatch
-from tav.config.params import AttentionParams
+from tav.config import AttentionParams
 from tav.config.prompts import PromptRow
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest
 from tav_model.errors import TavError
-from tav_model.files import save_tensors, write_json
+from tav_model.files import write_json
+from tav_model.tensors import save_tensors
 
 
 class Pictures:

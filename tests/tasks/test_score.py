@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from tasks.score import score
-from tav.config.params import ScoreParams
+from tav.config import ScoreParams
 from tav.config.results import read_scores
 from tav.media.videos import read_mp4, write_mp4
 from tav.runtime.progress import Progress
 from tav_model.errors import TavError
-from tav_model.files import save_tensors, write_json
+from tav_model.files import write_json
 from tav_model.metrics.clip import (
     ClipScorer,
     consecutive_consistency,
@@ -23,6 +23,7 @@ from tav_model.metrics.clip import (
     frame_consistency,
     textual_alignment,
 )
+from tav_model.tensors import save_tensors
 from tests.support.tiny_clip import make_clip, texture
 from toyworld import WEIGHTS
 from toyworld.judge import Verdict

@@ -560,7 +560,7 @@ def test_results_are_copied_not_referred_to(tav: Tav, done: Path) -> None:
         ("pipe.mp4", {}, "pipe.mp4: neither a video file nor a folder of images"),
         ("ball.mp4", {"--name": "../x"}, "--name: '../x' is not allowed: must be 1 to 64 of a-z"),
         ("ball.mp4", {"--name": "Ball"}, "--name: 'Ball' is not allowed"),
-        ("ball.mp4", {}, "clips: 'ball' is there already; give another name (--name)"),
+        ("ball.mp4", {}, "clips: 'ball' already exists; choose another name (--name)"),
         ("ball.mp4", {"--name": "fish"}, "data/fish.mp4: is another file already; give another name"),
         ("data/ball.mp4", {"--name": "fish", "--edit": "a"}, "data/fish.csv: holds other prompts already"),
         ("ball.mp4", {"--name": "x", "--frames": 25}, "has 24 frames, but 25 are needed"),
@@ -569,7 +569,7 @@ def test_results_are_copied_not_referred_to(tav: Tav, done: Path) -> None:
         ("ball.mp4", {"--name": "x", "--size": "big"}, "--size: 'big' is not allowed: must be WIDTHxHEIGHT"),
         ("ball.mp4", {"--name": "x", "--caption": " "}, "--caption: must be a text that is not blank"),
         ("ball.mp4", {"--name": "x", "--edit": ""}, "--edit: the prompt is empty"),
-        ("ball.mp4", {"--name": "x", "--edit": "a\x07"}, "--edit: prompt: 'a\\x07' is not a text without control"),
+        ("ball.mp4", {"--name": "x", "--edit": "a\x07"}, "--edit: prompt: 'a\\x07' is not a string without control"),
         ("🎈.mp4", {}, "no clip's name can be made from this; give one (--name)"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tav_model import TavError
-from tav_model.files import load_tensors, save_tensors
+from tav_model.tensors import load_tensors, save_tensors
 from tests.support.models import CONTEXT_DIM, SD2, noise, video_unet
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from tav_model.errors import TavError
-from tav_model.files import load_tensors
+from tav_model.tensors import load_tensors
 from toyworld import train
 from toyworld.captions import random_caption
 from toyworld.samples import random_scene
@@ -91,7 +91,7 @@ def test_a_checkpoint_of_other_settings_or_networks_is_refused(tmp_path: Path):
     with pytest.raises(TavError, match="of other networks"):
         Training(other, tmp_path).resume()
     (tmp_path / "line.safetensors").write_bytes(b"cut off")
-    with pytest.raises(TavError, match="not a whole safetensors file"):
+    with pytest.raises(TavError, match="not a complete safetensors file"):
         Training(LinePart(Settings(3, 4, 0.1)), tmp_path).run()
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from benchmarks import toyworld as benchmark
-from tav_model.files import load_tensors
 from tav_model.metrics.clip import ClipScorer
+from tav_model.tensors import load_tensors
 from toyworld import WEIGHTS
 from toyworld.captions import caption
 from toyworld.judge import Judge

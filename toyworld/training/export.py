@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tav_model.files import save_tensors, write_json
+from tav_model.files import write_json
+from tav_model.tensors import save_tensors
 
 # DvcPipeline of the libraries, and where a model was loaded from: not what the model is.
 LEFT_OUT = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tav_model.errors import TavError
-from tav_model.files import load_tensors, save_tensors
+from tav_model.tensors import load_tensors, save_tensors
 
 from .muon import Muon
 

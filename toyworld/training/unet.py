@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import digest, load_tensors, save_tensors, write_json
+from tav_model.files import write_json
+from tav_model.tensors import load_tensors, save_tensors
 
 from ..captions import caption, partial_caption, random_caption
 from ..renderer import render

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tav.config.params import DecodeParams
+from tav.config import DecodeParams
 from tav.media.decoding import read_frames
 from tav.media.frame_selection import playback_rate, select_frames
 from tav.media.videos import contact_sheet, read_mp4, write_mp4, write_preview

@@ -15,12 +15,12 @@ import torch
 
 from tasks.encode import encode
 from tasks.tune import tune
-from tav.config.params import AttentionParams, EncodeParams, TuneParams
+from tav.config import AttentionParams, EncodeParams, TuneParams
 from tav.runtime import devices
 from tav.runtime.devices import exclusive_gpu, gpu_name, is_out_of_memory, retry_with_smaller_batch
 from tav.runtime.progress import Progress
 from tav_model.errors import TavError
-from tav_model.files import load_tensors, save_tensors
+from tav_model.tensors import load_tensors, save_tensors
 from tests.support.small_models import small_base
 
 HOLD = """

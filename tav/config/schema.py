@@ -1,0 +1,258 @@
+"""The schema of params.yaml: one class for each section, one field for each key.
+
+To add a parameter: add a field here, with its range and a description; add its line to params.yaml; and make sure that
+dvc.yaml lists its section among the `params` of every stage that reads it.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+
+from tav.config.paths import project_path
+from tav_model.errors import TavError
+
+# The sections that decide a result; the others affect only speed, memory, or where runs are logged.
+RESULT_SECTIONS = ("base_model", "seed", "attention", "encode", "tune", "invert", "edit", "score")
+# A clip's name becomes part of file names and of DVC's stage names.
+CLIP_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
+CLIP_NAME_RULE = "must be 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
+
+
+def _inside_project(text: str | None) -> str | None:
+    if text is not None:
+        try:
+            project_path(Path(), text, "")
+        except TavError as error:
+            raise ValueError(str(error).rpartition(": ")[2]) from None
+    return text
+
+
+def _without_control_characters(text: str) -> str:
+    """Refuse characters that terminals, logs and web pages would act on, as prompt CSVs do."""
+    if any(unicodedata.category(character) == "Cc" and character not in "\t\n" for character in text):
+        raise ValueError("must be a string without control characters")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must be a string that is not blank")
+    return _without_control_characters(text)
+
+
+AttentionFrame = Literal["first", "former", "self", "middle", "next", "all"]
+Precision = Literal["float32", "bfloat16", "float16"]
+ImageSide = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
+SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
+GuidanceScale = Annotated[float, Field(ge=1, le=100)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+ProjectPath = Annotated[str, AfterValidator(_inside_project)]
+OptionalProjectPath = Annotated[str | None, AfterValidator(_inside_project)]
+PlainText = Annotated[str, AfterValidator(_without_control_characters)]
+Caption = Annotated[str, AfterValidator(_not_blank)]
+ClipName = Annotated[str, Field(pattern=f"^{CLIP_NAME}$")]
+
+
+class Section(BaseModel):
+    """A mapping with fixed keys. Strict: unknown keys are errors, a boolean is not a number, "3" is not 3."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+def is_section(annotation: Any) -> TypeGuard[type[Section]]:
+    """Return whether a field's annotation is a section, rather than the type of a value."""
+    return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+class AttentionParams(Section):
+    """Which frames the spatial attention of each frame reads, and whether there is attention over time."""
+
+    spatial: list[AttentionFrame] = Field(
+        ["first", "former"],
+        min_length=1,
+        max_length=6,
+        description="frames that provide each frame's keys and values, in order of concatenation",
+    )
+    temporal: bool = Field(True, description="attention over time at each position of the latents")
+
+
+class DecodeParams(Section):
+    """Which frames of the clip are used, and at which size."""
+
+    frames: int = Field(32, ge=1, le=1024, description="number of frames")
+    width: ImageSide = Field(512, description="width in pixels")
+    height: ImageSide = Field(512, description="height in pixels")
+    fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how frames of another aspect ratio are fitted")
+    sampling: Literal["uniform", "stride"] = Field(
+        "uniform", description="uniform: evenly spaced from start to end; stride: every stride-th frame from start"
+    )
+    start: int = Field(0, ge=0, description="index of the first frame")
+    stride: int = Field(1, ge=1, description="distance between frames; only for sampling: stride")
+    end: int | None = Field(None, ge=1, description="index after the last frame; null: the end of the clip")
+
+
+class EncodeParams(Section):
+    """How frames become latents."""
+
+    precision: Precision = Field("float32", description="precision of the VAE")
+
+
+class TuneParams(Section):
+    """How the base model is tuned on the clip. The defaults are the paper's settings."""
+
+    steps: int = Field(500, ge=0, le=100000, description="optimizer steps; 0: the base model unchanged")
+    learning_rate: float = Field(3e-5, gt=0, le=1, description="peak learning rate of AdamW")
+    learning_rate_schedule: Literal[
+        "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+    ] = Field("constant", description="learning rate schedule, by its name in diffusers")
+    warmup_steps: int = Field(0, ge=0, le=100000, description="steps until the learning rate reaches its peak")
+    accumulation_steps: int = Field(1, ge=1, le=1000, description="backward passes for each optimizer step")
+    precision: Precision = Field(
+        "float32", description="precision of the forward and backward pass; trained weights stay in float32"
+    )
+    max_gradient_norm: float = Field(1.0, gt=0, description="gradients with a larger norm are scaled down to it")
+    weight_decay: float = Field(1e-2, ge=0, le=1, description="weight decay of AdamW")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="decay of AdamW's mean of the gradients")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="decay of AdamW's mean of the squared gradients")
+    adam_epsilon: float = Field(1e-8, gt=0, le=1, description="term that AdamW adds to the denominator")
+    trainable: list[str] = Field(
+        ["attn1.to_q", "attn2.to_q", "attn_temp"],
+        min_length=1,
+        description="modules of the UNet to train, by the end of their names",
+    )
+
+
+class InvertParams(Section):
+    """How the clip's latents are inverted to noise (DDIM inversion)."""
+
+    steps: SamplingSteps = Field(50, description="DDIM steps")
+    prompt: PlainText = Field("", description="prompt during the inversion; empty in the paper")
+    precision: Precision = Field("float32", description="precision of the UNet; the latents stay in float32")
+
+
+class EditParams(Section):
+    """How edits are sampled. A CSV row may set its own steps, guidance_scale, seed and negative_prompt."""
+
+    steps: SamplingSteps = Field(50, description="DDIM steps")
+    guidance_scale: GuidanceScale = Field(12.5, description="scale of classifier-free guidance; 1: no guidance")
+    negative_prompt: PlainText = Field("", description="what the guidance steers away from")
+    start: Literal["inverted", "random"] = Field(
+        "inverted",
+        description="inverted: start from the inverted latents; random: from noise drawn with the row's seed",
+    )
+    precision: Precision = Field(
+        "float32", description="precision of the UNet; the latents and the VAE stay in float32"
+    )
+
+
+class ScoreParams(Section):
+    """The models that score the edits."""
+
+    clip_model: OptionalProjectPath = Field(
+        None, description="a CLIP model; null: only the metrics that work without one"
+    )
+    pickscore_model: OptionalProjectPath = Field(
+        None, description="a PickScore model, such as yuvalkirstain/PickScore_v1; null: no PickScore"
+    )
+
+
+class RuntimeParams(Section):
+    """Settings that affect only speed and memory, not results."""
+
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
+        description="device that runs the networks; auto: a GPU if there is one",
+        json_schema_extra={"allowed": "auto, cpu, mps, cuda or cuda:NUMBER"},
+    )
+    decode_chunk: int = Field(8, ge=1, le=1024, description="frames that the VAE processes at a time")
+    checkpoint_every: int = Field(50, ge=1, le=100000, description="tuning steps between two checkpoints")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass instead of storing them"
+    )
+    edit_batch: int = Field(1, ge=1, le=64, description="prompts sampled together in one batch")
+    ray: str | None = Field(
+        None,
+        pattern=r"^(local|(ray://)?[\w.-]+:\d{1,5})$",
+        description="Ray cluster that renders the rows of the Prefect flow; null: no Ray",
+        json_schema_extra={"allowed": "local, HOST:PORT, ray://HOST:PORT or null"},
+    )
+    ray_gpus: float = Field(1.0, gt=0, le=64, description="share of a GPU that each row requests from Ray")
+
+
+class TrackingParams(Section):
+    """Where runs are logged."""
+
+    uri: str | None = Field("sqlite:///mlflow.db", description="MLflow tracking URI; null: no tracking")
+    experiment: str = Field("tav", min_length=1, max_length=200, description="MLflow experiment")
+    log_model: bool = Field(True, description="log the tuned weights as a model that mlflow.pyfunc loads")
+
+
+# The fields of DecodeParams, each optional. Only keys that the file sets count (`model_fields_set`): the default None
+# means "not set", and is allowed in the file only where DecodeParams allows it, for `end`.
+if TYPE_CHECKING:
+
+    class DecodeOverrides(Section):
+        """The section `decode` of one clip."""
+
+else:
+    DecodeOverrides = create_model(
+        "DecodeOverrides",
+        __base__=Section,
+        **{
+            name: (field.rebuild_annotation(), Field(None, description=field.description))
+            for name, field in DecodeParams.model_fields.items()
+        },
+    )
+
+
+class ClipParams(Section):
+    """A clip: its video, its caption and its edits."""
+
+    video: ProjectPath = Field(description="a video, or a folder of numbered images, inside the project")
+    caption: Caption = Field(description="description of the video, which the model is tuned on")
+    prompts: ProjectPath = Field(description="a CSV of edits, inside the project")
+    decode: DecodeOverrides = Field(description="settings that replace those of the section decode for this clip")
+
+
+class Params(Section):
+    """The contents of params.yaml.
+
+    The sections that DVC watches are required even where they are empty, because DVC looks them up in the file.
+    """
+
+    base_model: ProjectPath = Field(description="a folder in the project, a name in $TAV_MODELS, or a hub id")
+    seed: Seed = Field(description="seed of all random numbers")
+    attention: AttentionParams = Field(description="frames that attention reads")
+    decode: DecodeParams = Field(description="frames of the clip, and their size")
+    encode: EncodeParams = Field(description="frames to latents")
+    tune: TuneParams = Field(description="tuning of the base model on the clip")
+    invert: InvertParams = Field(description="DDIM inversion")
+    edit: EditParams = Field(description="sampling of the edits")
+    score: ScoreParams = Field(description="models that score the edits")
+    runtime: RuntimeParams = Field(RuntimeParams(), description="settings that affect only speed and memory")
+    tracking: TrackingParams = Field(TrackingParams(), description="where runs are logged")
+    clips: dict[ClipName, ClipParams] = Field(min_length=1, description="the clips, by name")
+
+    def clip(self, name: str) -> ClipParams:
+        """Return the entry of one clip.
+
+        Raises:
+            TavError: no clip has this name.
+        """
+        if name not in self.clips:
+            raise TavError(f"params.yaml: clips: no clip named {name!r}; there are: {', '.join(self.clips)}")
+        return self.clips[name]
+
+    def decode_for(self, clip: str) -> DecodeParams:
+        """Return the section `decode` with the clip's own settings applied.
+
+        Raises:
+            TavError: no clip has this name.
+        """
+        own = self.clip(clip).decode.model_dump(exclude_unset=True)
+        return self.decode.model_copy(update=own)

@@ -1,0 +1,80 @@
+"""Tensors in safetensors files, with metadata that says what they are."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tav_model.errors import TavError
+from tav_model.files import atomic_file
+
+if TYPE_CHECKING:
+    import torch
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
+    """Write `tensors` atomically as safetensors. The same tensors and metadata always make the same bytes.
+
+    Args:
+        path: where to write.
+        tensors: the tensors by name.
+        metadata: what they are: stage, axis order, scale, frame rate, digest of the inputs.
+    """
+    from safetensors.torch import save_file
+
+    with atomic_file(path) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata of a safetensors file, which the library writes in the order of a randomised hash."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) > length:
+            raise ValueError(f"{path}: the sorted header is longer than the original one")
+        file.seek(8)
+        file.write(ordered.ljust(length))
+
+
+def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Return the tensors in a safetensors file by name, and its metadata.
+
+    Raises:
+        TavError: the file is missing, truncated or not safetensors.
+    """
+    with _open_tensors(path, device) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+
+
+def check_tensors(path: str | Path) -> None:
+    """Check the header of a safetensors file, without reading its tensors.
+
+    Raises:
+        TavError: the file is missing, truncated or not safetensors.
+    """
+    with _open_tensors(path, "cpu"):
+        pass
+
+
+@contextlib.contextmanager
+def _open_tensors(path: str | Path, device: str) -> Iterator[Any]:
+    from safetensors import SafetensorError, safe_open
+
+    if not os.path.exists(path):
+        raise TavError(f"{path}: no such file")
+    if not os.path.isfile(path):
+        raise TavError(f"{path}: is not a file")
+    try:
+        with safe_open(str(path), framework="pt", device=device) as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise TavError(f"{path}: not a complete safetensors file ({error})") from None

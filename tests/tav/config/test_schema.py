@@ -1,0 +1,79 @@
+"""params.yaml's schema: defaults, descriptions, and the clips' own settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from tav.config import (
+    ClipParams,
+    DecodeParams,
+    Params,
+    RuntimeParams,
+    load_params,
+)
+from tav_model.errors import TavError
+from tests.support.params import SHORT
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def test_short_file_has_the_settings_of_the_paper(path: Path) -> None:
+    params = load_params(path)
+    assert (params.base_model, params.seed) == ("models/small", 33)
+    assert params.attention.spatial == ["first", "former"] and params.attention.temporal
+    assert (params.tune.steps, params.tune.learning_rate, params.tune.weight_decay) == (500, 3e-5, 1e-2)
+    assert (params.tune.adam_beta1, params.tune.adam_beta2, params.tune.max_gradient_norm) == (0.9, 0.999, 1.0)
+    assert params.tune.trainable == ["attn1.to_q", "attn2.to_q", "attn_temp"]
+    assert (params.decode.width, params.decode.height, params.decode.sampling) == (512, 512, "uniform")
+    assert (params.invert.steps, params.invert.prompt) == (50, "")
+    assert (params.edit.steps, params.edit.guidance_scale, params.edit.start) == (50, 12.5, "inverted")
+    assert params.runtime == RuntimeParams() and list(params.clips) == ["ball", "car"]
+
+
+def test_the_projects_own_file_is_complete() -> None:
+    """Every key stands in the file, so that it shows what there is to change."""
+    params = load_params(ROOT / "params.yaml")
+    for name in Params.model_fields:
+        section = getattr(params, name)
+        if isinstance(section, BaseModel):
+            assert section.model_fields_set == set(type(section).model_fields), name
+
+
+def test_every_field_is_described() -> None:
+    def check(model: type[BaseModel]) -> int:
+        count = 0
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name}"
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                count += check(field.annotation)
+            count += 1
+        return count
+
+    assert check(Params) + check(ClipParams) > 50
+
+
+def test_parameters_do_not_change(path: Path) -> None:
+    params = load_params(path)
+    with pytest.raises(ValueError, match="frozen"):
+        params.tune.steps = 3
+
+
+def test_decode_of_a_clip(path: Path) -> None:
+    params = load_params(path)
+    assert params.decode_for("ball") == params.decode
+    assert params.decode_for("car") == DecodeParams(frames=8, start=3, width=128, end=40)
+
+
+def test_a_clip_can_want_all_of_a_video_that_others_want_part_of(path: Path) -> None:
+    path.write_text(SHORT.replace("{frames: 8}", "{frames: 8, end: 20}").replace("end: 40", "end: null"))
+    params = load_params(path)
+    assert (params.decode_for("ball").end, params.decode_for("car").end) == (20, None)
+
+
+def test_unknown_clip(path: Path) -> None:
+    for ask in (load_params(path).clip, load_params(path).decode_for):
+        with pytest.raises(TavError, match=r"^params\.yaml: clips: no clip named 'cat'; there are: ball, car$"):
+            ask("cat")
