@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 from prefect import get_run_logger
 from prefect.artifacts import (
@@ -49,7 +50,8 @@ class ProgressArtifacts:
 
 class _ProgressArtifact:
     def __init__(self, what: str) -> None:
-        self.what, self._id, self._next = what, None, 0.0
+        self.what, self._next = what, 0.0
+        self._id: UUID | None = None
 
     def update(self, percentage: float, now: float) -> None:
         if now < self._next and percentage < 100:

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from prefect import task
+from prefect.client.schemas.objects import State
 from prefect.runtime import task_run
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 
 from flows.pipeline_run import NO_ROOM, RETRIES, PipelineRun, cached
 from tasks.edit import edit_progress
+from tasks.model_loading import import_libraries
 from tasks.rows import RowBatch, RowResult, render_rows
 from tav.config.prompts import EditRow
 from tav.runtime.events import RowFinished
@@ -38,7 +40,7 @@ class EditRows:
         self.rows: list[EditRow] = []
         self.batch: RowBatch
         self._progress: Progress
-        self._cached: State[None] | None = None
+        self._why_cached: str | None = None
         self._found: set[str] = set()
         self._mutex = threading.Lock()
         self._claimed: dict[str, threading.Event] = {}
@@ -52,12 +54,13 @@ class EditRows:
             TavError: another process works on the clip, an input has changed meanwhile, or rows have failed.
             FullDiskError: the disk is full.
         """
-        self._cached = self.run.cached_state("edit", self.clip)
-        if self._cached is not None:
+        self._why_cached = self.run.why_cached("edit", self.clip)
+        if self._why_cached is not None:
             self.rows = self.stages.edit_rows()
             yield
             return
         before = self.run.dvc.snapshot("edit", self.clip)
+        import_libraries()
         with self.stages.prepared("edit", "edit"), self.stages.reported("edit"):
             batch = self.batch = self.stages.edit_batch(self.run.pool.devices[0])
             self.rows = batch.rows
@@ -74,11 +77,9 @@ class EditRows:
     def _resident(self) -> str:
         return f"edit {self.clip}"
 
-    def state_of(self, row: EditRow) -> State[None] | None:
-        """Return the state of a row that is not rendered now; None where it is to be rendered."""
-        if self._cached is not None:
-            return self._cached
-        return cached("rendered before") if row.identity in self._found else None
+    def why_cached(self, row: EditRow) -> str | None:
+        """Return why a row is not rendered now; None where it is to be rendered."""
+        return self._why_cached or ("rendered before" if row.identity in self._found else None)
 
     def render(self, row: EditRow) -> RowResult:
         """Render a row, together with others that wait where `runtime.edit_batch` asks for it.
@@ -139,9 +140,9 @@ def render_row(edits: EditRows, row: EditRow, tuned: Any, inverted: Any) -> Stat
         tuned: the task run of the stage `tune`, which this one depends on.
         inverted: the task run of the stage `invert`, which this one depends on.
     """
-    state = edits.state_of(row)
-    if state is not None:
-        return state
+    why = edits.why_cached(row)
+    if why is not None:
+        return cached(why)
     try:
         result = edits.render(row)
     except TavError as error:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect.cache_policies import NO_CACHE
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from tasks.clip_stages import ClipStages
 from tav.runtime.devices import DevicePool, is_out_of_memory
@@ -67,16 +68,16 @@ class PipelineRun:
         """Return the stages of a clip, by the params.yaml that is there now."""
         return ClipStages(self.root, clip, self.events, self.pool, self.clips.index(clip), self.tags)
 
-    def cached_state(self, stage: str, clip: str) -> State[None] | None:
-        """Return the state of a stage that need not run, its outputs restored where DVC's cache has them; else None.
+    def why_cached(self, stage: str, clip: str) -> str | None:
+        """Return why a stage need not run, its outputs restored where DVC's cache has them; None where it must.
 
         Raises:
             TavError: DVC cannot read the project, or an input is missing.
         """
         if self.dvc.is_current(stage, clip):
             self.events.publish(StageUpToDate(clip=clip, stage=stage))
-            return cached("up to date")
+            return "up to date"
         if self.dvc.restore(stage, clip):
             self.events.publish(StageRestored(clip=clip, stage=stage))
-            return cached("restored from DVC's cache")
+            return "restored from DVC's cache"
         return None

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import task
-from prefect.client.schemas.objects import TaskRunResult
+from prefect.client.schemas.objects import State, TaskRunResult
 from prefect.futures import PrefectFuture
-from prefect.states import Failed, State
+from prefect.states import Failed
 
 from flows.artifacts import ProgressArtifacts
 from flows.edit_rows import EditRows, render_row
@@ -52,7 +52,7 @@ def render_rows_on_ray(
     Raises:
         TavError: prefect-ray is not installed, the cluster or the remote cannot be reached, or a worker's disk is full.
     """
-    done = [row for row in edits.rows if edits.state_of(row) is not None]
+    done = [row for row in edits.rows if edits.why_cached(row) is not None]
     todo = [row for row in edits.rows if row not in done]
     futures: list[PrefectFuture[Any]] = [render_row.submit(edits, row, tuned, inverted) for row in done]
     if not todo:

@@ -23,9 +23,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from tav.runtime import locks
+from tav.runtime.locks import Locked, file_lock, lock_holder
 from tav_model.errors import TavError
 
 POOL = "tav"
@@ -171,24 +172,22 @@ def down(root: Path) -> None:
 
 @contextlib.contextmanager
 def _only_one(root: Path, prefect: str, mlflow: str) -> Iterator[None]:
-    """Hold the project's lock, which goes with the process, however that ends; the file says who and where."""
-    path = _lock_path(root)
-    path.parent.mkdir(exist_ok=True)
-    with path.open("a+") as file:
-        if not locks.take(file, f"{os.getpid()} {prefect} {mlflow}"):
-            raise _already(_read(locks.holder(path) or ""))
-        yield
+    """Hold the project's lock, which ends with the process, however that ends; the file says who and where."""
+    try:
+        with file_lock(_lock_path(root), prefect=prefect, mlflow=mlflow):
+            yield
+    except Locked as error:
+        raise _already(_services(error.holder)) from None
 
 
 def running(root: Path) -> Services | None:
     """What `serve` of this project has started and not ended, by the lock that it holds."""
-    lock = locks.holder(_lock_path(root))
-    return None if lock is None else _read(lock)
+    holder = lock_holder(_lock_path(root))
+    return None if holder is None else _services(holder)
 
 
-def _read(lock: str) -> Services:
-    process, prefect, mlflow = [*lock.split(), "", "", ""][:3]
-    return Services(int(process or 0), prefect, mlflow)
+def _services(holder: dict[str, Any]) -> Services:
+    return Services(holder.get("process", 0), holder.get("prefect", ""), holder.get("mlflow", ""))
 
 
 def _already(services: Services) -> TavError:

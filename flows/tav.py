@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
-from prefect.states import Completed, Failed, State
+from prefect.states import Completed, Failed
 
 from flows.artifacts import ProgressArtifacts, publish_results
 from flows.edit_rows import EditRows, render_row
-from flows.pipeline_run import NO_ROOM, RETRIES, PipelineRun
+from flows.pipeline_run import NO_ROOM, RETRIES, PipelineRun, cached
 from flows.ray_rows import render_rows_on_ray
+from tasks.model_loading import import_libraries
 from tav.config import load_params, write_overrides
 from tav.reports.report import update_reports
 from tav.runtime.devices import DevicePool, choose_devices
@@ -183,10 +185,11 @@ def run_stage(stage: str, clip: str, run: PipelineRun, inputs: list[Any]) -> Sta
         inputs: the task runs that this one depends on.
     """
     try:
-        state = run.cached_state(stage, clip)
-        if state is not None:
-            return state
+        why = run.why_cached(stage, clip)
+        if why is not None:
+            return cached(why)
         before = run.dvc.snapshot(stage, clip)
+        import_libraries()
         run.stages(clip).run(stage)
         if stage == "score":
             update_reports(run.root, clip)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tasks.model_loading import MODEL_LOADING
 from tav.config import EncodeParams
 from tav.runtime.devices import retry_with_smaller_batch
 from tav.runtime.progress import Progress
@@ -39,7 +40,9 @@ def encode(
 
     tensors, metadata = load_tensors(frames / "frames.safetensors")
     pixels = tensors["frames"].numpy()
-    vae = load_part(base, "vae", torch_dtype=getattr(torch, params.precision)).to(device)
+    with MODEL_LOADING:
+        vae = load_part(base, "vae", torch_dtype=getattr(torch, params.precision)).to(device)
+        text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
     factor = 2 ** (len(vae.config.block_out_channels) - 1)
     _, height, width, _ = pixels.shape
     if height % factor or width % factor:
@@ -51,7 +54,6 @@ def encode(
             return encode_frames(vae, pixels, size, on_chunk=progress.update)
 
         (mean, deviation), _ = retry_with_smaller_batch(encode_all, chunk, "frames at a time")
-    text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
     embeddings = encode_prompts(tokenizer, text_encoder, [caption, ""]).cpu()
     common = {"stage": "encode", "base": base_digest(base), "frames": digest(frames / "frames.safetensors")}
     with atomic_folder(out) as folder:

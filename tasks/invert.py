@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tasks.model_loading import MODEL_LOADING
 from tav.config import AttentionParams, InvertParams
 from tav.runtime.progress import Progress
 from tav_model.base_models import load_part, load_tuned_unet
@@ -34,12 +35,14 @@ def invert(
     from tav_model import ddim_inversion
     from tav_model.text import encode_prompts
 
-    unet, info = load_tuned_unet(base, tuned, attention, device, getattr(torch, params.precision))
+    with MODEL_LOADING:
+        unet, info = load_tuned_unet(base, tuned, attention, device, getattr(torch, params.precision))
     if info.get("clip_digest") != digest(latents):
         raise TavError(f"{tuned}: tuned on other latents than {latents}; tune again (dvc repro)")
     tensors, metadata = load_tensors(latents / "latents.safetensors", device)
     if params.prompt:
-        text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
+        with MODEL_LOADING:
+            text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
         text = encode_prompts(tokenizer, text_encoder, [params.prompt])
     else:
         text = load_tensors(latents / "text.safetensors", device)[0]["empty"]

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.model_loading import MODEL_LOADING
 from tav.config import AttentionParams, EditParams
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
@@ -177,7 +178,9 @@ class RowBatch:
         inverted_with = load_tensors(self.inverted / "inverted.safetensors")[1].get("tuned")
         if inverted_with != read_info(self.tuned)["sha256"]:
             raise TavError(f"{self.tuned}: not the weights that {self.inverted} was inverted with; run dvc repro")
-        return load_pipeline(self.base, self.tuned, self.attention, self.device, getattr(torch, self.params.precision))
+        dtype = getattr(torch, self.params.precision)
+        with MODEL_LOADING:
+            return load_pipeline(self.base, self.tuned, self.attention, self.device, dtype)
 
     def first_group(self, rows: Sequence[EditRow]) -> list[EditRow]:
         """Return the first of the rows, and those of the others that can be sampled in one batch with it."""

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.model_loading import MODEL_LOADING
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, read_json, write_json, write_text
 from tav_model.tensors import load_tensors
@@ -78,7 +79,8 @@ def score(
     def load(name: str | None) -> ClipScorer | None:
         return ClipScorer(resolve_model(name), device) if name else None
 
-    clip, pickscore = load(params.clip_model), load(params.pickscore_model)
+    with MODEL_LOADING:
+        clip, pickscore = load(params.clip_model), load(params.pickscore_model)
     lossless = load_tensors(frames / "frames.safetensors")[0]["frames"].numpy()
     judge = _Judge(caption, estimate_motion(lossless), clip, pickscore, truth, indexes)
     if progress is not None:

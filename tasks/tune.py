@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tasks.model_loading import MODEL_LOADING
 from tav.config import AttentionParams, TuneParams
 from tav.runtime.devices import is_out_of_memory, release_memory
 from tav.runtime.progress import Progress
@@ -67,12 +68,14 @@ def tune(
         progress.resume_at(len(records), records)
 
     def attempt(checkpointing: bool) -> Tuner:
-        torch.manual_seed(seed)  # For the first weights of the temporal attention.
-        unet = UNet3DConditionModel.from_pretrained_2d(
-            base, attention=tuple(attention.spatial), temporal=attention.temporal
-        ).to(device)
+        with MODEL_LOADING:
+            torch.manual_seed(seed)  # For the first weights of the temporal attention.
+            unet = UNet3DConditionModel.from_pretrained_2d(
+                base, attention=tuple(attention.spatial), temporal=attention.temporal
+            ).to(device)
+            scheduler = load_part(base, "scheduler")
         config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing)
-        tuner = Tuner(unet, load_part(base, "scheduler"), config)
+        tuner = Tuner(unet, scheduler, config)
         run_tuning(
             tuner,
             tensors["mean"],

@@ -21,7 +21,7 @@ from tav.config.stages import STAGES
 from tav.reports.figures import LossChart, attention_grid, loss_chart
 from tav.reports.scores import read_clip_scores, read_heat_maps
 from tav.reports.videos import edit_paths, mosaic, read_edits, read_video
-from tav.runtime.progress import stage_log
+from tav.runtime.logs import stage_log
 from tav.tracking.provenance import environment_tags
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_text
