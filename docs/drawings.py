@@ -79,7 +79,7 @@ def pipeline() -> str:
     """Draw the six stages and the files between them."""
     d = _Drawing(820, 212, "Video, frames, latents, tuned weights, inverted latents, edits, scores")
     stages = ("decode", "encode", "tune", "invert", "edit", "score")
-    files = ("frames", "latents, text", "tuned weights", "inverted latents", "videos", "scores, report")
+    files = ("frames", "latents, text", "tuned weights", "inverted noise", "videos", "scores, report")
     for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
         x = 20 + 132 * number
         d.box(x, 84, 112, 44, "tuned", stage)
@@ -92,7 +92,7 @@ def pipeline() -> str:
     d.arrow((76, 54), (76, 82))
     d.box(152, 20, 112, 34, "frozen", "caption")
     d.arrow((208, 54), (208, 82))
-    d.box(548, 20, 112, 34, "frozen", "prompts (CSV)")
+    d.box(548, 20, 112, 34, "frozen", "prompt CSV")
     d.arrow((604, 54), (604, 82))
     return d.svg()
 
@@ -104,10 +104,14 @@ def inflation() -> str:
     d.text(40, 56, "one picture: b c h w", "small")
     d.text(330, 36, "Inflated to video", "title")
     d.text(330, 56, "f frames: b c f h w, folded to (b f) c h w for the layers of the image model", "small")
-    left = (("self-attention", "attn1"), ("cross-attention to the text", "attn2"), ("feed-forward", "ff"))
+    left = (
+        ("self-attention", "attn1: within the picture"),
+        ("cross-attention", "attn2: to the prompt"),
+        ("feed-forward", "ff"),
+    )
     right = (
         ("sparse attention", "attn1: keys and values of the first and former frame", "to_q"),
-        ("cross-attention to the text", "attn2: the prompt, repeated for each frame", "to_q"),
+        ("cross-attention", "attn2: to the prompt, repeated for each frame", "to_q"),
         ("feed-forward", "ff: unchanged, frame by frame", ""),
         ("temporal attention", "attn_temp (new): over the frames, at each position", "all weights"),
     )
@@ -166,7 +170,7 @@ def attention() -> str:
 def inversion() -> str:
     """Draw the way from the clip to noise, and from the noise to the edit."""
     d = _Drawing(820, 262, "DDIM inversion turns the clip into noise; DDIM sampling turns that noise into the edit")
-    d.box(30, 40, 130, 56, "data", "latents of the clip", "timestep 0")
+    d.box(30, 40, 130, 56, "data", "source latents", "of the clip")
     d.box(645, 103, 150, 56, "chosen", "inverted latents")
     d.box(30, 166, 130, 56, "data", "edited latents", "decoded to video")
     d.box(260, 40, 300, 56, "tuned", "DDIM inversion", "tuned model, empty prompt, no guidance")

@@ -260,10 +260,10 @@ def deployments() -> str:
             "`prefect deployment run tav/edit-batch --watch --param 'clips=[\"ball\"]'` and "
             "`prefect deployment run tav/edit-batch --param 'overrides={\"edit.guidance_scale\": 5}'`.\n",
             "## What Prefect shows\n",
-            "A flow run has a task run for each stage that is out of date; for the stage `edit`, it has one for each row of the "
-            "prompt CSV that has to be rendered. Task runs that fail because of memory or the file system are retried twice; "
-            "invalid input is not. If a row fails, the others still finish, and the flow run then ends as failed and names "
-            "the failed rows. The page *Artifacts* shows scores, links and the contact sheet.\n",
+            "A flow run has a task run for each stage that is out of date; for the stage `edit`, it has one for each row of "
+            "the prompt CSV that has to be rendered. Task runs that fail because of memory or the file system are retried "
+            "twice; invalid input is not. If a row fails, the others still finish, and the flow run then ends as failed and "
+            "names the failed rows. The page *Artifacts* shows scores, links and the contact sheet.\n",
         ]
     )
 
