@@ -3,14 +3,18 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # Stages started by DVC must find this environment's python first.
 RUN = PATH="$(abspath $(BIN)):$$PATH"
+# Each worker takes one test file at a time, the longest first (tests/conftest.py).
+WORKERS ?= 2
+PYTEST = python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo up down test test-long lint audit docs
+.PHONY: help install demo up down test test-fast test-long lint audit docs
 
 help:
 	@echo "make demo       set up $(VENV) and edit a sample clip from end to end"
 	@echo "make up         start Prefect, its worker and the MLflow UI in the background"
 	@echo "make down       stop them"
-	@echo "make test       set up $(VENV) and run the tests"
+	@echo "make test       set up $(VENV) and run the tests, WORKERS=$(WORKERS) at a time"
+	@echo "make test-fast  run the tests that take seconds at most"
 	@echo "make test-long  run all tests, with full fuzzing and repetition"
 	@echo "make lint       run ruff, mypy and import-linter"
 	@echo "make docs       generate the reference pages and build the documentation in site/"
@@ -35,10 +39,13 @@ down: install
 	@$(RUN) python -m flows.services down
 
 test: install
-	@$(RUN) python -m pytest -m "not long"
+	@$(RUN) $(PYTEST) -m "not long"
+
+test-fast: install
+	@$(RUN) $(PYTEST) -m "not long and not slow and not full_size"
 
 test-long: install
-	@$(RUN) python -m pytest --timeout 7200
+	@$(RUN) $(PYTEST) --timeout 7200
 
 lint: install
 	@$(RUN) ruff check .
