@@ -1,20 +1,24 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN = $(VENV)/bin
-# Stages that DVC starts must find this environment's python first.
+# Stages started by DVC must find this environment's python first.
 RUN = PATH="$(abspath $(BIN)):$$PATH"
+# Each worker takes one test file at a time, the longest first (tests/conftest.py).
+WORKERS ?= 2
+PYTEST = python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo up down test test-long lint audit docs
+.PHONY: help install demo up down test test-fast test-long lint audit docs
 
 help:
-	@echo "make demo       set up $(VENV) and edit the sample clip from end to end"
+	@echo "make demo       set up $(VENV) and edit a sample clip from end to end"
 	@echo "make up         start Prefect, its worker and the MLflow UI in the background"
-	@echo "make down       end them"
-	@echo "make test       set up $(VENV) and run the tests"
-	@echo "make test-long  the same with full fuzzing and repetition"
-	@echo "make lint       ruff and mypy"
-	@echo "make docs       write the documentation's generated pages, and build it in site/"
-	@echo "make audit      known vulnerabilities of the pinned packages (asks the network)"
+	@echo "make down       stop them"
+	@echo "make test       set up $(VENV) and run the tests, WORKERS=$(WORKERS) at a time"
+	@echo "make test-fast  run the tests that take seconds at most"
+	@echo "make test-long  run all tests, with full fuzzing and repetition"
+	@echo "make lint       run ruff, mypy and import-linter"
+	@echo "make docs       generate the reference pages and build the documentation in site/"
+	@echo "make audit      check the pinned packages for known vulnerabilities (needs the network)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -23,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed
 
-# The demo has the machine to itself: threads that spin while they wait tune it in two thirds of the time.
+# The demo has the machine to itself: with threads that spin while they wait, tuning takes two thirds of the time.
 demo: install
 	@$(RUN) OMP_WAIT_POLICY=ACTIVE dvc repro score@ball
 	@$(RUN) python -m tasks show --clip ball
@@ -35,20 +39,24 @@ down: install
 	@$(RUN) python -m flows.services down
 
 test: install
-	@$(RUN) python -m pytest -m "not long"
+	@$(RUN) $(PYTEST) -m "not long"
+
+test-fast: install
+	@$(RUN) $(PYTEST) -m "not long and not slow and not full_size"
 
 test-long: install
-	@$(RUN) python -m pytest --timeout 7200
+	@$(RUN) $(PYTEST) --timeout 7200
 
 lint: install
 	@$(RUN) ruff check .
 	@$(RUN) ruff format --check .
 	@$(RUN) mypy
+	@$(RUN) lint-imports
 
 docs: install
 	@$(RUN) python -m docs.generate
 	@$(RUN) NO_MKDOCS_2_WARNING=1 python -m mkdocs build --strict --quiet
 
-# Each pin as it stands: nothing is resolved or installed for it. Strict: a package that nothing is known of fails it.
+# Check each pin as it is, without resolving or installing anything. Strict: an unknown package is an error.
 audit: install
 	@$(RUN) pip-audit --strict --requirement constraints.txt --no-deps --disable-pip

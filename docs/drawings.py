@@ -1,7 +1,7 @@
-"""The drawings of the explanations, as SVG. `docs/generate.py` writes them.
+"""Diagrams for the documentation, as SVG; `docs/generate.py` writes them to files.
 
-Each stands on a card of its own and takes light or dark colours by the page's colour scheme, so that its lettering is
-readable wherever the picture is shown.
+Each diagram has its own background and follows the reader's light or dark colour scheme, so that its text is readable
+wherever it is shown.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from html import escape
 
 STYLE = """
   .card { fill: #ffffff; stroke: #d5dae1; }
-  .still { fill: #e8ecf2; stroke: #8a94a6; }
+  .frozen { fill: #e8ecf2; stroke: #8a94a6; }
   .data { fill: #fdf3d8; stroke: #b98a1d; }
   .tuned { fill: #d9ecff; stroke: #2372b9; }
   .chosen { fill: #2372b9; stroke: #2372b9; }
@@ -20,10 +20,10 @@ STYLE = """
   text { fill: #1d2430; font-family: system-ui, "Segoe UI", "DejaVu Sans", sans-serif; font-size: 14px; }
   .small { font-size: 12px; fill: #4a5463; }
   .title { font-weight: 600; }
-  .on { fill: #ffffff; font-weight: 600; }
+  .inverse { fill: #ffffff; font-weight: 600; }
   @media (prefers-color-scheme: dark) {
     .card { fill: #20242d; stroke: #3a4150; }
-    .still { fill: #333a48; stroke: #8a94a6; }
+    .frozen { fill: #333a48; stroke: #8a94a6; }
     .data { fill: #4a3d17; stroke: #d6a93a; }
     .tuned { fill: #173a5c; stroke: #5aa9ef; }
     .chosen { fill: #3d8fdb; stroke: #3d8fdb; }
@@ -37,10 +37,10 @@ STYLE = """
 
 
 class _Drawing:
-    """Boxes, words and arrows on a card; lengths are in pixels."""
+    """Boxes, labels and arrows on a background; lengths are in pixels."""
 
     def __init__(self, width: int, height: int, title: str) -> None:
-        self.head = (
+        self.header = (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
             f'height="{height}" role="img" aria-label="{escape(title)}">\n<title>{escape(title)}</title>\n'
             f"<style>{STYLE}</style>\n"
@@ -50,29 +50,33 @@ class _Drawing:
         self.parts: list[str] = []
         self.box(0.5, 0.5, width - 1, height - 1, "card", corner=10)
 
-    def box(self, x: float, y: float, width: float, height: float, kind: str, *words: str, corner: int = 5) -> None:
+    def box(self, x: float, y: float, width: float, height: float, kind: str, *lines: str, corner: int = 5) -> None:
+        """Draw a box with centred lines of text, the first of them as its title."""
         self.parts.append(
             f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{height}" rx="{corner}" stroke-width="1.5"/>'
         )
-        for number, line in enumerate(words):
-            down = y + height / 2 + 5 + (number - (len(words) - 1) / 2) * 17
-            style = "on" if kind in ("chosen", "query") else "title" if number == 0 else "small"
-            self.text(x + width / 2, down, line, style, "middle")
+        for number, line in enumerate(lines):
+            baseline = y + height / 2 + 5 + (number - (len(lines) - 1) / 2) * 17
+            style = "inverse" if kind in ("chosen", "query") else "title" if number == 0 else "small"
+            self.text(x + width / 2, baseline, line, style, "middle")
 
-    def text(self, x: float, y: float, words: str, style: str = "", anchor: str = "start") -> None:
-        self.parts.append(f'<text class="{style}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(words)}</text>')
+    def text(self, x: float, y: float, text: str, style: str = "", anchor: str = "start") -> None:
+        """Draw one line of text; `anchor` is SVG's text-anchor."""
+        self.parts.append(f'<text class="{style}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>')
 
     def arrow(self, *points: tuple[float, float], dashed: bool = False) -> None:
+        """Draw a line through the points, with a tip at the last one."""
         path = " L".join(f"{x} {y}" for x, y in points)
         dashes = ' stroke-dasharray="5 4"' if dashed else ""
         self.parts.append(f'<path class="line" d="M{path}" stroke-width="1.6"{dashes} marker-end="url(#tip)"/>')
 
     def svg(self) -> str:
-        return self.head + "\n".join(self.parts) + "\n</svg>\n"
+        """Return the diagram as an SVG document."""
+        return self.header + "\n".join(self.parts) + "\n</svg>\n"
 
 
 def pipeline() -> str:
-    """The six stages and the files between them."""
+    """Draw the six stages and the files between them."""
     d = _Drawing(820, 212, "Video, frames, latents, tuned weights, inverted latents, edits, scores")
     stages = ("decode", "encode", "tune", "invert", "edit", "score")
     files = ("frames", "latents, text", "tuned weights", "inverted noise", "videos", "scores, report")
@@ -82,40 +86,44 @@ def pipeline() -> str:
         d.arrow((x + 56, 128), (x + 56, 158))
         d.box(x - 8, 160, 128, 32, "data", file)
         if number:
-            # From the files of the stage before, up to this stage.
+            # From the files of the previous stage up to this stage.
             d.arrow((x - 20, 160), (x - 20, 106), (x - 2, 106))
-    d.box(20, 20, 112, 34, "still", "video")
+    d.box(20, 20, 112, 34, "frozen", "video")
     d.arrow((76, 54), (76, 82))
-    d.box(152, 20, 112, 34, "still", "caption")
+    d.box(152, 20, 112, 34, "frozen", "caption")
     d.arrow((208, 54), (208, 82))
-    d.box(548, 20, 112, 34, "still", "prompts (CSV)")
+    d.box(548, 20, 112, 34, "frozen", "prompt CSV")
     d.arrow((604, 54), (604, 82))
     return d.svg()
 
 
 def inflation() -> str:
-    """What becomes of a transformer block of the image model."""
+    """Draw a transformer block of the image model and its inflated counterpart."""
     d = _Drawing(820, 392, "A transformer block of the image model, and the same block inflated to video")
     d.text(40, 36, "Image model", "title")
     d.text(40, 56, "one picture: b c h w", "small")
     d.text(330, 36, "Inflated to video", "title")
-    d.text(330, 56, "f frames: b c f h w, folded to (b f) c h w where the image model works", "small")
-    left = (("self-attention", "attn1"), ("attention to the text", "attn2"), ("feed-forward", "ff"))
+    d.text(330, 56, "f frames: b c f h w, folded to (b f) c h w for the layers of the image model", "small")
+    left = (
+        ("self-attention", "attn1: within the picture"),
+        ("cross-attention", "attn2: to the prompt"),
+        ("feed-forward", "ff"),
+    )
     right = (
-        ("sparse attention", "attn1: keys and values of first and former frame", "to_q"),
-        ("attention to the text", "attn2: the prompt, repeated for each frame", "to_q"),
+        ("sparse attention", "attn1: keys and values of the first and former frame", "to_q"),
+        ("cross-attention", "attn2: to the prompt, repeated for each frame", "to_q"),
         ("feed-forward", "ff: unchanged, frame by frame", ""),
-        ("temporal attention", "attn_temp: over the frames, for each position; new", "all of it"),
+        ("temporal attention", "attn_temp (new): over the frames, at each position", "all weights"),
     )
     for number, (name, code) in enumerate(left):
-        d.box(40, 76 + 72 * number, 210, 52, "still", name, code)
+        d.box(40, 76 + 72 * number, 210, 52, "frozen", name, code)
         if number < 2:
             d.arrow((145, 128 + 72 * number), (145, 146 + 72 * number))
         d.arrow((252, 102 + 72 * number), (326, 102 + 72 * number), dashed=True)
     d.text(289, 94, "weights", "small", "middle")
     for number, (name, what, trained) in enumerate(right):
         y = 76 + 72 * number
-        d.box(330, y, 350, 52, "tuned" if trained == "all of it" else "still", name, what)
+        d.box(330, y, 350, 52, "tuned" if trained == "all weights" else "frozen", name, what)
         if trained:
             d.box(700, y + 10, 96, 32, "chosen", trained)
             d.arrow((698, y + 26), (682, y + 26))
@@ -123,29 +131,29 @@ def inflation() -> str:
             d.arrow((505, y + 52), (505, y + 70))
     d.box(40, 350, 22, 22, "chosen")
     d.text(70, 366, "tuned on the clip")
-    d.box(220, 350, 22, 22, "still")
-    d.text(250, 366, "weights of the image model, kept as they are")
+    d.box(220, 350, 22, 22, "frozen")
+    d.text(250, 366, "frozen weights of the image model")
     return d.svg()
 
 
 def attention() -> str:
-    """Which frames each frame looks at, for four settings."""
+    """Draw which frames each frame attends to, for four settings."""
     frames, cell = 6, 24
-    d = _Drawing(820, 262, "Which frames (columns) each frame (row) looks at, for four settings of attention.spatial")
-    looks = {
+    d = _Drawing(820, 262, "Which frames (columns) each frame (row) attends to, for four settings of attention.spatial")
+    sources = {
         "[first, former]": lambda i: {0, max(i - 1, 0)},
         "[self]": lambda i: {i},
         "[first]": lambda i: {0},
         "[all]": lambda i: set(range(frames)),
     }
-    notes = ("Tune-A-Video", "the image model", "anchored", "everything: frames squared")
-    for number, ((name, seen), note) in enumerate(zip(looks.items(), notes, strict=True)):
+    notes = ("Tune-A-Video", "as in the image model", "anchored to one frame", "quadratic in the frames")
+    for number, ((name, frames_of), note) in enumerate(zip(sources.items(), notes, strict=True)):
         left, top = 44 + 198 * number, 70
         d.text(left, 32, name, "title")
         d.text(left, 52, note, "small")
         for row in range(frames):
             for column in range(frames):
-                kind = "chosen" if column in seen(row) else "still"
+                kind = "chosen" if column in frames_of(row) else "frozen"
                 d.box(left + cell * column, top + cell * row, cell - 3, cell - 3, kind, corner=3)
             d.text(left - 10, top + cell * row + 15, str(row + 1), "small", "end")
         for column in range(frames):
@@ -153,35 +161,35 @@ def attention() -> str:
     d.text(
         44,
         250,
-        "Row: the frame that asks (queries). Columns in colour: the frames that answer (keys, values).",
+        "Row: the frame that the queries come from. Coloured columns: the frames that keys and values come from.",
         "small",
     )
     return d.svg()
 
 
 def inversion() -> str:
-    """From the clip to noise and from there to the edit."""
+    """Draw the way from the clip to noise, and from the noise to the edit."""
     d = _Drawing(820, 262, "DDIM inversion turns the clip into noise; DDIM sampling turns that noise into the edit")
-    d.box(30, 40, 130, 56, "data", "clip's latents", "z at time 0")
+    d.box(30, 40, 130, 56, "data", "source latents", "of the clip")
     d.box(645, 103, 150, 56, "chosen", "inverted latents")
-    d.box(30, 166, 130, 56, "data", "edited latents", "then decoded")
+    d.box(30, 166, 130, 56, "data", "edited latents", "decoded to video")
     d.box(260, 40, 300, 56, "tuned", "DDIM inversion", "tuned model, empty prompt, no guidance")
     d.box(260, 166, 300, 56, "tuned", "DDIM sampling", "tuned model, edited prompt, guidance")
     d.arrow((162, 68), (257, 68))
     d.arrow((562, 68), (720, 68), (720, 101))
     d.arrow((720, 159), (720, 194), (562, 194))
     d.arrow((258, 194), (163, 194))
-    d.text(410, 126, "clean to noise: the layout and the motion go along", "small", "middle")
-    d.text(410, 150, "noise to clean: the prompt decides what is there", "small", "middle")
+    d.text(410, 126, "from clean to noise: preserves layout and motion", "small", "middle")
+    d.text(410, 150, "from noise to clean: the prompt decides the content", "small", "middle")
     return d.svg()
 
 
 def orchestration() -> str:
-    """Who does what around one set of stage functions."""
-    d = _Drawing(820, 330, "DVC and Prefect are two doors to the same stages; MLflow is told of every run")
-    d.box(40, 30, 220, 62, "still", "dvc repro, dvc exp run", "door of DVC")
-    d.box(300, 30, 220, 62, "still", "tav run", "the flow, in this process")
-    d.box(560, 30, 220, 62, "still", "prefect deployment run", "the flow, by a worker")
+    """Draw the entry points, the stages they share, and what each tool records."""
+    d = _Drawing(820, 330, "DVC and Prefect are two entry points to the same stages; MLflow records every run")
+    d.box(40, 30, 220, 62, "frozen", "dvc repro, dvc exp run", "one process per stage")
+    d.box(300, 30, 220, 62, "frozen", "tav run", "the flow, in this process")
+    d.box(560, 30, 220, 62, "frozen", "prefect deployment run", "the flow, in a worker")
     d.arrow((150, 92), (150, 128), (260, 128), (260, 140))
     d.arrow((410, 92), (410, 140))
     d.arrow((670, 92), (670, 128), (560, 128), (560, 140))
@@ -192,13 +200,13 @@ def orchestration() -> str:
         56,
         "tuned",
         "the stages: decode, encode, tune, invert, edit, score",
-        "functions over files and parameters",
+        "functions of files and parameters",
     )
     d.arrow((260, 198), (260, 212), (150, 212), (150, 238))
     d.arrow((410, 198), (410, 238))
     d.arrow((560, 198), (560, 212), (670, 212), (670, 238))
-    d.box(40, 240, 220, 62, "data", "dvc.lock, DVC's cache", "which results belong to what")
-    d.box(300, 240, 220, 62, "data", "results/", "the files themselves")
+    d.box(40, 240, 220, 62, "data", "dvc.lock, DVC cache", "inputs and their results")
+    d.box(300, 240, 220, 62, "data", "results/", "the output files")
     d.box(560, 240, 220, 62, "data", "MLflow", "parameters, scores, videos")
     return d.svg()
 

@@ -193,7 +193,7 @@ def run(
 
 @_command(
     "Render prompts at once, from a clip that is tuned.",
-    'tav edit ball "a green ball is bouncing on the moon" --seed 7',
+    'tav edit ball "a green ball is bouncing on the snow" --seed 7',
 )
 def edit(
     clip: Annotated[str, typer.Argument(metavar="CLIP", hidden=True, autocompletion=_complete_clip)],

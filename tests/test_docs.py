@@ -325,7 +325,7 @@ def _make_environment(folder: Path) -> None:
 
 def test_every_environment_variable_is_described() -> None:
     used = set()
-    for folder in ("flows", "tasks", "tav_model", "toyworld"):
+    for folder in ("tav_cli", "flows", "tasks", "tav", "toyworld", "tav_model"):
         for path in (ROOT / folder).rglob("*.py"):
             used |= set(re.findall(r"\bTAV_[A-Z][A-Z_]*[A-Z]\b", path.read_text()))
     used.discard("TAV_TEST_CLIPS")

@@ -138,7 +138,8 @@ def _read(source: Path, decode: DecodeParams, reader: str) -> tuple[np.ndarray, 
     except (TavError, MemoryError):
         raise
     except Exception as error:
-        if getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN):  # EAGAIN: no room for a thread's stack.
+        # EAGAIN: no room for a thread's stack. Where decord has run out of memory, PyAV may not even load.
+        if isinstance(first, MemoryError) or getattr(error, "errno", None) in (errno.ENOMEM, errno.EAGAIN):
             raise MemoryError from None
         why = getattr(error, "strerror", None) or str(error).partition("\n")[0] or type(first or error).__name__
         raise TavError(f"not a video that can be read ({why})") from None

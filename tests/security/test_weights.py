@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.invert import invert
 from tasks.rows import RowBatch
+from tav.config import AttentionParams
 from tav.config.prompts import PromptRow
 from tav.runtime.progress import Progress
 from tav_model import UNet3DConditionModel
@@ -218,7 +219,7 @@ def test_a_scheduler_that_is_none_is_refused(base: Path, text: str) -> None:
 
 # Weights of another clip, or of another base
 
-ATTENTION = SimpleNamespace(spatial=["first", "former"], temporal=True)
+ATTENTION = AttentionParams()
 
 
 @pytest.fixture

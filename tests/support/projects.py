@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,13 +27,23 @@ QUICK = {
 
 
 def fresh_clone(folder: Path) -> Path:
-    """The project's files as git tracks them (with changes not committed yet) in a git repository of their own."""
+    """Write the project's files as git tracks them, with uncommitted changes, into a git repository of their own."""
+    return Path(shutil.copytree(_clone(), folder, symlinks=True, dirs_exist_ok=True))
+
+
+@functools.cache
+def _clone() -> Path:
+    """Return the clone that every other one in this process is a copy of."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
+    temporary = tempfile.mkdtemp(prefix="tav-clone-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    folder = Path(temporary) / "project"
+    folder.mkdir()
     for name in listed.stdout.decode().split("\0"):
         source = ROOT / name
         if name and not name.startswith("tests/") and source.is_file():
@@ -40,6 +53,8 @@ def fresh_clone(folder: Path) -> Path:
         ["git", "init", "-q", "-b", "main"],
         ["git", "config", "user.name", "test"],
         ["git", "config", "user.email", "test@localhost"],
+        ["git", "config", "core.checkStat", "minimal"],  # copies have other inodes, and the same contents
+        ["git", "config", "core.trustctime", "false"],
         ["git", "add", "-A"],
         ["git", "commit", "-q", "-m", "fresh clone"],
     ):
