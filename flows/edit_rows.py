@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from prefect import task
 from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 
@@ -17,6 +18,7 @@ from tasks.edit import edit_progress
 from tasks.model_loading import import_libraries
 from tasks.rows import RowBatch, RowResult, render_rows
 from tav.config.prompts import EditRow
+from tav.runtime.devices import Slot
 from tav.runtime.events import RowFinished
 from tav.runtime.logs import logging_to
 from tav.runtime.progress import Progress
@@ -43,7 +45,7 @@ class EditRows:
         self._why_cached: str | None = None
         self._found: set[str] = set()
         self._mutex = threading.Lock()
-        self._claimed: dict[str, threading.Event] = {}
+        self._finished: dict[str, threading.Event] = {}
         self._results: dict[str, RowResult] = {}
 
     @contextlib.contextmanager
@@ -69,47 +71,58 @@ class EditRows:
                 try:
                     yield
                 finally:
-                    self.run.pool.drop(self._resident)
+                    self.run.pool.drop(self.resident)
             batch.publish({one.row.name: one.error for one in self._results.values() if one.error is not None})
         self.run.dvc.commit("edit", self.clip, before)
 
     @property
-    def _resident(self) -> str:
+    def resident(self) -> str:
+        """The name under which a device keeps the clip's model from row to row."""
         return f"edit {self.clip}"
 
     def why_cached(self, row: EditRow) -> str | None:
         """Return why a row is not rendered now; None where it is to be rendered."""
         return self._why_cached or ("rendered before" if row.identity in self._found else None)
 
-    def render(self, row: EditRow) -> RowResult:
-        """Render a row, together with others that wait where `runtime.edit_batch` asks for it.
+    def claim(self, row: EditRow) -> list[EditRow]:
+        """Return the rows that the task run of `row` is to render: itself, and others that can be sampled with it.
+
+        They are fewer where another task run has claimed them, and none where the row need not be rendered.
+        """
+        if self.why_cached(row):
+            return []
+        with self._mutex:
+            if row.identity in self._finished:
+                return []
+            free = [one for one in self.rows if one.identity not in self._found | self._finished.keys()]
+            group = self.batch.first_group([row, *(one for one in free if one is not row)])
+            self._finished |= {one.identity: threading.Event() for one in group}
+        return group
+
+    def release(self, group: Sequence[EditRow]) -> None:
+        """Let the task runs that wait for these rows go on."""
+        for row in group:
+            self._finished[row.identity].set()
+
+    def render(self, group: Sequence[EditRow], slot: Slot) -> None:
+        """Render rows together on a device.
 
         Raises:
             TavError: the model cannot be loaded.
             FullDiskError: the disk is full.
         """
-        with self._mutex:
-            finished = self._claimed.get(row.identity)
-        if finished is not None:
-            finished.wait()
-            if row.identity in self._results:
-                return self._results[row.identity]
-        log = self.stages.project.log(self.clip, "edit")
-        with logging_to(log), self.run.pool.hold(self.stages.priority, prefer=self._resident) as slot:
-            self.run.events.check()
-            batch: RowBatch | None = slot.resident.get(self._resident)
+        with logging_to(self.stages.project.log(self.clip, "edit")):
+            batch: RowBatch | None = slot.resident.get(self.resident)
             if batch is None:
-                batch = slot.resident[self._resident] = self.stages.edit_batch(slot.device)
-            group = self._claim(row, batch)
-            try:
-                for result in render_rows(batch, group, self.run.events, self.clip, self._progress):
-                    self._results[result.row.identity] = result
-            finally:
-                with self._mutex:
-                    for one in group:
-                        finished = self._claimed.pop(one.identity)
-                        finished.set()
-        return self._results[row.identity]
+                batch = slot.resident[self.resident] = self.stages.edit_batch(slot.device)
+            for result in render_rows(batch, group, self.run.events, self.clip, self._progress):
+                self._results[result.row.identity] = result
+
+    def result(self, row: EditRow) -> RowResult:
+        """Return what became of a row, once the task run that has claimed it is done."""
+        if row.identity not in self._results:
+            self._finished[row.identity].wait()
+        return self._results.get(row.identity) or RowResult(row, error="the row it was to be rendered with has failed")
 
     def adopt(self, result: RowResult) -> None:
         """Count a row that was rendered elsewhere, its files in the store of `batch`."""
@@ -119,32 +132,50 @@ class EditRows:
             self._progress.update(row.steps)
             self.run.events.publish(RowFinished(clip=self.clip, stage="edit", row=row.name, edit=row))
 
-    def _claim(self, row: EditRow, batch: RowBatch) -> list[EditRow]:
-        """Take the row, and rows that can be sampled with it and no other task run has taken."""
-        with self._mutex:
-            taken = self._found | self._results.keys() | self._claimed.keys()
-            group = batch.first_group(
-                [row, *(one for one in self.rows if one is not row and one.identity not in taken)]
-            )
-            self._claimed |= {one.identity: threading.Event() for one in group}
-        return group
+
+def run_row(
+    edits: EditRows, row: EditRow, tuned: PrefectFuture[Any], inverted: PrefectFuture[Any]
+) -> PrefectFuture[Any]:
+    """Run the task of one row, once a device is free where it needs one; returns its future, finished.
+
+    Raises:
+        TavError: the disk is full, which is no fault of a row; rows that are done stay done.
+    """
+    group = edits.claim(row)
+    run = edits.run
+    try:
+        with run.pool.hold(edits.stages.priority, edits.resident) if group else contextlib.nullcontext() as slot:
+            run.events.check()
+            future = render_row.submit(edits, row, tuned, inverted, group, slot)
+            future.wait()
+    finally:
+        edits.release(group)
+    if future.state.name == NO_ROOM:
+        raise TavError(future.state.message or NO_ROOM)
+    return future
 
 
 @task(name="edit row", task_run_name=_row_name, **RETRIES)
-def render_row(edits: EditRows, row: EditRow, tuned: Any, inverted: Any) -> State[None]:
+def render_row(
+    edits: EditRows, row: EditRow, tuned: Any, inverted: Any, group: list[EditRow], slot: Slot | None
+) -> State[None]:
     """Render one row of the prompt CSV into the store of rendered rows.
 
     Args:
         edits: the rows of the clip.
-        row: the row to render.
+        row: the row.
         tuned: the task run of the stage `tune`, which this one depends on.
         inverted: the task run of the stage `invert`, which this one depends on.
+        group: the rows to render, this one included; none where it was rendered before, or with another.
+        slot: the device to render on.
     """
     why = edits.why_cached(row)
     if why is not None:
         return cached(why)
     try:
-        result = edits.render(row)
+        if slot is not None:
+            edits.render(group, slot)
+        result = edits.result(row)
     except TavError as error:
         return Failed(message=str(error))
     except FullDiskError as error:

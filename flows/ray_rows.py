@@ -18,7 +18,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Failed
 
 from flows.artifacts import ProgressArtifacts
-from flows.edit_rows import EditRows, render_row
+from flows.edit_rows import EditRows, run_row
 from flows.pipeline_run import NO_ROOM, RETRIES
 from tasks import row_jobs
 from tasks.clip_stages import ClipStages
@@ -54,7 +54,7 @@ def render_rows_on_ray(
     """
     done = [row for row in edits.rows if edits.why_cached(row) is not None]
     todo = [row for row in edits.rows if row not in done]
-    futures: list[PrefectFuture[Any]] = [render_row.submit(edits, row, tuned, inverted) for row in done]
+    futures: list[PrefectFuture[Any]] = [run_row(edits, row, tuned, inverted) for row in done]
     if not todo:
         return futures
     _check_installed()

@@ -23,18 +23,16 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
 from flows.artifacts import ProgressArtifacts, publish_results
-from flows.edit_rows import EditRows, render_row
-from flows.pipeline_run import NO_ROOM, RETRIES, PipelineRun, cached
+from flows.edit_rows import EditRows, run_row
+from flows.pipeline_run import RETRIES, PipelineRun, cached
 from flows.ray_rows import render_rows_on_ray
 from tasks.model_loading import import_libraries
 from tav.config import load_params, write_overrides
 from tav.reports.report import update_reports
-from tav.runtime.devices import DevicePool, choose_devices
+from tav.runtime.devices import DevicePool, Slot, choose_devices
 from tav.runtime.events import ClipFinished, EventStream, Subscriber
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import read_json
-
-ROWS_AT_ONCE = 16  # Task runs of rows that are submitted together: those that wait for a device cost a thread each.
 
 _observers: ContextVar[tuple[Subscriber, ...]] = ContextVar("observers", default=())
 
@@ -127,54 +125,57 @@ def _run_stages(run: PipelineRun, clip: str) -> bool:
     Raises:
         TavError: a stage has failed.
     """
-    frames = _submit("decode", clip, run)
-    latents = _submit("encode", clip, run, frames)
-    tuned = _submit("tune", clip, run, latents)
-    inverted = _submit("invert", clip, run, latents, tuned)
-    stages = [frames, latents, tuned, inverted]
-    for stage in stages:
-        _check(stage)
+    frames = _run_stage("decode", clip, run)
+    latents = _run_stage("encode", clip, run, frames)
+    tuned = _run_stage("tune", clip, run, latents)
+    inverted = _run_stage("invert", clip, run, latents, tuned)
     edits = EditRows(run, clip)
     with edits.opened():
         rows = _run_rows(edits, tuned, inverted)
-    score = _submit("score", clip, run, frames, *rows)
-    _check(score)
-    return any(one.state.name != "Cached" for one in (*stages, *rows, score))
+    score = _run_stage("score", clip, run, frames, *rows)
+    return any(one.state.name != "Cached" for one in (frames, latents, tuned, inverted, *rows, score))
 
 
-def _submit(stage: str, clip: str, run: PipelineRun, *inputs: PrefectFuture[Any]) -> PrefectFuture[Any]:
-    return run_stage.with_options(name=stage).submit(stage, clip, run, list(inputs))
+def _run_stage(stage: str, clip: str, run: PipelineRun, *inputs: PrefectFuture[Any]) -> PrefectFuture[Any]:
+    """Run the task of one stage, once a device is free where it needs one; returns its future, completed.
 
-
-def _check(future: PrefectFuture[Any]) -> None:
-    """Wait for a task run. Raises TavError with its message where it has not completed."""
-    future.wait()
+    Raises:
+        TavError: it has not completed.
+    """
+    why = run.why_cached(stage, clip)
+    stages = run.stages(clip)
+    waits = why is None and stages.needs_device(stage)
+    with run.pool.hold(stages.priority) if waits else contextlib.nullcontext() as slot:
+        run.events.check()
+        future = run_stage.with_options(name=stage).submit(stage, clip, run, list(inputs), why, slot)
+        future.wait()
     if not future.state.is_completed():
         raise TavError(future.state.message or future.state.name or "not completed")
+    return future
 
 
 def _run_rows(edits: EditRows, tuned: PrefectFuture[Any], inverted: PrefectFuture[Any]) -> list[PrefectFuture[Any]]:
-    """Run a task for each row, which depends on the tuning and the inversion.
+    """Run a task for each row, as many at once as there are devices.
 
     Raises:
-        FullDiskError: the disk is full, which is no fault of a row; those that are done stay done.
+        TavError: the disk is full, or the Ray cluster cannot be reached.
     """
     if edits.stages.params.runtime.ray is not None:
         return render_rows_on_ray(edits, tuned, inverted)
-    futures: list[PrefectFuture[Any]] = []
-    for start in range(0, len(edits.rows), ROWS_AT_ONCE):
-        submitted = [render_row.submit(edits, row, tuned, inverted) for row in edits.rows[start : start + ROWS_AT_ONCE]]
-        for future in submitted:
-            future.wait()
-            if future.state.name == NO_ROOM:
-                raise TavError(future.state.message)
-        futures += submitted
-    return futures
+    with ThreadPoolExecutor(len(edits.run.pool), thread_name_prefix="row") as executor:
+        running = [executor.submit(copy_context().run, run_row, edits, row, tuned, inverted) for row in edits.rows]
+        try:
+            return [one.result() for one in running]
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 @task(task_run_name="{stage}: {clip}", **RETRIES)
-def run_stage(stage: str, clip: str, run: PipelineRun, inputs: list[Any]) -> State[None]:
-    """Run one stage of one clip, unless it is up to date or DVC's cache has its outputs.
+def run_stage(
+    stage: str, clip: str, run: PipelineRun, inputs: list[Any], why_cached: str | None, slot: Slot | None
+) -> State[None]:
+    """Run one stage of one clip, and commit it to DVC.
 
     A user's mistake and a full disk are failed states of one line, not a traceback.
 
@@ -183,14 +184,15 @@ def run_stage(stage: str, clip: str, run: PipelineRun, inputs: list[Any]) -> Sta
         clip: the clip.
         run: the run of the flow.
         inputs: the task runs that this one depends on.
+        why_cached: why the stage need not run; None where it must.
+        slot: the device to compute on.
     """
+    if why_cached is not None:
+        return cached(why_cached)
     try:
-        why = run.why_cached(stage, clip)
-        if why is not None:
-            return cached(why)
         before = run.dvc.snapshot(stage, clip)
         import_libraries()
-        run.stages(clip).run(stage)
+        run.stages(clip).run(stage, slot)
         if stage == "score":
             update_reports(run.root, clip)
         run.dvc.commit(stage, clip, before)

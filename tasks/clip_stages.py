@@ -82,25 +82,33 @@ class ClipStages:
         """The folder or hub id of the base model."""
         return resolve_model(self.root, self.params.base_model)
 
-    def run(self, stage: str) -> None:
-        """Run one stage."""
-        with self.session(stage) as slot:
-            if stage == "decode":
-                self.decode()
-            else:
-                getattr(self, stage)(slot.device)
-
-    @contextlib.contextmanager
-    def session(self, stage: str) -> Iterator[Slot]:
-        """Prepare what a stage runs in, and yield the device that it holds.
+    def run(self, stage: str, slot: Slot | None = None) -> None:
+        """Run one stage, on the device of `slot` where the caller holds one, else on the first that is free.
 
         No other process works on the clip meanwhile; the stage has its log; subscribers and MLflow receive how it ends.
 
         Raises:
-            TavError: another process works on the clip.
+            TavError: another process works on the clip, or a user's mistake in what the stage reads.
+            FullDiskError: the disk is full.
         """
-        with self.prepared(stage, stage), self._device(stage) as slot, self.reported(stage):
-            yield slot
+        with self.prepared(stage, stage), self._device(stage, slot) as device, self.reported(stage):
+            if stage == "decode":
+                self.decode()
+            else:
+                getattr(self, stage)(device)
+
+    def needs_device(self, stage: str) -> bool:
+        """Return whether a stage holds a device. To encode on a CPU needs none: another clip may be tuned meanwhile."""
+        return stage in DEVICE_STAGES and (stage != "encode" or self.pool.devices[0] != "cpu")
+
+    @contextlib.contextmanager
+    def _device(self, stage: str, slot: Slot | None) -> Iterator[str]:
+        if slot is not None or not self.needs_device(stage):
+            yield slot.device if slot else self.pool.devices[0]
+        else:
+            with self.pool.hold(self.priority) as held:
+                self.events.check()
+                yield held.device
 
     @contextlib.contextmanager
     def quick_session(self) -> Iterator[Slot]:
@@ -135,18 +143,6 @@ class ClipStages:
     def _log_row(self, event: Event) -> None:
         if isinstance(event, RowFinished) and event.clip == self.clip:
             self.runs.edit(event.edit)
-
-    @contextlib.contextmanager
-    def _device(self, stage: str) -> Iterator[Slot]:
-        """Hold a device of the pool. To encode on a CPU needs none: it may run while another clip is tuned there."""
-        if stage not in DEVICE_STAGES:
-            yield Slot("cpu")
-        elif stage == "encode" and self.pool.devices[0] == "cpu":
-            yield Slot("cpu")
-        else:
-            with self.pool.hold(self.priority) as slot:
-                self.events.check()
-                yield slot
 
     @contextlib.contextmanager
     def _locked(self, stage: str) -> Iterator[None]:

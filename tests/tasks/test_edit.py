@@ -15,7 +15,7 @@ from tasks.edit import edit
 from tasks.rows import RowBatch
 from tav.config import AttentionParams
 from tav.config.prompts import PromptRow
-from tav.runtime.progress import Progress
+from tav.runtime.events import EventStream
 from tav_model.base_models import base_digest
 from tav_model.errors import TavError
 from tav_model.files import write_json
@@ -101,7 +101,7 @@ def batch_of_rows(
 
 
 def render(batch: RowBatch) -> Renderer:
-    edit(batch, Progress("edit", total=1))
+    edit(batch, EventStream())
     return batch.pipeline
 
 

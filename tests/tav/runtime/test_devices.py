@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,68 +21,165 @@ from tasks.encode import encode
 from tasks.tune import tune
 from tav.config import AttentionParams, EncodeParams, TuneParams
 from tav.runtime import devices
-from tav.runtime.devices import exclusive_gpu, gpu_name, is_out_of_memory, retry_with_smaller_batch
+from tav.runtime.devices import (
+    DevicePool,
+    choose_devices,
+    gpu_name,
+    is_out_of_memory,
+    retry_with_smaller_batch,
+)
+from tav.runtime.events import Event, EventStream, LoopProgressed, LoopResumed
 from tav.runtime.progress import Progress
 from tav_model.errors import TavError
 from tav_model.tensors import load_tensors, save_tensors
 from tests.support.small_models import small_base
 
 HOLD = """
-import sys, time
+import time
 from tav.runtime import devices
 devices.gpu_name = lambda device: "GPU-1"
-with devices.exclusive_gpu("cuda:0"):
+with devices.DevicePool(["cpu"]).hold():
     print("held", flush=True)
     time.sleep(60)
 """
 
 
 @pytest.fixture
-def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose devices cuda:0 and cuda:1 are GPU-1 and GPU-2."""
     names = {"cpu": None, "cuda:0": "GPU-1", "cuda:1": "GPU-2"}
     monkeypatch.setattr(devices, "gpu_name", names.__getitem__)
     monkeypatch.setenv("TAV_LOCKS", str(tmp_path))
 
 
-def hold() -> subprocess.Popen:
-    """Another process that has GPU-1."""
+@pytest.fixture
+def other_process(gpus: None) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds GPU-1."""
     process = subprocess.Popen([sys.executable, "-c", HOLD], stdout=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "held\n"
-    return process
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
 
 
-def enter(device: str, entered: threading.Event) -> threading.Thread:
+def hold(pool: DevicePool, **options: Any) -> tuple[threading.Event, threading.Event, list[str], threading.Thread]:
+    """A thread that holds a device of the pool: an event that it does, one that lets it go on, and which device it is."""
+    holds, release, device = threading.Event(), threading.Event(), []
+
     def work() -> None:
-        with exclusive_gpu(device):
-            entered.set()
+        with pool.hold(**options) as slot:
+            device.append(slot.device)
+            holds.set()
+            release.wait(30)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
-    return thread
+    return holds, release, device, thread
 
 
-def test_a_gpu_is_waited_for_until_its_holder_is_gone(gpu: None, caplog: pytest.LogCaptureFixture) -> None:
-    other = hold()
-    entered = threading.Event()
-    thread = enter("cuda:0", entered)
-    assert not entered.wait(1.5)
-    assert "waiting for the GPU GPU-1" in caplog.text and caplog.text.count("waiting") == 1
+def test_a_gpu_in_use_is_waited_for_until_its_process_is_gone(
+    other_process: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    holds, release, device, thread = hold(DevicePool(["cuda:0"]))
+    assert not holds.wait(1.5)
+    assert caplog.text.count("waiting for a GPU, in use by another process") == 1
     for free in ("cuda:1", "cpu"):
-        elsewhere = threading.Event()
-        enter(free, elsewhere)
+        elsewhere, let_go, *_ = hold(DevicePool([free]))
         assert elsewhere.wait(5), free
-    os.kill(other.pid, signal.SIGKILL)
-    other.wait()
-    assert entered.wait(5)
+        let_go.set()
+    os.kill(other_process.pid, signal.SIGKILL)
+    assert holds.wait(5) and device == ["cuda:0"]
+    release.set()
     thread.join(5)
 
 
-def test_the_lock_is_no_way_to_other_files(gpu: None, tmp_path: Path) -> None:
+def test_a_pool_takes_the_gpu_that_is_free(other_process: subprocess.Popen[str]) -> None:
+    holds, release, device, _ = hold(DevicePool(["cuda:0", "cuda:1"]))
+    assert holds.wait(5) and device == ["cuda:1"]
+    release.set()
+
+
+def test_one_device_is_held_by_one_stage_at_a_time_and_two_by_two() -> None:
+    for devices_, at_once in ((["cpu"], 1), (["cpu", "cpu"], 2)):
+        pool = DevicePool(devices_)
+        held = [hold(pool) for _ in range(3)]
+        deadline = time.monotonic() + 5
+        while sum(holds.is_set() for holds, *_ in held) < at_once and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert sum(holds.is_set() for holds, *_ in held) == at_once
+        for _, release, _, thread in held:
+            release.set()
+        for *_, thread in held:
+            thread.join(5)
+            assert not thread.is_alive()
+
+
+def test_the_clip_in_front_goes_first() -> None:
+    pool, order = DevicePool(["cpu"]), []
+    first, release, *_ = hold(pool)
+    assert first.wait(5)
+
+    def work(priority: int) -> None:
+        with pool.hold(priority):
+            order.append(priority)
+
+    threads = [threading.Thread(target=work, args=[priority]) for priority in (2, 0, 1)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)
+    release.set()
+    for thread in threads:
+        thread.join(5)
+    assert order == [0, 1, 2]
+
+
+def test_a_loaded_model_stays_until_another_stage_takes_its_device(gpus: None, tmp_path: Path) -> None:
+    pool = DevicePool(["cuda:0", "cuda:1"])
+    with pool.hold() as slot:
+        slot.resident["edit ball"] = "a model"
+        device = slot.device
+    with pool.hold(prefer="edit ball") as slot:
+        assert (slot.device, slot.resident) == (device, {"edit ball": "a model"})
+        with pool.hold(prefer="edit ball") as other:
+            assert other.device != device and other.resident == {}
+    assert is_locked(tmp_path / "tav-GPU-1.lock")  # the model is still on it
+    pool.drop("edit ball")
+    assert not is_locked(tmp_path / "tav-GPU-1.lock")
+    single = DevicePool(["cuda:0"])
+    with single.hold() as slot:
+        slot.resident["edit ball"] = "a model"
+    with single.hold() as slot:
+        assert slot.resident == {}
+
+
+def is_locked(path: Path) -> bool:
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def test_shares_of_a_device_are_not_waited_for(other_process: subprocess.Popen[str]) -> None:
+    pool = DevicePool(["cuda:0"], exclusive=False)
+    with pool.hold() as one, pool.hold() as other:
+        assert one.device == other.device == "cuda:0"
+
+
+def test_the_lock_file_is_no_way_to_other_files(gpus: None, tmp_path: Path) -> None:
     (tmp_path / "tav-GPU-1.lock").symlink_to(tmp_path / "precious")
-    with pytest.raises(TavError, match=r"tav-GPU-1\.lock: cannot be opened .*TAV_LOCKS"), exclusive_gpu("cuda:0"):
+    with pytest.raises(TavError, match=r"tav-GPU-1\.lock: cannot be opened .*TAV_LOCKS"), DevicePool(["cuda:0"]).hold():
         pass
     assert not (tmp_path / "precious").exists()
+
+
+def test_devices_are_chosen_by_name_or_all_that_there_are() -> None:
+    assert choose_devices("cpu") == ["cpu"] and choose_devices(["cpu", "cpu"]) == ["cpu", "cpu"]
+    assert choose_devices("auto") == ([f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"])
+    with pytest.raises(TavError, match=r"params\.yaml: runtime\.device: 'cuda:99' is not usable here"):
+        choose_devices(["cpu", "cuda:99"])
 
 
 def test_a_cpu_is_no_gpu() -> None:
@@ -99,7 +200,7 @@ def test_what_is_out_of_memory(error: Exception, expected: bool) -> None:
     assert is_out_of_memory(error) is expected
 
 
-def test_halving() -> None:
+def test_a_smaller_batch_is_tried_where_memory_runs_out() -> None:
     asked = []
 
     def action(size: int) -> str:
@@ -130,7 +231,7 @@ def encoded(base: Path, frames: Path, out: Path) -> dict[str, torch.Tensor]:
         params=EncodeParams(),
         device="cpu",
         chunk=4,
-        progress=Progress("encode", total=4),
+        progress=Progress(EventStream(), stage="encode", total=4),
     )
     return load_tensors(out / "latents.safetensors")[0]
 
@@ -168,13 +269,18 @@ def test_encode_and_tune_go_on_with_less(tmp_path: Path, monkeypatch: pytest.Mon
             gradient_checkpointing=False,
             checkpoints=tmp_path / "checkpoints",
             checkpoint_every=2,
-            progress=Progress("tune", total=6),
-            on_step=lambda record: steps.append(record.step),
-            on_resume=lambda records: steps.append([record.step for record in records]),
+            progress=Progress(EventStream(note), stage="tune", total=6),
         )
         return load_tensors(tmp_path / name / "tuned.safetensors")[0]
 
     steps: list[object] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, LoopProgressed):
+            steps.append(event.record.step)
+        elif isinstance(event, LoopResumed) and event.records:
+            steps.append([record.step for record in event.records])
+
     plain = tuned("plain")
 
     def large_step(self, *inputs):
@@ -185,6 +291,6 @@ def test_encode_and_tune_go_on_with_less(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Tuner, "step", large_step)
     steps.clear()
     with_less = tuned("with-less")
-    assert steps == [1, 2, 3, [1, 2], 3, 4, 5, 6]  # those of the checkpoint at step 2 are told again
+    assert steps == [1, 2, 3, [1, 2], 3, 4, 5, 6]  # those of the checkpoint at step 2 are published again
     for name, tensor in plain.items():
         torch.testing.assert_close(with_less[name], tensor, rtol=1e-4, atol=1e-6)
