@@ -126,11 +126,11 @@ def build_unet(setting: Setting, dtype: torch.dtype) -> UNet3DConditionModel:
     import torch
 
     from tav_model import UNet3DConditionModel
-    from tav_model.networks.unet import inflate_config
+    from tav_model.networks.inflation import inflate_config
 
     shape = UNET_CONFIGS.get(setting.config)
     if shape is None:
-        shape = inflate_config(read_json(ROOT / "toyworld" / "weights" / "unet" / "config.json"))
+        shape = inflate_config(UNet3DConditionModel, read_json(ROOT / "toyworld" / "weights" / "unet" / "config.json"))
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config({**shape, "attention": list(setting.attention)}).to(dtype)
     unet.to_empty(device=setting.device)
