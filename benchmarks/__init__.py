@@ -1,1 +1,1 @@
-"""Speed and quality, each one command that prints a table."""
+"""Benchmarks of speed and quality: `python -m benchmarks.NAME` prints a table, and fails if a target is missed."""

@@ -1,15 +1,14 @@
-"""What Prefect, DVC and MLflow add to the computing: a run with nothing to do, and where the sample run's time goes.
+"""Measure the overhead of Prefect, DVC and MLflow: in a run with nothing to do, and in the sample run.
 
-python -m benchmarks.orchestration [--out FOLDER]
+python -m benchmarks.orchestration [--out DIR]
 
-Works in fresh clones of the last commit, with this Python, on free ports.
+Works in fresh clones of the last commit, with the current Python, on free ports. Exits with code 1 if a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import os
 import re
 import shutil
@@ -23,9 +22,9 @@ from pathlib import Path
 
 import yaml
 
-from benchmarks.toyworld import ROOT, Measure, markdown, table
+from benchmarks.measures import ROOT, Measure, markdown, table, write_measures
 from tav_model.errors import TavError
-from tav_model.files import read_json, write_json
+from tav_model.files import read_json
 
 STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
 DEPLOYMENT = ("prefect", "deployment", "run", "tav/edit-batch", "--watch")
@@ -38,16 +37,17 @@ QUICK = {
 
 
 def clone(folder: Path) -> Path:
+    """Clone the last commit into a new folder, and return the folder."""
     shutil.rmtree(folder, ignore_errors=True)
     subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
     return folder
 
 
 def run(project: Path, *command: str, **environment: str) -> float:
-    """Seconds that a command takes in the project.
+    """Run a command in the project, and return the seconds that it takes.
 
     Raises:
-        TavError: it fails.
+        TavError: if it fails.
     """
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     start = time.perf_counter()
@@ -60,31 +60,31 @@ def run(project: Path, *command: str, **environment: str) -> float:
 
 
 def measure_sample_run(by_dvc: Path, by_prefect: Path) -> tuple[list[Measure], str]:
-    """The sample clip from end to end in two fresh clones, and a table of where the time goes."""
+    """Run the sample clip through DVC and through Prefect, and return the measures and a table of where the time goes."""
     wall = run(by_dvc, "dvc", "repro", "score@ball", OMP_WAIT_POLICY="ACTIVE")
-    first = _parts(by_dvc, wall, "DVC, and the start and the imports of six processes")
+    dvc_parts = _parts(by_dvc, wall, "DVC, and starting six processes")
     with _served(by_prefect, OMP_WAIT_POLICY="ACTIVE") as environment:
         run(by_prefect, *DEPLOYMENT, "--param", 'clips=["ball"]', **environment)
         flow = _flow_seconds(by_prefect, environment)
-    second = _parts(by_prefect, flow, "Prefect, DVC's bookkeeping, imports")
+    flow_parts = _parts(by_prefect, flow, "Prefect, DVC, and imports")
     rows = [["", "dvc repro, s", "share", "Prefect flow, s", "share"]]
-    for name in {**first, **second}:
+    for name in {**dvc_parts, **flow_parts}:
         cells = [
-            (f"{parts[name]:.1f}", f"{100 * parts[name] / whole:.0f} %") if name in parts else ("", "")
-            for parts, whole in ((first, wall), (second, flow))
+            (f"{parts[name]:.1f}", f"{100 * parts[name] / total:.0f} %") if name in parts else ("", "")
+            for parts, total in ((dvc_parts, wall), (flow_parts, flow))
         ]
         rows.append([name, *(cell for pair in cells for cell in pair)])
-    rows.append(["all", f"{wall:.1f}", "100 %", f"{flow:.1f}", "100 %"])
+    rows.append(["total", f"{wall:.1f}", "100 %", f"{flow:.1f}", "100 %"])
     measures = []
-    for door, parts, whole in (("dvc repro", first, wall), ("the flow", second, flow)):
+    for entry_point, parts, total in (("dvc repro", dvc_parts, wall), ("Prefect flow", flow_parts, flow)):
         computing = sum(seconds for name, seconds in parts.items() if name.endswith("computing"))
-        measures.append(Measure("sample run", f"seconds, {door}", whole, percent=False))
-        measures.append(Measure("sample run", f"not computing, {door}", 1 - computing / whole, 0.2, at_most=True))
+        measures.append(Measure("sample run", f"seconds, {entry_point}", total, percent=False))
+        measures.append(Measure("sample run", f"overhead, {entry_point}", 1 - computing / total, 0.2, at_most=True))
     return measures, markdown(rows)
 
 
 def _parts(project: Path, wall: float, rest: str) -> dict[str, float]:
-    """Where the seconds went; `rest` is what the time outside of the stages is called."""
+    """Return where the seconds went; `rest` names the time outside the stages."""
     inside = read_json(project / ".tav" / "timings" / "ball.json")
     computing = {stage: _loop_seconds(project / "logs" / "ball" / f"{stage}.log") for stage in STAGES}
     parts = {f"{stage}: computing": computing[stage] for stage in STAGES[1:]}
@@ -94,7 +94,7 @@ def _parts(project: Path, wall: float, rest: str) -> dict[str, float]:
 
 
 def _loop_seconds(log: Path) -> float:
-    """From the log's time stamps: of the loop over frames, steps or videos."""
+    """Return the seconds of a stage's loop over frames, steps or videos, by the timestamps of its log."""
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     stamps = [line.partition(" ")[0] for line in lines if re.search(r": (starts|done), ", line)]
     if len(stamps) < 2:
@@ -104,7 +104,7 @@ def _loop_seconds(log: Path) -> float:
 
 
 def measure_nothing_to_do(project: Path) -> list[Measure]:
-    """All four sample clips, at small settings, up to date: by DVC, and by the deployment with a server running."""
+    """Run all four sample clips with small settings, then again when they are up to date: by DVC and by the deployment."""
     path = project / "params.yaml"
     params = yaml.safe_load(path.read_text(encoding="utf-8"))
     for section, values in QUICK.items():
@@ -116,7 +116,7 @@ def measure_nothing_to_do(project: Path) -> list[Measure]:
         run(project, *DEPLOYMENT, **environment)
         wall = run(project, *DEPLOYMENT, **environment)
         measures.append(
-            Measure("nothing to do", "seconds, the flow's run", _flow_seconds(project, environment), 5, True, False)
+            Measure("nothing to do", "seconds, Prefect flow run", _flow_seconds(project, environment), 5, True, False)
         )
         measures.append(Measure("nothing to do", "seconds, prefect deployment run --watch", wall, percent=False))
     return measures
@@ -124,6 +124,7 @@ def measure_nothing_to_do(project: Path) -> list[Measure]:
 
 @contextlib.contextmanager
 def _served(project: Path, **environment: str) -> Iterator[dict[str, str]]:
+    """Run the services of `tav up` for the project, and yield the environment to reach them."""
     environment |= {
         "PREFECT_HOME": str(project / ".tav" / "prefect"),
         "PREFECT_API_URL": f"http://127.0.0.1:{_free_port()}/api",
@@ -157,7 +158,7 @@ def _free_port() -> int:
 
 
 def _flow_seconds(project: Path, environment: dict[str, str]) -> float:
-    """From the start of the latest flow run to its end, as Prefect has it."""
+    """Return the duration of the latest flow run, as recorded by Prefect."""
     script = """
 import asyncio, json
 from prefect import get_client
@@ -179,20 +180,29 @@ asyncio.run(main())
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.orchestration", description=__doc__.partition("\n")[0])
+    """Run the benchmark; 0 if all targets are reached, 1 if not, 2 if a command fails."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.orchestration",
+        description=__doc__.partition("\n")[0],
+        epilog="Exits with code 1 if a target is missed.",
+    )
     parser.add_argument(
-        "--out", type=Path, default=ROOT / "results" / "benchmarks" / "orchestration", help="(default: %(default)s)"
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "benchmarks" / "orchestration",
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
     )
     out = parser.parse_args(arguments).out.resolve()
     try:
-        sample, where = measure_sample_run(clone(out / "by-dvc"), clone(out / "by-prefect"))
-        print(f"{where}\n", flush=True)
+        sample, breakdown = measure_sample_run(clone(out / "by-dvc"), clone(out / "by-prefect"))
+        print(f"{breakdown}\n", flush=True)
         measures = [*sample, *measure_nothing_to_do(clone(out / "nothing"))]
     except TavError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(measures))
-    write_json(out / "measures.json", [dataclasses.asdict(m) | {"reached": m.reached} for m in measures])
+    write_measures(out / "measures.json", measures)
     return 0 if all(measure.reached for measure in measures) else 1
 
 

@@ -1,13 +1,14 @@
-"""How fast and how lean: forward pass, tuning, inversion and edit steps, against the matrix products of the same machine.
+"""Measure the speed and memory of forward passes, tuning, inversion and editing, relative to plain matrix products.
 
 python -m benchmarks.speed                                              the embedded base model, on the CPU
 python -m benchmarks.speed --config sd15 --frames 8 --size 256 --dtype bfloat16
 python -m benchmarks.speed --config sd15 --device cuda --dtype bfloat16 --frames 24 --size 512 --compile
 python -m benchmarks.speed --config sd15 --fit                          how the cost grows with frames, size and prompts
-python -m benchmarks.speed --config sd15 --attention                    sparse against full attention, with a picture
+python -m benchmarks.speed --config sd15 --attention                    sparse and full attention, with a plot
 
-Weights are random. The rate of matrix products is measured between the runs, so that other work on the machine weighs on
-both. The memory is the process's own peak (on a GPU: that of torch's allocator), everything that is loaded included.
+Weights are random. The rate of matrix products is measured between the runs, so that other work on the machine affects both.
+The memory is the peak of the process (on a GPU, of torch's allocator), including everything that is loaded. Where
+benchmarks/README.md states a figure for the same setting, the benchmark exits with code 1 if it is missed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tasks  # noqa: F401  (the settings of the allocator, before torch is imported)
-from benchmarks.toyworld import ROOT, markdown
+from benchmarks.measures import ROOT, Measure, markdown, table
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 
@@ -37,27 +38,38 @@ if TYPE_CHECKING:
 
     from tav_model import UNet3DConditionModel
 
-FACTOR = 8  # of the VAE, in all three configurations
-SIZES = {"sd15": 256, "sd21": 256, "toyworld": 128}
+VAE_FACTOR = 8  # pixels per latent, in all three configurations
+DEFAULT_SIZES = {"sd15": 256, "sd21": 256, "toyworld": 128}
 PARTS = ("forward", "tuning step", "inversion step", "edit step", "edit step, 4 prompts")
-SD = {
+UNET_CONFIGS: dict[str, dict[str, Any]] = {
     "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
     "sd21": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
 }
-TEXT = {"sd15": (77, 768), "sd21": (77, 1024), "toyworld": (32, 128)}
-# The original code on two cores of an AMD EPYC: SD 1.x, 8 frames of 32x32 latents, with torch 2.13. Seconds, and the
-# rate of matrix products in the same sitting, by which another machine's figures can be read against these.
+TEXT_SHAPES = {"sd15": (77, 768), "sd21": (77, 1024), "toyworld": (32, 128)}
+# The original code with torch 2.13 on two cores of an AMD EPYC, for SD 1.x and 8 frames of 32x32 latents: seconds, and the
+# rate of matrix products (FLOP/s) at the same time, which relates these figures to those of another machine.
 ORIGINAL = {
     ("forward", "float32"): (11.7, 174e9),
     ("tuning step", "float32"): (28.6, 174e9),
     ("forward", "bfloat16"): (6.7, 365e9),
     ("tuning step", "bfloat16"): (15.4, 365e9),
 }
+# What benchmarks/README.md states for the same setting: the peak in GiB, by part, precision and checkpointing.
+STATED_PEAKS = {
+    ("forward", "float32", False): 4.4,
+    ("tuning step", "float32", False): 8.4,
+    ("forward", "bfloat16", False): 2.5,
+    ("tuning step", "bfloat16", False): 5.1,
+    ("tuning step", "bfloat16", True): 4.1,
+}
+PEAK_TOLERANCE = 1.05
+# The cost of sparse attention grows about linearly with the frames: the exponent of a power law is near 1.
+MOST_SPARSE_GROWTH = 1.3
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and on what."""
+    """A model, its input and the device that it runs on."""
 
     config: str
     frames: int
@@ -69,13 +81,27 @@ class Setting:
     attention: tuple[str, ...] = ("first", "former")
 
     @property
+    def is_stated(self) -> bool:
+        """Return whether benchmarks/README.md has figures for the model, its input and the device."""
+        return (self.config, self.frames, self.size, self.device) == ("sd15", 8, 256, "cpu") and not self.compile
+
+    @property
     def latent_size(self) -> int:
-        return self.size // FACTOR
+        """Return the width and height of the latents."""
+        return self.size // VAE_FACTOR
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of several runs after a warm-up; the share is of the matrix products' rate around the same runs."""
+    """The measurements of one part.
+
+    Attributes:
+        seconds: the median of several runs after a warm-up.
+        flop: floating-point operations of a run.
+        rate: of matrix products around the same runs, in FLOP/s.
+        share: of that rate, reached by the part.
+        peak_gib: peak memory.
+    """
 
     part: str
     seconds: float
@@ -88,22 +114,23 @@ class Timing:
 
     @property
     def flop_rate(self) -> float:
+        """Return the operations per second."""
         return self.flop / self.seconds
 
 
-# What is measured
+# What to measure
 
 
 def build_unet(setting: Setting, dtype: torch.dtype) -> UNet3DConditionModel:
-    """The inflated UNet with random weights, made where it is used and never in another precision."""
+    """Build the inflated UNet with random weights, directly on its device and in its precision."""
     import torch
 
     from tav_model import UNet3DConditionModel
-    from tav_model.networks.unet import inflate_config
+    from tav_model.networks.inflation import inflate_config
 
-    shape = SD.get(setting.config)
+    shape = UNET_CONFIGS.get(setting.config)
     if shape is None:
-        shape = inflate_config(read_json(ROOT / "toyworld" / "weights" / "unet" / "config.json"))
+        shape = inflate_config(UNet3DConditionModel, read_json(ROOT / "toyworld" / "weights" / "unet" / "config.json"))
     with torch.device("meta"):
         unet = UNet3DConditionModel.from_config({**shape, "attention": list(setting.attention)}).to(dtype)
     unet.to_empty(device=setting.device)
@@ -118,25 +145,26 @@ def build_unet(setting: Setting, dtype: torch.dtype) -> UNet3DConditionModel:
 
 
 def scheduler() -> Any:
+    """Return the DDIM scheduler of the embedded base model."""
     from diffusers import DDIMScheduler
 
     return DDIMScheduler.from_config(read_json(ROOT / "toyworld" / "weights" / "scheduler" / "scheduler_config.json"))
 
 
 def make_part(part: str, setting: Setting) -> Callable[[], Any]:
-    """A function that does the part once, on a model that is ready."""
+    """Return a function that runs the part once, on a model that is ready."""
     import torch
 
     from tav_model.tuning import Tuner, TuningConfig
 
     dtype = getattr(torch, setting.dtype)
     tuning = part == "tuning step"
-    unet = build_unet(setting, dtype)  # What is trained, the tuner takes to float32.
-    words, width = TEXT[setting.config]
+    unet = build_unet(setting, dtype)  # The tuner converts the trained weights to float32.
+    tokens, width = TEXT_SHAPES[setting.config]
     generator = torch.Generator().manual_seed(0)
     shape = (1, 4, setting.frames, setting.latent_size, setting.latent_size)
     latents = torch.randn(shape, generator=generator).to(setting.device)
-    text = torch.randn((1, words, width), generator=generator).to(setting.device)
+    text = torch.randn((1, tokens, width), generator=generator).to(setting.device)
     if tuning:
         config = TuningConfig(precision=setting.dtype, gradient_checkpointing=setting.checkpointing)
         tuner = Tuner(unet, scheduler(), config)
@@ -159,7 +187,7 @@ def make_part(part: str, setting: Setting) -> Callable[[], Any]:
 
 
 def _edit_step(unet: UNet3DConditionModel, latents: torch.Tensor, text: torch.Tensor, device: str) -> Callable[[], Any]:
-    """One step of the pipeline's sampling with guidance; the embedded VAE and text encoder stand by, and do nothing."""
+    """Return one step of the pipeline's sampling with guidance; the VAE and the text encoder are loaded but not used."""
     from tav_model import TuneAVideoPipeline
     from tav_model.base_models import load_part
 
@@ -182,11 +210,11 @@ def _edit_step(unet: UNet3DConditionModel, latents: torch.Tensor, text: torch.Te
     )
 
 
-# How it is measured
+# How to measure it
 
 
 def measure(part: str, setting: Setting, repeats: int) -> Timing:
-    """The part after one run of warm-up (two where it is compiled), each run between two measurements of the rate."""
+    """Measure the part after a warm-up run (two if compiled), each run between two measurements of the matrix rate."""
     run = make_part(part, setting)
     for _ in range(2 if setting.compile else 1):
         run()
@@ -199,7 +227,7 @@ def measure(part: str, setting: Setting, repeats: int) -> Timing:
         seconds.append(taken)
         rates.append((before + rate) / 2)
     peak = peak_gib(setting.device)
-    flop = count_flop(run)  # Last, for the counter itself holds memory.
+    flop = count_flop(run)  # Last, because the counter itself holds memory.
     del run
     gc.collect()
     return Timing(
@@ -215,7 +243,7 @@ def measure(part: str, setting: Setting, repeats: int) -> Timing:
 
 
 def timed(run: Callable[[], Any], device: str) -> float:
-    """Seconds of one run, to the end of what it started on the device."""
+    """Return the seconds of one run, including the work that it started on the device."""
     import torch
 
     def wait() -> None:
@@ -233,7 +261,7 @@ _matrices: dict[tuple[str, str], torch.Tensor] = {}
 
 
 def matrix_rate(device: str, dtype: str) -> float:
-    """FLOP/s of a product of two matrices, 4096 (on a GPU 8192) a side."""
+    """Return the FLOP/s of a product of two square matrices of size 4096 (on a GPU, 8192)."""
     import torch
 
     cuda = device.startswith("cuda")
@@ -248,7 +276,7 @@ def matrix_rate(device: str, dtype: str) -> float:
 
 
 def count_flop(run: Callable[[], Any]) -> float:
-    """The floating-point operations of a run, by `torch.utils.flop_counter`."""
+    """Count the floating-point operations of a run with `torch.utils.flop_counter`."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -258,17 +286,18 @@ def count_flop(run: Callable[[], Any]) -> float:
     def attention_backward(grad: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
         return sdpa_backward_flop_count(grad, query, key, value)
 
-    # Torch counts these of a GPU only.
-    ours = {
+    # torch only counts the GPU variants of these.
+    cpu_attention = {
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
     }
-    with FlopCounterMode(display=False, custom_mapping=ours) as counter:
+    with FlopCounterMode(display=False, custom_mapping=cpu_attention) as counter:
         run()
     return float(counter.get_total_flops())
 
 
 def reset_peak(device: str) -> None:
+    """Start measuring the peak memory anew, where the system can."""
     import torch
 
     gc.collect()
@@ -279,7 +308,7 @@ def reset_peak(device: str) -> None:
 
 
 def peak_gib(device: str) -> float:
-    """Since `reset_peak`; where the system cannot reset it, since the process began."""
+    """Return the peak since `reset_peak`, or since the process started where the system cannot reset it."""
     import torch
 
     if device.startswith("cuda"):
@@ -293,13 +322,12 @@ def peak_gib(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
-# What is shown
+# How to report it
 
 
 def timing_table(timings: Sequence[Timing], setting: Setting) -> str:
-    rows = [
-        ["part", "seconds", "spread", "TFLOP", "TFLOP/s", "of the matrix rate", "peak, GiB", "faster than the original"]
-    ]
+    """Return the timings as a Markdown table."""
+    rows = [["part", "seconds", "range", "TFLOP", "TFLOP/s", "share of matrix rate", "peak, GiB", "vs. original"]]
     for timing in timings:
         rows.append(
             [
@@ -310,40 +338,55 @@ def timing_table(timings: Sequence[Timing], setting: Setting) -> str:
                 f"{timing.flop_rate / 1e12:.3g}",
                 f"{100 * timing.share:.0f} %",
                 f"{timing.peak_gib:.2f}",
-                f"{speedup:.2f}x" if (speedup := _speedup(timing, setting)) else "",
+                f"{ratio:.2f}x" if (ratio := speedup(timing, setting)) else "",
             ]
         )
     return markdown(rows)
 
 
-def _speedup(timing: Timing, setting: Setting) -> float | None:
-    """Against the original on this shape, both in units of the machine's matrix products."""
-    known = ORIGINAL.get((timing.part, setting.dtype))
-    if known is None or (setting.config, setting.frames, setting.size, setting.device) != ("sd15", 8, 256, "cpu"):
+def speedup(timing: Timing, setting: Setting) -> float | None:
+    """Return how many times faster than the original the part is, both in units of the machine's matrix products.
+
+    None where the original was not measured.
+    """
+    original = ORIGINAL.get((timing.part, setting.dtype))
+    if original is None or not setting.is_stated or setting.checkpointing:
         return None
-    seconds, rate = known
+    seconds, rate = original
     return seconds * rate / (timing.seconds * timing.rate)
 
 
+def stated_figures(timings: Sequence[Timing], setting: Setting) -> list[Measure]:
+    """Compare the timings with the figures in benchmarks/README.md, where it has some for the setting."""
+    measures = []
+    for timing in timings if setting.is_stated else ():
+        if (ratio := speedup(timing, setting)) is not None:
+            measures.append(Measure(timing.part, "times as fast as the original", ratio, 1.0, percent=False))
+        if stated := STATED_PEAKS.get((timing.part, setting.dtype, setting.checkpointing)):
+            peak = Measure(
+                timing.part, "peak, GiB", timing.peak_gib, PEAK_TOLERANCE * stated, at_most=True, percent=False
+            )
+            measures.append(peak)
+    return measures
+
+
 def exponent(xs: Sequence[float], ys: Sequence[float]) -> float:
-    """P of the power law y = a x^p, by least squares on the logarithms."""
-    lx, ly = [math.log(x) for x in xs], [math.log(y) for y in ys]
-    mx, my = statistics.fmean(lx), statistics.fmean(ly)
-    return sum((x - mx) * (y - my) for x, y in zip(lx, ly, strict=True)) / sum((x - mx) ** 2 for x in lx)
+    """Fit the power law y = a x^p by least squares on the logarithms, and return p."""
+    return statistics.linear_regression([math.log(x) for x in xs], [math.log(y) for y in ys]).slope
 
 
 def fit(setting: Setting, repeats: int) -> list[dict[str, Any]]:
-    """How the forward pass grows with the frames and the size, and an edit with the prompts, one at a time."""
+    """Measure how a forward pass grows with the frames and the size, and an edit with the prompts, one at a time."""
     import dataclasses
 
-    found = []
+    growths = []
     sizes = [setting.size // 2, setting.size, 2 * setting.size]
     for name, values in (("frames", [4, 8, 16, 32]), ("size", sizes)):
         timings = [measure("forward", dataclasses.replace(setting, **{name: value}), repeats) for value in values]
-        found.append(_growth(name, values, timings))
+        growths.append(_growth(name, values, timings))
     edits = [measure(part, setting, repeats) for part in PARTS[3:]]
-    found.append(_growth("prompts", [1, 4], edits))
-    return found
+    growths.append(_growth("prompts", [1, 4], edits))
+    return growths
 
 
 def _growth(name: str, values: Sequence[int], timings: Sequence[Timing]) -> dict[str, Any]:
@@ -357,29 +400,30 @@ def _growth(name: str, values: Sequence[int], timings: Sequence[Timing]) -> dict
     }
 
 
-def fit_table(found: Sequence[dict[str, Any]]) -> str:
-    rows = [["with", "seconds", "peak, GiB", "grows with the power"]]
-    for one in found:
-        pairs = zip(one["values"], one["seconds"], strict=True)
+def fit_table(growths: Sequence[dict[str, Any]]) -> str:
+    """Return the growths as a Markdown table."""
+    rows = [["varied", "seconds", "peak, GiB", "exponent"]]
+    for growth in growths:
+        pairs = zip(growth["values"], growth["seconds"], strict=True)
         rows.append(
             [
-                one["of"],
+                growth["of"],
                 ", ".join(f"{value}: {seconds:.3g}" for value, seconds in pairs),
-                ", ".join(f"{peak:.2f}" for peak in one["peak_gib"]),
-                f"{one['exponent']:.2f}",
+                ", ".join(f"{peak:.2f}" for peak in growth["peak_gib"]),
+                f"{growth['exponent']:.2f}",
             ]
         )
     return markdown(rows)
 
 
 def compare_attention(setting: Setting, repeats: int, picture: Path) -> list[dict[str, Any]]:
-    """One layer of attention at the largest size: Tune-A-Video's frames against all, at 8, 16 and 32 frames."""
+    """Measure one attention layer at the largest size with 8, 16 and 32 frames: sparse, and attending to all frames."""
     import torch
 
     from tav_model.networks.attention import SparseCausalAttention
 
     channels, heads = (64, 2) if setting.config == "toyworld" else (320, 8 if setting.config == "sd15" else 5)
-    found = []
+    results = []
     for names in (("first", "former"), ("all",)):
         layer = SparseCausalAttention(channels, names, heads=heads, dim_head=channels // heads)
         layer = layer.to(setting.device, getattr(torch, setting.dtype)).eval()
@@ -389,19 +433,20 @@ def compare_attention(setting: Setting, repeats: int, picture: Path) -> list[dic
             run = torch.no_grad()(lambda layer=layer, tokens=tokens, frames=frames: layer(tokens, frames))
             run()
             seconds[frames] = statistics.median(timed(run, setting.device) for _ in range(repeats))
-        found.append({"attention": list(names), "seconds": seconds, "exponent": exponent(*zip(*seconds.items()))})  # noqa: B905
-    _draw_attention(found, setting, picture)
-    return found
+        growth = exponent(list(seconds), list(seconds.values()))
+        results.append({"attention": list(names), "seconds": seconds, "exponent": growth})
+    _draw_attention(results, setting, picture)
+    return results
 
 
-def _draw_attention(found: Sequence[dict[str, Any]], setting: Setting, picture: Path) -> None:
+def _draw_attention(results: Sequence[dict[str, Any]], setting: Setting, picture: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axes = figure.subplots()
-    for one, colour in zip(found, ("#0072b2", "#d55e00"), strict=True):
-        frames, seconds = zip(*one["seconds"].items(), strict=True)
-        label = f"{', '.join(one['attention'])}: grows with the power {one['exponent']:.2f}"
+    for result, colour in zip(results, ("#0072b2", "#d55e00"), strict=True):
+        frames, seconds = zip(*result["seconds"].items(), strict=True)
+        label = f"{', '.join(result['attention'])}: exponent {result['exponent']:.2f}"
         axes.plot(frames, seconds, "o-", color=colour, label=label)
     axes.set(xlabel="frames", ylabel="seconds", xticks=(8, 16, 32), ylim=(0, None))
     axes.set_title(
@@ -414,6 +459,7 @@ def _draw_attention(found: Sequence[dict[str, Any]], setting: Setting, picture: 
 
 
 def machine() -> dict[str, Any]:
+    """Describe the processor, the GPU and the versions."""
     import torch
 
     return {
@@ -446,24 +492,41 @@ def _no_warnings() -> Any:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.speed", description=__doc__.partition("\n")[0])
-    parser.add_argument("--config", choices=sorted(TEXT), default="toyworld")
-    parser.add_argument("--frames", type=int, default=8)
-    parser.add_argument("--size", type=int, help="pixels a side (default: 256, toyworld 128)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
-    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    """Run the benchmark; 0 if no stated figure is missed, 1 if one is, 2 after invalid arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.speed",
+        description=__doc__.partition("\n")[0],
+        epilog="Exits with code 1 if a figure that benchmarks/README.md states for the same setting is missed.",
+    )
+    parser.add_argument(
+        "--config", choices=sorted(TEXT_SHAPES), default="toyworld", help="model (default: %(default)s)"
+    )
+    parser.add_argument("--frames", type=int, default=8, metavar="N", help="frames (default: %(default)s)")
+    parser.add_argument(
+        "--size", type=int, metavar="N", help="width and height in pixels (default: 256; toyworld: 128)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="precision")
+    parser.add_argument("--compile", action="store_true", help="use torch.compile")
     parser.add_argument("--checkpointing", action="store_true", help="tune with gradient checkpointing")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--fit", action="store_true", help="how the cost grows with frames, size and prompts")
-    parser.add_argument("--attention", action="store_true", help="sparse against full attention, with a picture")
-    parser.add_argument("--out", type=Path, default=Path("results/benchmarks/speed"), metavar="DIR")
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=f"what to measure: {'; '.join(PARTS)}"
+    )
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="runs of each part (default: %(default)s)")
+    parser.add_argument("--fit", action="store_true", help="measure how the cost grows with frames, size and prompts")
+    parser.add_argument("--attention", action="store_true", help="compare sparse and full attention, with a plot")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("results/benchmarks/speed"),
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
+    )
     chosen = parser.parse_args(arguments)
-    size = chosen.size or SIZES[chosen.config]
+    size = chosen.size or DEFAULT_SIZES[chosen.config]
     try:
-        if chosen.frames < 1 or chosen.repeats < 1 or size < FACTOR or size % FACTOR:
-            raise TavError(f"--frames and --repeats must be at least 1, and --size a multiple of {FACTOR}")
+        if chosen.frames < 1 or chosen.repeats < 1 or size < VAE_FACTOR or size % VAE_FACTOR:
+            raise TavError(f"--frames and --repeats must be at least 1, and --size a multiple of {VAE_FACTOR}")
         from tav.runtime.devices import choose_device
 
         setting = Setting(
@@ -476,28 +539,32 @@ def main(arguments: list[str] | None = None) -> int:
             checkpointing=chosen.checkpointing,
         )
         with _no_warnings():
-            _measure_and_show(setting, chosen)
+            stated = _measure_and_print(setting, chosen)
     except TavError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    if stated:
+        print(f"\n{table(stated)}")
+    return 0 if all(measure.reached for measure in stated) else 1
 
 
-def _measure_and_show(setting: Setting, chosen: argparse.Namespace) -> None:
+def _measure_and_print(setting: Setting, chosen: argparse.Namespace) -> list[Measure]:
+    """Measure what was chosen, print and write it, and return the comparison with the stated figures."""
     record: dict[str, Any] = {"machine": machine(), "setting": asdict(setting)}
     print(json.dumps(record["machine"] | record["setting"]))
     name = f"{setting.config}-{setting.frames}x{setting.size}-{setting.device}-{setting.dtype}"
+    stated = []
     if chosen.fit:
+        name = f"{name}-growth"
         record["growth"] = fit(setting, chosen.repeats)
-        text, name = fit_table(record["growth"]), f"{name}-growth"
+        text = fit_table(record["growth"])
     elif chosen.attention:
         name = f"{name}-attention"
         record["attention"] = compare_attention(setting, chosen.repeats, chosen.out / f"{name}.png")
-        rows = [["attention", "8 frames", "16 frames", "32 frames", "grows with the power"]]
-        for one in record["attention"]:
-            seconds = [f"{value:.3g} s" for value in one["seconds"].values()]
-            rows.append([", ".join(one["attention"]), *seconds, f"{one['exponent']:.2f}"])
-        text = markdown(rows)
+        text = attention_table(record["attention"])
+        if setting.is_stated:
+            growth = record["attention"][0]["exponent"]
+            stated = [Measure("sparse attention", "exponent", growth, MOST_SPARSE_GROWTH, at_most=True, percent=False)]
     else:
         timings = []
         for part in chosen.parts:
@@ -505,10 +572,21 @@ def _measure_and_show(setting: Setting, chosen: argparse.Namespace) -> None:
             print(f"{part}: {timings[-1].seconds:.3g} s", file=sys.stderr)
         record["timings"] = [asdict(timing) for timing in timings]
         text = timing_table(timings, setting)
+        stated = stated_figures(timings, setting)
     print(text)
     chosen.out.mkdir(parents=True, exist_ok=True)
     write_json(chosen.out / f"{name}.json", record)
     print(f"{chosen.out / name}.json")
+    return stated
+
+
+def attention_table(results: Sequence[dict[str, Any]]) -> str:
+    """Return the results of `compare_attention` as a Markdown table."""
+    rows = [["attention", *(f"{frames} frames" for frames in results[0]["seconds"]), "exponent"]]
+    for result in results:
+        seconds = [f"{value:.3g} s" for value in result["seconds"].values()]
+        rows.append([", ".join(result["attention"]), *seconds, f"{result['exponent']:.2f}"])
+    return markdown(rows)
 
 
 if __name__ == "__main__":

@@ -1,33 +1,33 @@
-"""How good the embedded base model is, and the method on it, against ground truth.
+"""Measure the quality of the embedded base model, and of the method on it, against ground truth.
 
-python -m benchmarks.toyworld                  everything: a table of what is measured and what is wanted
-python -m benchmarks.toyworld vae scorer       some of it
+python -m benchmarks.toyworld                  all parts: a table of figures and their targets
+python -m benchmarks.toyworld vae scorer       some parts
+
+Exits with code 1 if a target is missed.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import shutil
 import statistics
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.measures import ROOT, Measure, markdown, table, write_measures
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
-CAPTIONS = 256
+UNSEEN = 256  # frames or captions of held-out scenes
 GUIDANCE_SCALE, STEPS = 5.0, 30
-# What the paper's parts are worth: each variant is the parameters as they are, but for this.
+# The paper's ablations: the project's parameters, changed by these overrides.
 VARIANTS: dict[str, dict[str, Any]] = {
     "full method": {},
     "without tuning": {"tune.steps": 0},
@@ -35,63 +35,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention to itself only": {"attention.spatial": ["self"]},
     "without temporal attention": {"attention.temporal": False},
 }
-SHOWN = ("ball", "yellow-star-at-night")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A line of the table; ``wanted`` None: for information."""
-
-    part: str
-    what: str
-    value: float
-    wanted: float | None = None
-    at_most: bool = False
-    percent: bool = True
-
-    @property
-    def reached(self) -> bool:
-        if self.wanted is None:
-            return True
-        return self.value <= self.wanted if self.at_most else self.value >= self.wanted
-
-    def cells(self) -> list[str]:
-        def number(value: float) -> str:
-            return f"{100 * value:.1f} %" if self.percent else f"{value:.3g}"
-
-        wanted = "" if self.wanted is None else f"{'at most' if self.at_most else 'at least'} {number(self.wanted)}"
-        return [self.part, self.what, number(self.value), wanted, "" if self.wanted is None else _tick(self.reached)]
-
-
-def _tick(reached: bool) -> str:
-    return "yes" if reached else "NO"
-
-
-def table(measures: list[Measure]) -> str:
-    """The measures as a Markdown table."""
-    return markdown([["part", "measured", "value", "wanted", "reached"], *(measure.cells() for measure in measures)])
-
-
-def markdown(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
-    ]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+PICTURED_EDIT = ("ball", "yellow-star-at-night")
 
 
 # The base model
 
 
 def measure_vae(base: Path) -> Iterator[Measure]:
-    """Pictures of held-out scenes through the VAE and back."""
+    """Encode and decode pictures of held-out scenes, and compare."""
     from diffusers import AutoencoderKL
 
     from toyworld.training.vae import psnr, reconstruct, unseen_pictures
 
     vae = AutoencoderKL.from_pretrained(base / "vae", local_files_only=True)
-    pictures, masks = unseen_pictures(CAPTIONS)
+    pictures, masks = unseen_pictures(UNSEEN)
     decoded = reconstruct(vae, pictures)
     yield Measure("VAE", "PSNR of 256 unseen frames, dB", float(psnr(pictures, decoded).mean()), 30, percent=False)
     error = np.square((pictures.astype(np.float64) - decoded) / 255).mean(-1)
@@ -100,7 +57,7 @@ def measure_vae(base: Path) -> Iterator[Measure]:
 
 
 def measure_scorer(base: Path) -> Iterator[Measure]:
-    """The right caption among 64, for pictures of held-out scenes."""
+    """Let the scorer choose the caption of a held-out scene among 64, and name its attributes."""
     from tav_model.metrics.clip import ClipScorer
     from toyworld.captions import described, random_caption
     from toyworld.judge import Judge
@@ -109,21 +66,21 @@ def measure_scorer(base: Path) -> Iterator[Measure]:
 
     scorer = ClipScorer(base / "scorer")
     rng = np.random.default_rng(1)
-    scenes = [random_scene(rng, unseen=True) for _ in range(CAPTIONS)]
+    scenes = [random_scene(rng, unseen=True) for _ in range(UNSEEN)]
     frames = np.stack([render(scene, float(rng.random())) for scene in scenes])
     images, texts = scorer.embed_frames(frames), scorer.embed_texts([random_caption(scene, rng) for scene in scenes])
-    right = []
+    correct = []
     for i, scene in enumerate(scenes):
-        others = [j for j in range(CAPTIONS) if described(scenes[j]) != described(scene)]
+        others = [j for j in range(UNSEEN) if described(scenes[j]) != described(scene)]
         rivals = rng.choice(others, 63, replace=False)
-        right.append(images[i] @ texts[i] > (texts[rivals] @ images[i]).max())
-    yield Measure("scorer", "right caption among 64, unseen frames", float(np.mean(right)), 0.90)
+        correct.append(images[i] @ texts[i] > (texts[rivals] @ images[i]).max())
+    yield Measure("scorer", "correct caption among 64, unseen frames", float(np.mean(correct)), 0.90)
     for name, share in Judge(scorer).shares(frames, scenes).items():
-        yield Measure("scorer", f"{name} named right, unseen frames", share)
+        yield Measure("scorer", f"{name} recognised, unseen frames", share)
 
 
 def measure_images(base: Path, out: Path) -> Iterator[Measure]:
-    """Pictures from captions whose object, colour and ground were never together in the training."""
+    """Generate pictures from captions whose object, colour and ground never occurred together in training."""
     from PIL import Image
 
     from tav_model.metrics.clip import ClipScorer
@@ -133,7 +90,7 @@ def measure_images(base: Path, out: Path) -> Iterator[Measure]:
     from toyworld.truth import look
 
     rng = np.random.default_rng(2)
-    scenes = [random_scene(rng, unseen=True) for _ in range(CAPTIONS)]
+    scenes = [random_scene(rng, unseen=True) for _ in range(UNSEEN)]
     pictures = text_to_image(base, [random_caption(scene, rng) for scene in scenes])
     out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(
@@ -141,14 +98,14 @@ def measure_images(base: Path, out: Path) -> Iterator[Measure]:
     ).save(out / "images.png")
     for name, share in Judge(ClipScorer(base / "scorer")).shares(pictures, scenes).items():
         yield Measure("text to image", f"{name}, by the scorer", share, 0.95)
-    seen = [look(picture) for picture in pictures]
+    observed = [look(picture) for picture in pictures]
     for name in ("colour", "ground", "sky"):
-        share = np.mean([getattr(one, name) == getattr(scene, name) for one, scene in zip(seen, scenes, strict=True)])
+        share = np.mean([getattr(a, name) == getattr(b, name) for a, b in zip(observed, scenes, strict=True)])
         yield Measure("text to image", f"{name}, by the palette", float(share), 0.90)
 
 
 def text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarray:
-    """With diffusers' own pipeline: `b h w c` uint8."""
+    """Generate a picture for each caption with diffusers' own pipeline: `b h w c` uint8."""
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -177,7 +134,9 @@ def text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarra
 
 
 def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """The scores of each edit of each sample clip, by the pipeline's own stages; what was done before is kept.
+    """Run a variant of the method on the sample clips with the pipeline's own stages, and return the scores of the edits.
+
+    Clips that were run before with the same inputs are not run again.
 
     Returns:
         ``{CLIP: {EDIT: {"track_error": ..., ...}}}``
@@ -193,22 +152,22 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
 
     root = out / variant.replace(" ", "-")
     _write_project(root, overrides | VARIANTS[variant])
-    decisive = load_params(root / "params.yaml").model_dump_json(include={*RESULT_SECTIONS, "decode", "clips"})
+    inputs = load_params(root / "params.yaml").model_dump_json(include={*RESULT_SECTIONS, "decode", "clips"})
     scores = {}
     for clip in CLIPS:
         done = root / "done" / f"{clip}.json"
-        made_of = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", decisive, root / "data")
-        if not done.exists() or read_json(done) != made_of:
+        identity = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", inputs, root / "data")
+        if not done.exists() or read_json(done) != identity:
             print(f"  {variant}: {clip}", file=sys.stderr, flush=True)
             for stage in STAGES:
                 ClipStages(root, clip).run(stage)
-            write_json(done, made_of)
+            write_json(done, identity)
         scores[clip] = read_scores(Project(root).scores(clip))
     return scores
 
 
 def _write_project(project: Path, changes: dict[str, Any]) -> None:
-    """A project of the sample clips in a folder of its own, with the parameters of this one but for ``changes``."""
+    """Write a project with the sample clips and this project's parameters, changed by ``changes``."""
     import yaml
 
     from toyworld.captions import caption
@@ -233,28 +192,26 @@ def _write_project(project: Path, changes: dict[str, Any]) -> None:
             write_clip(project / "data", name)
 
 
-def means(verdicts: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Over all edits of all clips."""
-    rows = [row for edits in verdicts.values() for row in edits.values()]
+def means(scores: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
+    """Return the mean of each score over all edits of all clips."""
+    rows = [row for edits in scores.values() for row in edits.values()]
     return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
 
 
 def measure_method(out: Path, overrides: dict[str, Any]) -> Iterator[Measure]:
+    """Run the method on the sample clips, and compare the edits with the truth."""
     mean = means(run_method("full method", out, overrides))
-    yield Measure(
-        "method", "object's distance from its true place, of the width", mean["track_error"], 0.08, at_most=True
-    )
-    yield Measure("method", "edited attributes right, of the frames", mean["attributes_edited"], 0.90)
-    yield Measure("method", "other attributes kept, of the frames", mean["attributes_kept"], 0.85)
-    yield Measure(
-        "method", "frame consistency less the true video's", mean["consistency_to_truth"], -0.02, percent=False
-    )
+    yield Measure("method", "track error, share of the width", mean["track_error"], 0.08, at_most=True)
+    yield Measure("method", "edited attributes correct, share of frames", mean["attributes_edited"], 0.90)
+    yield Measure("method", "other attributes preserved, share of frames", mean["attributes_kept"], 0.85)
+    consistency = mean["consistency_to_truth"]
+    yield Measure("method", "frame consistency minus that of the true video", consistency, -0.02, percent=False)
     yield Measure("method", "PSNR against the true video, dB", mean["psnr_to_truth"], percent=False)
 
 
 def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
-    """The paper's ablations as a Markdown table, and a picture of one edit by all variants."""
-    rows = [["", "distance from the true track", "edited right", "kept", "consistency less the truth's", "PSNR, dB"]]
+    """Return the ablations as a Markdown table, and write a picture of one edit with all variants."""
+    rows = [["", "track error", "edited", "kept", "consistency vs. truth", "PSNR, dB"]]
     for variant in VARIANTS:
         mean = means(run_method(variant, out, overrides))
         shares = [f"{100 * mean[name]:.1f} %" for name in ("track_error", "attributes_edited", "attributes_kept")]
@@ -269,7 +226,7 @@ def _picture(out: Path) -> None:
     from toyworld.clips import CLIPS, FRAMES
     from toyworld.renderer import render
 
-    clip, name = SHOWN
+    clip, name = PICTURED_EDIT
     scene = CLIPS[clip].scene
     (edit,) = [edit for edit in CLIPS[clip].edits if edit.name == name]
     truth = scene.edited(**edit.changes)
@@ -301,13 +258,22 @@ def _weights() -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.toyworld", description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}, ablations (default: all)")
-    parser.add_argument(
-        "--out", type=Path, default=ROOT / "results" / "benchmarks" / "toyworld", help="(default: %(default)s)"
+    """Run the benchmark; 0 if all targets are reached, 1 if not, 2 after invalid arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.toyworld",
+        description=__doc__.partition("\n")[0],
+        epilog="Exits with code 1 if a target is missed.",
     )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="parameters of the method to change")
-    parser.add_argument("--fresh", action="store_true", help="forget what was done before")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} or ablations (default: all)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "benchmarks" / "toyworld",
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="change parameters of the method")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results and start over")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TAV_QUIET", "1")
@@ -333,7 +299,7 @@ def _run(chosen: list[str], out: Path, overrides: dict[str, Any]) -> int:
             measures += list(PARTS[part](out, overrides))
     if measures:
         print(table(measures))
-        write_json(out / "measures.json", [dataclasses.asdict(m) | {"reached": m.reached} for m in measures])
+        write_measures(out / "measures.json", measures)
     if "ablations" in chosen:
         print("ablations", file=sys.stderr, flush=True)
         print(f"\n{measure_ablations(out, overrides)}\n\npicture: {out / 'ablations.png'}")

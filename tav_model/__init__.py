@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
-    "BasicTransformerBlock": "networks.attention",
+    "BasicTransformerBlock": "networks.transformer",
     "SparseCausalAttention": "networks.attention",
-    "Transformer3DModel": "networks.attention",
+    "Transformer3DModel": "networks.transformer",
     "Downsample3D": "networks.resnet",
     "InflatedConv3d": "networks.resnet",
     "ResnetBlock3D": "networks.resnet",

@@ -13,8 +13,9 @@ import torch
 
 from tav_model.errors import TavError
 from tav_model.files import atomic_file, read_json, write_json
-from tav_model.networks.attention import TUNE_A_VIDEO, check_attention_frames
-from tav_model.networks.unet import UNet3DConditionModel, inflate_config
+from tav_model.networks.attention_plan import TUNE_A_VIDEO, check_attention_frames
+from tav_model.networks.inflation import inflate_config
+from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.tensors import load_tensors, save_tensors
 
 CONFIG_FILE = "config.json"
@@ -40,7 +41,7 @@ def load_original(
     weights = _read_weights(folder)
     try:
         with torch.device("meta"):
-            unet = UNet3DConditionModel.from_config(inflate_config(config) | ours)
+            unet = UNet3DConditionModel.from_config(inflate_config(UNet3DConditionModel, config) | ours)
     except (TavError, KeyError, TypeError, ValueError) as error:
         raise TavError(
             f"{folder / CONFIG_FILE}: not the config of a Tune-A-Video UNet ({_first_line(error)})"

@@ -1,13 +1,17 @@
-"""Tuned weights alone: a safetensors file, and a small JSON that says what they belong to."""
+"""The trained part of a video UNet: which parameters it is, and files of those parameters alone.
+
+They are saved as `tuned.safetensors`, and `tuned.json` records which model and which clip they belong to.
+"""
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tav_model.digests import file_sha256
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 from tav_model.tensors import load_tensors, save_tensors
@@ -16,53 +20,79 @@ if TYPE_CHECKING:
     from diffusers import ModelMixin
 
 TRAINABLE_MODULES = ("attn1.to_q", "attn2.to_q", "attn_temp")
-"""The projections that Tune-A-Video trains: the queries of both attentions, and the temporal attention whole."""
+"""The modules that Tune-A-Video trains: the queries of both attentions, and the complete temporal attention."""
 
 WEIGHTS_FILE = "tuned.safetensors"
 INFO_FILE = "tuned.json"
 
 
-def save(unet: ModelMixin, folder: str | Path, modules: tuple[str, ...], information: dict[str, Any]) -> None:
-    """Write `tuned.safetensors` (every parameter that `modules` select, `norm_temp` where `attn_temp` is) and `tuned.json`.
+def trainable_parameters(unet: ModelMixin, modules: Iterable[str] = TRAINABLE_MODULES) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters of every module whose dotted name ends with one of `modules`, by state-dict name.
+
+    `attn_temp` selects nothing where the UNet's `temporal` is off.
+
+    Raises:
+        TavError: a name that fits no module.
+    """
+    patterns = tuple(modules)
+    selected = set()
+    matched = set()
+    for name, module in unet.named_modules():
+        for pattern in patterns:
+            if f".{name}".endswith(f".{pattern}"):
+                matched.add(pattern)
+                if unet.config.temporal or ".attn_temp" not in f".{name}":
+                    selected |= {f"{name}.{key}" for key, _ in module.named_parameters()}
+    unmatched = [pattern for pattern in patterns if pattern not in matched or not pattern]
+    if unmatched or not selected:
+        raise TavError(f"trainable: {', '.join(map(repr, unmatched)) or patterns} selects no parameter of this model")
+    # In the order of the state dict, whatever the order of the patterns.
+    return {name: value for name, value in unet.named_parameters() if name in selected}
+
+
+def save_tuned(unet: ModelMixin, folder: str | Path, modules: Iterable[str], information: dict[str, Any]) -> None:
+    """Write the trained parameters, and the norms before `attn_temp`, with a description.
 
     Args:
-        information: what else the JSON says: base model, steps, digest of the clip.
+        unet: the tuned model.
+        folder: gets the files `tuned.safetensors` and `tuned.json`.
+        modules: see `trainable_parameters`.
+        information: further entries of the description: base model, steps, digest of the clip.
     """
-    folder = Path(folder)
-    weights = {name: value.detach().cpu() for name, value in _saved_tensors(unet, modules).items()}
+    folder, modules = Path(folder), tuple(modules)
+    weights = {name: value.detach().cpu() for name, value in _saved_parameters(unet, modules).items()}
     info = {
         "trainable_modules": list(modules),
-        "attention": {"spatial": list(unet.config.attention), "temporal": unet.config.temporal},
+        "attention": _attention(unet),
         "parameters": sum(tensor.numel() for tensor in weights.values()),
         **information,
     }
     save_tensors(folder / WEIGHTS_FILE, weights, {"stage": "tune", "format": "pt"})
-    info["sha256"] = _sha256(folder / WEIGHTS_FILE)
+    info["sha256"] = file_sha256(folder / WEIGHTS_FILE).hexdigest()
     write_json(folder / INFO_FILE, info)
 
 
-def load(unet: ModelMixin, folder: str | Path) -> dict[str, Any]:
-    """Read tuned weights into `unet`, in its own dtype and device; nothing changes unless everything fits.
+def load_tuned(unet: ModelMixin, folder: str | Path) -> dict[str, Any]:
+    """Read tuned weights into `unet`, in its own dtype and on its device. Nothing changes unless everything fits.
 
     Returns:
-        What `tuned.json` says.
+        The contents of `tuned.json`.
 
     Raises:
-        TavError: files missing or damaged, other weights than the JSON tells of, another attention configuration,
-            names or shapes that are not this model's, values that are not finite.
+        TavError: files are missing, damaged or do not belong together; the attention configuration, a name or a shape
+            is not this model's; a value is not finite.
     """
     folder = Path(folder)
     info = read_info(folder)
-    here = {"spatial": list(unet.config.attention), "temporal": unet.config.temporal}
-    if info["attention"] != here:
-        raise TavError(f"{folder}: tuned with attention {info['attention']}, but the model has {here}")
+    if info["attention"] != _attention(unet):
+        raise TavError(f"{folder}: tuned with attention {info['attention']}, but the model has {_attention(unet)}")
     path = folder / WEIGHTS_FILE
     weights, _ = load_tensors(path)
-    if _sha256(path) != info["sha256"]:
-        raise TavError(f"{path}: not the weights that {INFO_FILE} beside it tells of (its sha256 differs)")
-    own = _saved_tensors(unet, tuple(info["trainable_modules"]))
-    if odd := sorted(own.keys() ^ weights.keys()):
-        raise TavError(f"{path}: not tuned from this model: {odd[0]} is in only one of them")
+    if file_sha256(path).hexdigest() != info["sha256"]:
+        raise TavError(f"{path}: not the weights that {INFO_FILE} describes (its sha256 differs)")
+    own = _saved_parameters(unet, tuple(info["trainable_modules"]))
+    if unmatched := sorted(own.keys() ^ weights.keys()):
+        raise TavError(f"{path}: not tuned from this model: {unmatched[0]} is in only one of them")
     for name, tensor in weights.items():
         if tensor.shape != own[name].shape:
             raise TavError(
@@ -78,7 +108,11 @@ def load(unet: ModelMixin, folder: str | Path) -> dict[str, Any]:
 
 
 def read_info(folder: str | Path) -> dict[str, Any]:
-    """What `tuned.json` in `folder` says. Raises TavError where it is missing or damaged."""
+    """Return the contents of `tuned.json` in `folder`.
+
+    Raises:
+        TavError: the file is missing or damaged.
+    """
     path = Path(folder) / INFO_FILE
     info = read_json(path)
     needed = {"attention", "trainable_modules", "sha256"}
@@ -90,18 +124,17 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     return info
 
 
-def _saved_tensors(unet: ModelMixin, modules: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:
-    """The trained parameters, and the norms before `attn_temp`.
+def _attention(unet: ModelMixin) -> dict[str, Any]:
+    return {"spatial": list(unet.config.attention), "temporal": unet.config.temporal}
 
-    Inflation makes those norms, so no base model has them. They are not trained, but a model whose own were changed
-    (imported from another Tune-A-Video code, say) must find them again.
+
+def _saved_parameters(unet: ModelMixin, modules: tuple[str, ...]) -> dict[str, torch.nn.Parameter]:
+    """Return the trained parameters, and the norms before `attn_temp`.
+
+    Those norms are not trained, but inflation adds them, so no base model has them, and in a model that was imported
+    from other Tune-A-Video code they are not what inflation sets.
     """
-    saved = unet.trainable_parameters(modules)
+    saved = trainable_parameters(unet, modules)
     if any("attn_temp" in name for name in saved):
         saved |= {name: value for name, value in unet.named_parameters() if ".norm_temp." in name}
     return saved
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -248,9 +248,9 @@ def attention_grid(attention: Any, frames: int) -> AttentionGrid:
     """Which of the frames each frame's keys and values come from.
 
     Args:
-        attention: the names of `tav_model.networks.attention.key_frames`.
+        attention: the names of `tav_model.networks.attention_plan.key_frames`.
     """
-    from tav_model.networks.attention import key_frames
+    from tav_model.networks.attention_plan import key_frames
 
     sources = key_frames(attention, frames)
     shown = min(frames, MOST_ROWS)

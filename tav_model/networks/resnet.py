@@ -1,21 +1,21 @@
-"""The image UNet's convolutional layers on videos: convolutions frame by frame, group norms over all frames together."""
+"""The convolutional layers of the image UNet, on videos: convolutions frame by frame, group norms over all frames."""
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from diffusers.models.activations import get_activation
 from einops import rearrange
 from torch import nn
+from torch.nn import functional
 
 from tav_model.networks.memory_efficient import Conv2d, GroupNorm
 
 
 class InflatedConv3d(Conv2d):
-    """A 2D convolution on every frame: a `k x k` kernel is a `1 x k x k` kernel, with the image model's weights."""
+    """A 2D convolution of every frame: the image model's `k x k` kernel as a `1 x k x k` kernel."""
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
-        """`b c f h w` -> `b c' f h' w'`."""
+        """Convolve each frame, `b c f h w` -> `b c' f h' w'`."""
         b = video.shape[0]
         frames = super().forward(rearrange(video, "b c f h w -> (b f) c h w"))
         return rearrange(frames, "(b f) c h w -> b c f h w", b=b)
@@ -29,14 +29,14 @@ class Upsample3D(nn.Module):
         self.conv = InflatedConv3d(channels, out_channels or channels, 3, padding=1)
 
     def forward(self, video: torch.Tensor, output_size: tuple[int, int] | None = None) -> torch.Tensor:
-        """`b c f h w` -> `b c' f 2h 2w`, or `output_size` (height, width) where the way down had rounded up."""
+        """Upsample `b c f h w` to `b c' f 2h 2w`, or to `output_size` (height, width) where downsampling rounded up."""
         f, h, w = video.shape[-3:]
         height, width = output_size or (2 * h, 2 * w)
-        return self.conv(F.interpolate(video, size=(f, height, width), mode="nearest"))
+        return self.conv(functional.interpolate(video, size=(f, height, width), mode="nearest"))
 
 
 class Downsample3D(nn.Module):
-    """Half the height and width by a 3x3 convolution with stride 2; with `padding=0`, padded right and below."""
+    """A 3x3 convolution with stride 2, which halves height and width. With `padding=0`, it pads right and below only."""
 
     def __init__(self, channels: int, out_channels: int | None = None, padding: int = 1) -> None:
         super().__init__()
@@ -44,14 +44,14 @@ class Downsample3D(nn.Module):
         self.conv = InflatedConv3d(channels, out_channels or channels, 3, stride=2, padding=padding)
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
-        """`b c f h w` -> `b c' f h/2 w/2`, rounded up."""
-        return self.conv(video if self.padding else F.pad(video, (0, 1, 0, 1)))
+        """Downsample `b c f h w` to `b c' f h/2 w/2`, rounded up."""
+        return self.conv(video if self.padding else functional.pad(video, (0, 1, 0, 1)))
 
 
 class ResnetBlock3D(nn.Module):
-    """Two 3x3 convolutions with a residual, told the timestep in between.
+    """Two 3x3 convolutions with a residual connection; the time embedding enters between them.
 
-    The group norms take their statistics over all frames together: they see `b c f h w`.
+    The group norms take their statistics over all frames together, because their input is `b c f h w`.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class ResnetBlock3D(nn.Module):
         self.conv_shortcut = InflatedConv3d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, video: torch.Tensor, temb: torch.Tensor | None = None) -> torch.Tensor:
-        """`b c f h w` and the time embedding `b e` -> `b c' f h w`."""
+        """Return `b c' f h w` for a video `b c f h w` and the time embedding `b e`."""
         hidden = self.conv1(self.norm1(video, self.nonlinearity))
         if self.time_emb_proj is not None:
             time = self.time_emb_proj(self.nonlinearity(temb))[:, :, None, None, None]

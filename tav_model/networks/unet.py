@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel
@@ -16,9 +15,9 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from tav_model import tuned_weights as tuned
 from tav_model.errors import TavError
-from tav_model.networks.attention import TUNE_A_VIDEO, BasicTransformerBlock, check_attention_frames
+from tav_model.networks.attention_plan import TUNE_A_VIDEO, check_attention_frames
+from tav_model.networks.inflation import inflate, load_inflated
 from tav_model.networks.memory_efficient import GroupNorm
 from tav_model.networks.resnet import InflatedConv3d
 from tav_model.networks.unet_blocks import (
@@ -29,7 +28,7 @@ from tav_model.networks.unet_blocks import (
     UNetMidBlock3DCrossAttn,
     UpBlock3D,
 )
-from tav_model.weight_checks import check_files, check_loaded, quiet, reason
+from tav_model.tuned_weights import TRAINABLE_MODULES, load_tuned, save_tuned, trainable_parameters
 
 DOWN_BLOCKS = {"DownBlock3D": DownBlock3D, "CrossAttnDownBlock3D": CrossAttnDownBlock3D}
 UP_BLOCKS = {"UpBlock3D": UpBlock3D, "CrossAttnUpBlock3D": CrossAttnUpBlock3D}
@@ -38,18 +37,22 @@ MID_BLOCKS = {"UNetMidBlock3DCrossAttn": UNetMidBlock3DCrossAttn}
 
 @dataclass
 class UNet3DConditionOutput(BaseOutput):
-    """`sample`: what the network predicts, `b c f h w`."""
+    """Output of `UNet3DConditionModel`.
+
+    Attributes:
+        sample: the predicted noise or velocity, `b c f h w`.
+    """
 
     sample: torch.Tensor
 
 
 class UNet3DConditionModel(ModelMixin, ConfigMixin):
-    """Predicts the noise (or the velocity) in the latents of a video, told the timestep and the text.
+    """Predict the noise (or the velocity) in the latents of a video, given the timestep and the text.
 
-    The arguments are those of diffusers' `UNet2DConditionModel`, as far as Stable Diffusion 1 and 2 use them, and
+    The arguments are those of diffusers' `UNet2DConditionModel` that Stable Diffusion 1 and 2 use, and two of its own.
 
     Args:
-        attention: the frames that each frame's keys and values come from, see `tav_model.networks.attention.key_frames`.
+        attention: the frames that each frame's keys and values come from, see `tav_model.networks.attention_plan`.
         temporal: whether the temporal attention `attn_temp` takes part.
     """
 
@@ -100,7 +103,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
             return values
 
         layers = per_level("layers_per_block", layers_per_block)
-        # Diffusers' `attention_head_dim` is, for Stable Diffusion, the number of heads: the old name of a mistake.
+        # For Stable Diffusion, diffusers' `attention_head_dim` is the number of heads; the misnomer is kept in all configs.
         heads = per_level("attention_head_dim", attention_head_dim)
         context_dims = per_level("cross_attention_dim", cross_attention_dim)
         transformer_layers = per_level("transformer_layers_per_block", transformer_layers_per_block)
@@ -163,12 +166,13 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
         encoder_hidden_states: torch.Tensor,
         return_dict: bool = True,
     ) -> UNet3DConditionOutput | tuple[torch.Tensor]:
-        """One prediction.
+        """Predict the noise or the velocity.
 
         Args:
             sample: noisy latents, `b c f h w`.
             timestep: one number for all, or `(b,)`.
             encoder_hidden_states: text embeddings, `b n c'`.
+            return_dict: return a `UNet3DConditionOutput` rather than a tuple.
 
         Raises:
             ValueError: shapes that do not fit the model or each other.
@@ -184,8 +188,8 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
         hidden_states = self.conv_in(sample)
         residuals = [hidden_states]
         for block in self.down_blocks:
-            hidden_states, left = block(hidden_states, temb, encoder_hidden_states)
-            residuals += left
+            hidden_states, block_residuals = block(hidden_states, temb, encoder_hidden_states)
+            residuals += block_residuals
         hidden_states = self.mid_block(hidden_states, temb, encoder_hidden_states)
         for block in self.up_blocks:
             hidden_states = block(hidden_states, residuals, temb, encoder_hidden_states)
@@ -201,7 +205,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
         if torch.is_tensor(timestep) and timestep.shape not in ((), (1,), (sample.shape[0],)):
             raise ValueError(f"timestep: {tuple(timestep.shape)} must be one number or ({sample.shape[0]},)")
 
-    # Loading the image model
+    # Loading and saving
 
     @classmethod
     def from_pretrained_2d(
@@ -211,128 +215,31 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
         attention: Sequence[str] = TUNE_A_VIDEO,
         temporal: bool = True,
         **kwargs: Any,
-    ) -> UNet3DConditionModel:
-        """Inflate the image UNet in a folder of diffusers' layout (`.safetensors` or `.bin`) or of a hub id.
-
-        Args:
-            kwargs: for `UNet2DConditionModel.from_pretrained`, such as `torch_dtype`, `variant`, `revision`.
-
-        Raises:
-            TavError: no such model, not one of Stable Diffusion's shape, weights missing, surplus or not finite.
-        """
-        if Path(path).exists():
-            kwargs.setdefault("local_files_only", True)
-            check_files(Path(path) / (subfolder or ""))
-        try:
-            with quiet():
-                image_unet, loading = UNet2DConditionModel.from_pretrained(
-                    path, subfolder=subfolder, output_loading_info=True, **kwargs
-                )
-        except Exception as error:  # On damaged files, diffusers fails in any way it happens to.
-            raise TavError(f"{path}: no image UNet can be loaded from it ({reason(error)})") from error
-        try:
-            check_loaded(image_unet, loading)
-        except TavError as error:
-            raise TavError(f"{path}: its image UNet: {error}") from None
-        try:
-            return cls.from_unet2d(image_unet, attention=attention, temporal=temporal)
-        except TavError as error:
-            raise TavError(f"{path}: {error}") from None
+    ) -> Self:
+        """Inflate the image UNet in a folder or of a hub id: see `tav_model.networks.inflation.load_inflated`."""
+        return load_inflated(cls, path, subfolder, attention, temporal, **kwargs)
 
     @classmethod
     def from_unet2d(
         cls, image_unet: UNet2DConditionModel, attention: Sequence[str] = TUNE_A_VIDEO, temporal: bool = True
-    ) -> UNet3DConditionModel:
-        """Inflate an image UNet; its weights are shared, not copied. In eval mode, as `from_pretrained` gives.
+    ) -> Self:
+        """Inflate an image UNet, whose weights are shared: see `tav_model.networks.inflation.inflate`."""
+        return inflate(cls, image_unet, attention, temporal)
 
-        Raises:
-            TavError: the UNet uses something that Stable Diffusion 1 and 2 do not have.
-        """
-        config = inflate_config(image_unet.config) | {"attention": list(attention), "temporal": temporal}
-        with torch.device("meta"):
-            unet = cls.from_config(config)
-        unet.load_state_dict(image_unet.state_dict(), strict=False, assign=True)
-        for module in unet.modules():
-            if isinstance(module, BasicTransformerBlock):
-                _materialise_temporal(module, image_unet.dtype, image_unet.device)
-        left = [name for name, tensor in unet.state_dict().items() if tensor.is_meta]
-        surplus = image_unet.state_dict().keys() - unet.state_dict().keys()
-        if left or surplus:
-            raise TavError(f"not the UNet of a Stable Diffusion model: {sorted([*left, *surplus])[0]} does not fit")
-        return unet.eval()
+    def trainable_parameters(self, modules: Iterable[str] = TRAINABLE_MODULES) -> dict[str, nn.Parameter]:
+        """Return the parameters of `modules` by name: see `tav_model.tuned_weights.trainable_parameters`."""
+        return trainable_parameters(self, modules)
 
-    # The tuned part
-
-    def trainable_parameters(self, modules: Iterable[str] = tuned.TRAINABLE_MODULES) -> dict[str, nn.Parameter]:
-        """The parameters of every module whose dotted name ends with one of `modules`, by state-dict name.
-
-        `attn_temp` selects nothing where `temporal` is off.
-
-        Raises:
-            TavError: a name that fits no module.
-        """
-        modules = tuple(modules)
-        found: dict[str, nn.Parameter] = {}
-        matched = set()
-        for name, module in self.named_modules():
-            for pattern in modules:
-                if f".{name}".endswith(f".{pattern}"):
-                    matched.add(pattern)
-                    if self.config.temporal or ".attn_temp" not in f".{name}":
-                        found |= {f"{name}.{key}": value for key, value in module.named_parameters()}
-        unmatched = [pattern for pattern in modules if pattern not in matched or not pattern]
-        if unmatched or not found:
-            raise TavError(
-                f"trainable: {', '.join(map(repr, unmatched)) or modules} selects no parameter of this model"
-            )
-        # In the order of the state dict, whatever the order of the patterns.
-        return {name: value for name, value in self.named_parameters() if name in found}
-
-    def save_tuned(
-        self, folder: str | Path, modules: Iterable[str] = tuned.TRAINABLE_MODULES, **information: Any
-    ) -> None:
-        """Write the tuned weights alone: see `tav_model.tuned_weights.save`."""
-        tuned.save(self, folder, tuple(modules), information)
+    def save_tuned(self, folder: str | Path, modules: Iterable[str] = TRAINABLE_MODULES, **information: Any) -> None:
+        """Write the tuned weights alone: see `tav_model.tuned_weights.save_tuned`."""
+        save_tuned(self, folder, modules, information)
 
     def load_tuned(self, folder: str | Path) -> dict[str, Any]:
-        """Read tuned weights into this model; returns what `tuned.json` says: see `tav_model.tuned_weights.load`."""
-        return tuned.load(self, folder)
+        """Read tuned weights and return their description: see `tav_model.tuned_weights.load_tuned`."""
+        return load_tuned(self, folder)
 
 
-def inflate_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The config of a 2D UNet as one of `UNet3DConditionModel`.
-
-    Raises:
-        TavError: it asks for something that Stable Diffusion 1 and 2 do not have.
-    """
-    ours = inspect.signature(UNet3DConditionModel.__init__).parameters
-    theirs = inspect.signature(UNet2DConditionModel.__init__).parameters
-    inflated = {}
-    for key, value in config.items():
-        if key in ours:
-            inflated[key] = value
-        elif key in theirs and value != theirs[key].default:
-            # Switched-off features may be spelt as False, or as a list of False.
-            if not value or (isinstance(value, (list, tuple)) and not any(value)):
-                continue
-            raise TavError(f"a UNet with {key}={value!r} is not of Stable Diffusion's shape and cannot be inflated")
-    for key in ("down_block_types", "up_block_types"):
-        inflated[key] = [name.replace("2D", "3D") for name in inflated[key]]
-    inflated["mid_block_type"] = (inflated.get("mid_block_type") or "none").replace("2D", "3D")
-    return inflated
-
-
-def _block_class(blocks: Mapping[str, Callable[..., nn.Module]], kind: str) -> Callable[..., nn.Module]:
-    if kind not in blocks:
-        raise TavError(f"a UNet with a block of type {kind} cannot be inflated; allowed: {', '.join(blocks)}")
-    return blocks[kind]
-
-
-def _materialise_temporal(block: BasicTransformerBlock, dtype: torch.dtype, device: torch.device) -> None:
-    """Give the modules that inflation adds their first weights: random, and zero at the output."""
-    for module in (block.norm_temp, block.attn_temp):
-        module.to_empty(device=device).to(dtype)
-        for layer in module.modules():
-            if isinstance(layer, nn.Linear | nn.LayerNorm):
-                layer.reset_parameters()
-    block.attn_temp.start_at_zero()
+def _block_class(blocks: Mapping[str, Callable[..., nn.Module]], name: str) -> Callable[..., nn.Module]:
+    if name not in blocks:
+        raise TavError(f"a UNet with a block of type {name} cannot be inflated; allowed: {', '.join(blocks)}")
+    return blocks[name]

@@ -1,4 +1,4 @@
-"""The levels of the UNet: residual blocks with transformers, and the way down, through the middle and up."""
+"""The levels of the UNet: residual blocks and transformers, downwards, in the middle and upwards."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tav_model.networks.attention import TUNE_A_VIDEO, Transformer3DModel
+from tav_model.networks.attention_plan import TUNE_A_VIDEO
 from tav_model.networks.resnet import Downsample3D, ResnetBlock3D, Upsample3D
+from tav_model.networks.transformer import Transformer3DModel
 
 
 @dataclass(frozen=True)
 class LevelConfig:
-    """What the residual blocks and transformers of one level share."""
+    """The settings that the residual blocks and transformers of one level share."""
 
     temb_channels: int
     num_attention_heads: int = 8
@@ -32,6 +33,7 @@ class LevelConfig:
     temporal: bool = True
 
     def resnet(self, in_channels: int, out_channels: int) -> ResnetBlock3D:
+        """Make a residual block."""
         return ResnetBlock3D(
             in_channels=in_channels,
             out_channels=out_channels,
@@ -45,7 +47,7 @@ class LevelConfig:
         )
 
     def transformer(self, channels: int) -> Transformer3DModel:
-        # The transformers of the image model have no dropout of their own.
+        """Make a transformer, which has no dropout of its own, as in the image model."""
         return Transformer3DModel(
             self.num_attention_heads,
             channels // self.num_attention_heads,
@@ -61,19 +63,20 @@ class LevelConfig:
 
 
 class _Level(nn.Module):
-    """Layers that gradient checkpointing may compute again instead of keeping their activations."""
+    """A block whose layers can be checkpointed: computed again in the backward pass instead of keeping activations."""
 
     gradient_checkpointing = False
-    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # set by diffusers, with the former
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # diffusers sets both
 
     def run(self, layer: nn.Module, *inputs: torch.Tensor) -> torch.Tensor:
+        """Call a layer, checkpointed where that is on."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return self._gradient_checkpointing_func(layer, *inputs)
         return layer(*inputs)
 
 
 class DownBlock3D(_Level):
-    """Residual blocks, then half the size."""
+    """Residual blocks, then downsampling by 2."""
 
     has_cross_attention = False
 
@@ -102,7 +105,7 @@ class DownBlock3D(_Level):
     def forward(
         self, hidden_states: torch.Tensor, temb: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """`b c f h w` -> `b c' f h/2 w/2`, and what each layer gave, for the way up."""
+        """Return `b c' f h/2 w/2` for `b c f h w`, and the output of each layer for the skip connections."""
         residuals = []
         for layer, resnet in enumerate(self.resnets):
             hidden_states = self.run(resnet, hidden_states, temb)
@@ -122,7 +125,7 @@ class CrossAttnDownBlock3D(DownBlock3D):
 
 
 class UNetMidBlock3DCrossAttn(_Level):
-    """Residual block, transformer, residual block, at the smallest size."""
+    """A residual block, a transformer and a residual block, at the smallest size."""
 
     def __init__(self, channels: int, config: LevelConfig) -> None:
         super().__init__()
@@ -132,14 +135,14 @@ class UNetMidBlock3DCrossAttn(_Level):
     def forward(
         self, hidden_states: torch.Tensor, temb: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> torch.Tensor:
-        """`b c f h w` -> `b c f h w`."""
+        """Return `b c f h w` for `b c f h w`."""
         hidden_states = self.run(self.resnets[0], hidden_states, temb)
         hidden_states = self.run(self.attentions[0], hidden_states, encoder_hidden_states)
         return self.run(self.resnets[1], hidden_states, temb)
 
 
 class UpBlock3D(_Level):
-    """Residual blocks, each fed with what the way down left at this size, then twice the size."""
+    """Residual blocks, each with a skip connection from the same size on the way down, then upsampling by 2."""
 
     has_cross_attention = False
 
@@ -172,13 +175,13 @@ class UpBlock3D(_Level):
         temb: torch.Tensor,
         encoder_hidden_states: torch.Tensor,
     ) -> torch.Tensor:
-        """`b c f h w` -> `b c' f 2h 2w`; takes its residuals off the end of the list."""
+        """Return `b c' f 2h 2w` for `b c f h w`. Pops the skip connections that it uses off the end of `residuals`."""
         for layer, resnet in enumerate(self.resnets):
             hidden_states = self.run(resnet, torch.cat([hidden_states, residuals.pop()], dim=1), temb)
             if self.attentions is not None:
                 hidden_states = self.run(self.attentions[layer], hidden_states, encoder_hidden_states)
         for upsample in self.upsamplers or ():
-            # The size of the next residual: twice this one, or one less where the way down had rounded up.
+            # The size of the next skip connection: twice this one, or one less where downsampling rounded up.
             hidden_states = upsample(hidden_states, output_size=tuple(residuals[-1].shape[-2:]))
         return hidden_states
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks import speed
-from benchmarks.speed import PARTS, Setting, Timing, count_flop, exponent, main, timing_table
+from benchmarks.measures import Measure
+from benchmarks.speed import PARTS, Setting, Timing, count_flop, exponent, main, stated_figures, timing_table
 
 
 @pytest.fixture(autouse=True)
@@ -71,3 +72,21 @@ def test_speed_against_the_original_is_in_units_of_the_machines_matrix_products(
 def test_bad_arguments_are_one_line(arguments, capsys):
     assert main([*arguments]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_figures_of_the_readme_are_compared_where_it_states_them():
+    setting = Setting("sd15", 8, 256, "cpu", "bfloat16")
+    timing = Timing("tuning step", 14.0, 14.0, 14.0, 1.6e12, 365e9, 0.7, 5.1)
+    assert [measure.reached for measure in stated_figures([timing], setting)] == [True, True]
+    slower = Timing("tuning step", 16.0, 16.0, 16.0, 1.6e12, 365e9, 0.7, 5.6)
+    assert [measure.reached for measure in stated_figures([slower], setting)] == [False, False]
+    assert stated_figures([slower], Setting("sd15", 16, 256, "cpu", "bfloat16")) == []
+    checkpointed = Setting("sd15", 8, 256, "cpu", "bfloat16", checkpointing=True)
+    assert [measure.reached for measure in stated_figures([slower], checkpointed)] == [False]
+
+
+def test_a_missed_figure_is_an_exit_code(tmp_path, capsys, monkeypatch):
+    arguments = ["--frames", "2", "--size", "32", "--parts", "forward", "--repeats", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(speed, "stated_figures", lambda *_: [Measure("forward", "peak, GiB", 9.0, 4.0, at_most=True)])
+    assert main(arguments) == 1
+    assert "NO" in capsys.readouterr().out

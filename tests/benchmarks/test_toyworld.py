@@ -1,4 +1,4 @@
-"""The benchmark of the embedded model: its table, its exit code, and the method's verdicts by the real stages."""
+"""The benchmark of the embedded model: its table, its exit code, and the scores of the method from the real stages."""
 
 import json
 from pathlib import Path
@@ -64,16 +64,16 @@ def test_exit_code_says_whether_everything_was_reached(
 
 @pytest.mark.usefixtures("one_clip")
 def test_the_method_is_judged_by_its_own_stages_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    verdicts = run_method("without tuning", tmp_path, TINY)
-    assert set(verdicts["ball"]) == {"blue-ball", "yellow-star-at-night"}
-    mean = means(verdicts)
+    scores = run_method("without tuning", tmp_path, TINY)
+    assert set(scores["ball"]) == {"blue-ball", "yellow-star-at-night"}
+    mean = means(scores)
     assert {"frame_consistency", "textual_alignment", "consistency_to_truth"} <= set(mean)
     assert 0 <= mean["track_error"] <= 0.71 and mean["psnr_to_truth"] > 3
     assert 0 <= mean["attributes_edited"] <= 1 and 0 <= mean["attributes_kept"] <= 1
     from tasks.clip_stages import ClipStages
 
     monkeypatch.setattr(ClipStages, "run", lambda self, stage: pytest.fail(f"{stage} ran again"))
-    assert run_method("without tuning", tmp_path, TINY) == verdicts
+    assert run_method("without tuning", tmp_path, TINY) == scores
 
     monkeypatch.setattr(benchmark, "VARIANTS", {"without tuning": {"tune.steps": 0}})
     monkeypatch.setattr(benchmark, "_picture", lambda out: None)

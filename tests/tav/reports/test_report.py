@@ -26,7 +26,7 @@ from tav.reports.scores import METRICS
 from tav.reports.videos import changed_words
 from tav.tracking.comparison import HIGHER_IS_BETTER
 from tav_model.errors import TavError
-from tav_model.networks.attention import key_frames
+from tav_model.networks.attention_plan import key_frames
 from tests.support.browser import Browser, browser_window
 from tests.support.projects import change_params
 from tests.support.reported import (

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from diffusers.models.attention import FeedForward as TheirFeedForward
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional
 
 from tav_model.networks.memory_efficient import GEGLU, Conv2d, FeedForward, GroupNorm, LayerNorm, recompute
 from tests.support.models import noise
@@ -70,7 +70,7 @@ def test_convolution(trained, kernel, stride, padding, bias, size):
 
 
 @pytest.mark.parametrize("trained", [False, True])
-@pytest.mark.parametrize("activation", [None, F.silu])
+@pytest.mark.parametrize("activation", [None, functional.silu])
 def test_group_norm(activation, trained):
     ours, theirs = GroupNorm(2, 6).double(), nn.GroupNorm(2, 6).double()
     for norm in (ours, theirs):
@@ -103,7 +103,7 @@ def test_frozen_layers_keep_only_what_the_backward_pass_cannot_do_without():
     image = images.requires_grad_()
     norm = GroupNorm(2, 6).requires_grad_(False)
     assert bytes_kept(Conv2d(6, 6, 3, padding=1).requires_grad_(False), image) == 0
-    assert bytes_kept(Activated(norm, F.silu), image) == 0
+    assert bytes_kept(Activated(norm, functional.silu), image) == 0
     tokens = noise(1, 64, 6).requires_grad_()
     assert bytes_kept(GEGLU(6, 24).requires_grad_(False), tokens) == 2 * 4 * tokens.nbytes  # Both factors.
     assert (
