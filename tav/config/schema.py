@@ -6,11 +6,12 @@ dvc.yaml lists its section among the `params` of every stage that reads it.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from tav.config.paths import project_path
 from tav_model.errors import TavError
@@ -45,6 +46,8 @@ def _not_blank(text: str) -> str:
 
 
 AttentionFrame = Literal["first", "former", "self", "middle", "next", "all"]
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+DEVICE_RULE = "must be auto, cpu, mps, cuda or cuda:NUMBER, or a list of these"
 Precision = Literal["float32", "bfloat16", "float16"]
 ImageSide = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
@@ -160,14 +163,26 @@ class ScoreParams(Section):
     )
 
 
+def _check_devices(value: object) -> object:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names:
+        raise ValueError(DEVICE_RULE)
+    if not all(isinstance(name, str) and DEVICE.fullmatch(name) for name in names):
+        raise ValueError(DEVICE_RULE)
+    return value
+
+
+# The inner annotation keeps a list on a command line from being read as one string.
+Devices = Annotated[Annotated[str, Field(strict=True)] | list[str], BeforeValidator(_check_devices)]
+
+
 class RuntimeParams(Section):
     """Settings that affect only speed and memory, not results."""
 
-    device: str = Field(
+    device: Devices = Field(
         "auto",
-        pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$",
-        description="device that runs the networks; auto: a GPU if there is one",
-        json_schema_extra={"allowed": "auto, cpu, mps, cuda or cuda:NUMBER"},
+        description="device that runs the networks; auto: every GPU, or the CPU; a list: devices to use side by side",
+        json_schema_extra={"allowed": DEVICE_RULE.removeprefix("must be ")},
     )
     decode_chunk: int = Field(8, ge=1, le=1024, description="frames that the VAE processes at a time")
     checkpoint_every: int = Field(50, ge=1, le=100000, description="tuning steps between two checkpoints")
