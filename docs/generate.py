@@ -95,11 +95,10 @@ def _reruns(section: str) -> str:
     if section in RUNTIME_AND_TRACKING:
         return "A change does not rerun any stage: DVC does not track this section.\n"
     names = list(stages)
-    watching = [name for name, stage in stages.items() if section in stage["do"].get("params", ())]
-    rerun = [
-        f"`{name}`" for name in names[names.index(watching[0]) :]
-    ]  # Later stages depend on the outputs of this one.
-    return f"A change reruns {', '.join(rerun)}.\n"
+    tracking = [name for name, stage in stages.items() if section in stage["do"].get("params", ())]
+    # Later stages depend on the outputs of the first stage that tracks the section.
+    *others, last = [f"`{name}`" for name in names[names.index(tracking[0]) :]]
+    return f"A change reruns {', '.join(others)} and {last}.\n" if others else f"A change reruns {last}.\n"
 
 
 def _keys(fields: Mapping[str, Any], model: Any, shipped: Mapping[str, Any] | None) -> str:
@@ -110,16 +109,16 @@ def _keys(fields: Mapping[str, Any], model: Any, shipped: Mapping[str, Any] | No
 
     def row(name: str, field: Any) -> tuple[str, ...]:
         default = "required" if field.is_required() else _value(field.default)
-        ours = (_value(shipped[name]),) if shipped is not None else ()
+        shipped_value = (_value(shipped[name]),) if shipped is not None else ()
         if name in ("clips", "decode"):
             kind, allowed = "mapping", "clips by name" if name == "clips" else "keys of [decode](#decode), or `{}`"
-            ours = ("four samples",) if ours else ()
+            shipped_value = ("four samples",) if shipped_value else ()
         else:
             kind, allowed = (
                 _kind(field.annotation),
                 describe_allowed(schema[name]).replace(str(2**63), "2<sup>63</sup>"),
             )
-        return f"`{name}`", kind, default, *ours, allowed, field.description or ""
+        return f"`{name}`", kind, default, *shipped_value, allowed, field.description or ""
 
     return _table(header, [row(name, field) for name, field in fields.items()])
 

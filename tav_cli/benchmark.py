@@ -37,11 +37,11 @@ from rich.table import Table
 
 from tasks.clip_stages import ClipStages
 from tav.config import Params, load_params, parse_overrides
+from tav.config.metrics import METRICS
 from tav.config.paths import EMBEDDED, Project, project_path, resolve_model
 from tav.config.prompts import csv_text
 from tav.config.stages import STAGES
 from tav.media.loveu_tgve import EDITS, SIDE, Entry, choose, read_benchmark
-from tav.tracking.comparison import HIGHER_IS_BETTER
 from tav_cli.compare import number
 from tav_cli.terminal import output_console
 from tav_model.digests import digest
@@ -376,7 +376,7 @@ def _write_results(out: Path, entries: Sequence[Entry], done: Mapping[str, Score
 
 def _metrics(scores: Iterable[Scores]) -> list[str]:
     there = {name for edits in scores for values in edits.values() for name in values}
-    known = [name for name in HIGHER_IS_BETTER if name in there]
+    known = [name for name in METRICS if name in there]
     return known + sorted(there - set(known))
 
 

@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tav.tracking.comparison import HIGHER_IS_BETTER, Comparison, PipelineRun, as_rows, compare
+from tav.config.metrics import METRICS
+from tav.tracking.comparison import Comparison, as_rows, compare
+from tav.tracking.stored_runs import PipelineRun
 from tav_cli.terminal import output_console, print_json
 
 LONGEST_VALUE = 28  # characters of a parameter; a whole negative prompt would fill the screen
@@ -63,7 +65,7 @@ def _columns(comparison: Comparison) -> list[_Column]:
     columns = [_Column(key.replace(".", ".\n"), _parameter(key)) for key in comparison.differing]
     metrics = sorted(comparison.metrics, key=lambda metric: metric != comparison.by)  # The order's reason comes first.
     for metric in metrics:
-        arrow = {True: " ↑", False: " ↓"}.get(HIGHER_IS_BETTER[metric], "") if metric in HIGHER_IS_BETTER else ""
+        arrow = (" ↑" if METRICS[metric].higher_is_better else " ↓") if metric in METRICS else ""
         first, _, rest = metric.partition("_")
         header = f"{first}\n{rest}{arrow}" if rest else f"{first}{arrow}"
         columns.append(_Column(header, _score(metric, comparison.best(metric)), "right"))
@@ -112,6 +114,6 @@ def number(value: float) -> str:
 
 def _state(run: PipelineRun) -> str:
     """What is to be known of a run that is not simply finished."""
-    if not run.is_finished:
+    if not run.has_scores:
         return f"no scores ({run.status})"
     return "" if run.status == "finished" else run.status

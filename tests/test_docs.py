@@ -334,14 +334,14 @@ def test_every_environment_variable_is_described() -> None:
 
 
 def test_every_metric_is_defined() -> None:
-    from tav.tracking.comparison import HIGHER_IS_BETTER
+    from tav.config.metrics import METRICS
 
     text = (DOCS / "reference/metrics.md").read_text()
     described = set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE))
-    assert described == set(HIGHER_IS_BETTER)
-    for name, is_higher in HIGHER_IS_BETTER.items():
+    assert described == set(METRICS)
+    for name, metric in METRICS.items():
         row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
-        assert f"| {'higher' if is_higher else 'lower'} |" in row
+        assert f"| {'higher' if metric.higher_is_better else 'lower'} |" in row
 
 
 def test_every_column_is_described() -> None:

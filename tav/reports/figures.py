@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tav.tracking.clip_runs import SmoothedLoss
+from tav.tracking.tuning_steps import SmoothedLoss
 
 if TYPE_CHECKING:
     import numpy as np

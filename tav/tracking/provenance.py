@@ -1,19 +1,33 @@
-"""Where a run comes from: git revision, user, command, version, and the Prefect flow run."""
+"""Where a run comes from: git revision, user, command and version."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import getpass
 import importlib.metadata
-import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 
+@dataclass(frozen=True)
+class Revision:
+    """The git revision of a project.
+
+    Attributes:
+        commit: its hash.
+        is_dirty: whether tracked files (except dvc.lock, which runs change) have changes that are not committed.
+    """
+
+    commit: str
+    is_dirty: bool
+
+
 def environment_tags(root: Path) -> dict[str, str]:
-    """Who runs what: git revision, user, command, version, and the Prefect flow run if there is one."""
+    """Return tags that name the git revision, user, command and version."""
     program = Path(sys.argv[0])
     name = f"python -m {program.parent.name}" if program.name == "__main__.py" else program.name
     tags = {"mlflow.source.name": " ".join([name, *sys.argv[1:2]]), "mlflow.source.type": "LOCAL"}
@@ -21,16 +35,26 @@ def environment_tags(root: Path) -> dict[str, str]:
         tags["tav.version"] = importlib.metadata.version("tav")
     with contextlib.suppress(KeyError, OSError):  # A container's user may have no name.
         tags["mlflow.user"] = getpass.getuser()
-    if flow_run := os.environ.get("PREFECT__FLOW_RUN_ID"):
-        tags["prefect.flow_run_id"] = flow_run
-    # dvc.lock says what a run left, and changes while it runs.
+    if revision := git_revision(root.resolve()):
+        tags["mlflow.source.git.commit"] = revision.commit
+        tags["tav.git.dirty"] = str(revision.is_dirty)
+    return tags
+
+
+@functools.cache
+def git_revision(root: Path) -> Revision | None:
+    """Return the revision of the project in `root`, as it was at the process's first call; None without a commit.
+
+    One call for each process is enough, and right: its code was loaded from that revision.
+    """
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
+    try:
         status = subprocess.run(
             [*command, "--", ".", ":!dvc.lock"], cwd=root, capture_output=True, text=True, timeout=10, check=True
         ).stdout
-        revision = re.search(r"^# branch\.oid ([0-9a-f]{40,})$", status, re.MULTILINE)
-        if revision is not None:
-            tags["mlflow.source.git.commit"] = revision[1]
-            tags["tav.git.dirty"] = str(any(not line.startswith("#") for line in status.splitlines()))
-    return tags
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit = re.search(r"^# branch\.oid ([0-9a-f]{40,})$", status, re.MULTILINE)
+    if commit is None:
+        return None
+    return Revision(commit[1], any(not line.startswith("#") for line in status.splitlines()))

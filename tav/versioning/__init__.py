@@ -1,0 +1,1 @@
+"""DVC: which stages are up to date, restoring, recording, and repairing what a killed process leaves."""

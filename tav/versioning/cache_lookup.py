@@ -1,4 +1,4 @@
-"""What DVC's cache holds of an output's recorded version, whatever has become of the output itself."""
+"""Find the recorded version of an output in DVC's cache, whether or not the output itself still exists."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from tav.versioning.lock_file import read_lock_file, recorded_hashes
+
 
 def previous_output(root: Path, path: str) -> Mapping[str, Path]:
-    """The files of an output folder as dvc.lock records it, by name relative to the folder.
+    """Return the files of an output folder as dvc.lock records it, by name relative to the folder.
 
-    DVC deletes the outputs of a stage before it runs it, and a fresh clone has none before they are checked out.
+    DVC deletes the outputs of a stage before it runs the stage, and a fresh clone has none before they are checked out.
 
     Args:
         root: the project's folder.
         path: the output folder as dvc.yaml names it, relative to `root`.
 
     Returns:
-        Paths inside DVC's local cache, which must be read only: the cache is shared by all versions. Empty when there
-        is nothing: no dvc.lock, no such folder in it, or not in the cache.
+        Paths inside DVC's local cache, which must only be read: the cache is shared by all versions. Empty if there is
+        no dvc.lock, if it does not record the folder, or if the cache does not have it.
     """
-    recorded = _recorded_hash(root / "dvc.lock", path)
+    recorded = _recorded_hash(root, path)
     if recorded is None or not recorded.endswith(".dir"):
         return {}
     cache = _cache_folder(root) / "files" / "md5"
@@ -34,23 +36,16 @@ def previous_output(root: Path, path: str) -> Mapping[str, Path]:
     return {name: file for name, file in files.items() if file.is_file()}
 
 
-def _recorded_hash(lock_file: Path, path: str) -> str | None:
-    import yaml
-
-    try:
-        # The pure Python loader takes ten times as long.
-        content = yaml.load(lock_file.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        for stage in content["stages"].values():
-            for output in stage.get("outs", []):
-                if output["path"] == path and output.get("hash") == "md5":
-                    return output["md5"]
-    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
-        return None  # No lock file, or one that DVC itself will complain of.
+def _recorded_hash(root: Path, path: str) -> str | None:
+    for stage in read_lock_file(root).values():
+        hashes = recorded_hashes(stage, "outs")
+        if path in hashes:
+            return hashes[path]
     return None
 
 
 def _cache_folder(root: Path) -> Path:
-    """Where `dvc config cache.dir` says; DVC is asked only if some configuration file says anything of a cache."""
+    """Return DVC's local cache. DVC is imported only if a configuration file has a section `cache`."""
     import platformdirs
 
     folders = [
@@ -60,8 +55,7 @@ def _cache_folder(root: Path) -> Path:
     ]
     for file in (folder / name for folder in folders for name in ("config", "config.local")):
         if file.is_file() and re.search(r"^\s*\[\s*cache\s*\]", file.read_text(encoding="utf-8"), re.MULTILINE):
-            from dvc.config import Config
+            from tav.versioning.dvc_internals import configured_cache_folder
 
-            folder = Config(str(root / ".dvc"))["cache"].get("dir")
-            return Path(folder) if folder else root / ".dvc" / "cache"
+            return configured_cache_folder(root)
     return root / ".dvc" / "cache"

@@ -1,55 +1,105 @@
-"""What is logged of a tuning, beside what it reports itself."""
+"""The runs that the stages of a clip leave in MLflow."""
 
-import logging
-import time
+from __future__ import annotations
+
+import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from tav.tracking.clip_runs import SmoothedLoss, peak_memory
-from tav.tracking.system_metrics import system_metrics
-from tav.tracking.tracker import Tracker
+from tav.config import load_params
+from tav.config.metrics import METRICS
+from tav.config.prompts import EditRow
+from tav.tracking.clip_runs import ClipRuns
+from tav_model.errors import TavError
+from tests.support.mlflow_store import runs
+from tests.support.reported import CLIP, PROMPTS, make_results
 
 
-def test_loss_is_smoothed_within_its_range_of_timesteps():
-    smoothed = SmoothedLoss()
-    assert smoothed.update(1.0, 0) == {"loss.timesteps_0_to_250": 1.0}
-    assert smoothed.update(5.0, 999) == {"loss.timesteps_750_to_1000": 5.0}
-    assert smoothed.update(2.0, 249.5) == {"loss.timesteps_0_to_250": pytest.approx(1.1)}
-    assert smoothed.update(3.0, 250) == {"loss.timesteps_250_to_500": 3.0}
-    assert smoothed.update(4.0, 1200) == {"loss.timesteps_750_to_1000": pytest.approx(4.9)}
+@pytest.fixture
+def project(tmp_path: Path, empty_database: Path) -> Path:
+    root = tmp_path / "project"
+    root.mkdir()
+    make_results(root)
+    shutil.copy(empty_database, root / "mlflow.db")
+    (root / "results" / CLIP / "contact-sheet.png").touch()
+    return root
 
 
-def test_peak_memory_grows_with_what_is_held():
-    before = peak_memory()
-    held = np.ones(int((before + 0.2) * 2**30), np.uint8)
-    assert 0.01 < before < peak_memory() < 200 and held.sum()
+def clip_runs(project: Path) -> ClipRuns:
+    return ClipRuns(project, CLIP, load_params(project / "params.yaml"))
 
 
-def test_system_metrics_are_in_the_store_and_outlast_its_absence(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    from mlflow import MlflowClient
+def edit_row(name: str) -> EditRow:
+    return EditRow(name, PROMPTS[name], "object", "", 3.5, 20, 33, identity=name * 4)
 
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    with Tracker(uri, "tav", tmp_path) as tracker:
-        run = tracker.pipeline("ball", {"tune.steps": 1})
-        with system_metrics(run, interval=0.1):
-            time.sleep(1)
-        run.finish()
-        assert run.tag("tav.kind") == "pipeline" and run.tag("nothing") is None
-    client = MlflowClient(uri)
-    (stored,) = client.search_runs([client.get_experiment_by_name("tav").experiment_id])
-    history = client.get_metric_history(stored.info.run_id, "system/cpu_utilization_percentage")
-    assert len(history) >= 3 and len({metric.step for metric in history}) == len(history)
-    assert "system/system_memory_usage_megabytes" in stored.data.metrics
 
-    with caplog.at_level(logging.WARNING), Tracker("http://127.0.0.1:9", "tav", tmp_path) as tracker:
-        run = tracker.pipeline("ball", {"tune.steps": 1})
-        with system_metrics(run, interval=0.1):
-            time.sleep(0.5)
-        run.finish()
-        assert run.tag("tav.kind") is None
-    assert "system metrics end here" not in caplog.text
-    assert "cpu_utilization" in (tmp_path / ".tav" / "tracking-missed.jsonl").read_text()
-    with Tracker(None, "tav", tmp_path) as tracker, system_metrics(tracker.pipeline("ball", {}), interval=0.1):
-        pass
+def test_a_parent_run_has_scores_and_durations_and_nothing_else(project: Path) -> None:
+    with (edit := clip_runs(project)).reporting("edit"):
+        for name in PROMPTS:
+            edit.edit(edit_row(name))
+    with (score := clip_runs(project)).reporting("score"):
+        score.scores()
+    parent, *children = runs(project)
+    names = {name for name in parent.data.metrics if not name.startswith(("source.", "seconds."))}
+    assert {"textual_alignment", "frame_consistency"} <= names <= set(METRICS)
+    assert {"seconds.edit", "seconds.score", "source.flicker"} <= set(parent.data.metrics)
+    (stage,) = [run for run in children if run.data.tags["tav.kind"] == "stage"]
+    assert stage.info.run_name == f"edit {CLIP}"
+    assert stage.info.status == "FINISHED"
+    assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert stage.data.metrics
+    assert all(name.startswith("system/") for name in stage.data.metrics)
+
+
+@pytest.mark.parametrize(("error", "status"), [(TavError("no room"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_all_runs_end_as_the_stage_ends(project: Path, error: BaseException, status: str) -> None:
+    def stage() -> None:
+        with (edit := clip_runs(project)).reporting("edit"):
+            edit.edit(edit_row("cube"))
+            raise error
+
+    with pytest.raises(type(error)):
+        stage()
+    assert {run.data.tags["tav.kind"]: run.info.status for run in runs(project)} == {
+        "pipeline": status,
+        "stage": status,
+        "edit": "FINISHED",
+    }
+
+
+def test_a_mistake_before_anything_was_done_leaves_no_run(project: Path) -> None:
+    with pytest.raises(TavError), clip_runs(project).reporting("edit"):
+        raise TavError("no such prompt")
+    assert runs(project) == []
+
+
+def test_tags_have_the_hashes_of_dvc_lock(project: Path) -> None:
+    (project / "dvc.lock").write_text(
+        f"""schema: '2.0'
+stages:
+  decode@{CLIP}:
+    cmd: python -m tasks decode --clip {CLIP}
+    deps:
+    - path: data/{CLIP}.mp4
+      hash: md5
+      md5: a123
+    outs:
+    - path: results/{CLIP}/frames
+      hash: md5
+      md5: 4567.dir
+  encode@{CLIP}:
+    outs:
+    - path: results/{CLIP}/latents
+      hash: md5
+      md5: 89ab.dir
+"""
+    )
+    with (edit := clip_runs(project)).reporting("edit"):
+        edit.edit(edit_row("cube"))
+    (tags,) = [run.data.tags for run in runs(project) if run.data.tags["tav.kind"] == "edit"]
+    assert {name: value for name, value in tags.items() if name.startswith("dvc.")} == {
+        "dvc.video": "a123",
+        "dvc.decode": "4567.dir",
+        "dvc.encode": "89ab.dir",
+    }

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from tav.tracking.comparison import HIGHER_IS_BETTER, compare, read_runs
+from tav.tracking.comparison import compare
+from tav.tracking.stored_runs import read_runs
 from tav.tracking.tracker import Tracker
 from tav_cli.compare import tables
 from tav_cli.main import main
@@ -222,21 +223,3 @@ def test_only_unfinished_runs(tav, tmp_path: Path):
     assert code == 0 and "no scores (running)" in out
     with pytest.raises(TavError, match="allowed: none, without scores"):
         compare(tmp_path, by="flicker", everything=True)
-
-
-def test_every_score_of_the_pipeline_has_a_direction():
-    """A metric that is added to the stages wants a line in the table of directions too."""
-    from dataclasses import fields
-
-    from tav_model.metrics import clip as metrics
-    from tav_model.metrics import temporal as motion
-    from toyworld.judge import Verdict
-
-    of_pixels = {"flicker", "warping_error"} & set(vars(motion))
-    of_embeddings = {
-        name for name, value in vars(metrics).items() if getattr(value, "__module__", "") == metrics.__name__
-    }
-    of_embeddings -= {"normalise", "frame_similarities", "ClipScorer", "_cosines", "_quiet"}
-    of_truth = {field.name for field in fields(Verdict)}
-    assert len(of_pixels) == 2 and len(of_embeddings) == 5
-    assert of_pixels | of_embeddings | of_truth | {"excess_flicker"} == set(HIGHER_IS_BETTER)

@@ -17,12 +17,11 @@ NAMES = {"a.mp4", "b/c.json"}
 
 # At the start of the stage `edit`: what the stage can find of the edits that DVC has just deleted.
 LOOK = f"""
-import importlib.util
-spec = importlib.util.spec_from_file_location("restored", {str(ROOT / "tav/versioning/cache_lookup.py")!r})
-restored = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(restored)
+import sys
+sys.path.append({str(ROOT)!r})
+from tav.versioning.cache_lookup import previous_output
 if stage == "edit":
-    found = restored.previous_output(Path.cwd(), {EDITS!r})
+    found = previous_output(Path.cwd(), {EDITS!r})
     files = {{name: file.read_text() for name, file in found.items()}}
     Path("found.json").write_text(json.dumps({{"gone": not Path({EDITS!r}).exists(), "files": files}}))
 """

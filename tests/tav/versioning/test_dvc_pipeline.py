@@ -124,7 +124,7 @@ def test_a_new_clip_is_appended_to_the_lock_file_as_by_repro(done, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "old, new, stages",
+    ("old", "new", "stages"),
     [
         ("edit: {steps: 20", "edit: {steps: 30", ["edit", "score"]),
         ("spatial: [first, former]", "spatial: [first]", ["tune", "invert", "edit", "score"]),
@@ -230,7 +230,7 @@ def test_outputs_that_the_cache_has_lost_are_not_restored(done):
 
 
 @pytest.mark.parametrize(
-    "file, old, new, named",
+    ("file", "old", "new", "named"),
     [
         ("params.yaml", "edit: {steps: 20", "edit: {steps: 25", "params.yaml: edit"),
         ("data/ball.csv", "ball", "other", "data/ball.csv"),

@@ -1,0 +1,133 @@
+"""The catalogue of scores: what each is called, what it means, and how it is written.
+
+To add a score, compute it in `tav_model.metrics`, call it in `tasks.score`, and describe it here. Comparisons, reports,
+benchmarks and the command line take its direction, label, explanation and format from this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of a video.
+
+    Attributes:
+        key: the name in metrics.json, scores.csv and MLflow.
+        label: the name on pages.
+        explanation: one or two sentences.
+        higher_is_better: the direction in which the score improves.
+        number_format: a format string for one number; shares are written as percentages.
+    """
+
+    key: str
+    label: str
+    explanation: str
+    higher_is_better: bool
+    number_format: str = "{:.3f}"
+
+    def text(self, value: float) -> str:
+        """Return the value as a page shows it, with a typographic minus sign."""
+        return self.number_format.format(value).replace("-", "\N{MINUS SIGN}")
+
+
+_CATALOGUE = (
+    Metric(
+        key="textual_alignment",
+        label="text alignment",
+        explanation="How well the frames match the prompt: mean cosine similarity between their CLIP embeddings and the "
+        "prompt's. The source is compared with its caption.",
+        higher_is_better=True,
+    ),
+    Metric(
+        key="frame_consistency",
+        label="frame consistency",
+        explanation="How similar the frames are: mean cosine similarity between the CLIP embeddings of all pairs of "
+        "frames. Motion lowers it too, so compare it with the source's.",
+        higher_is_better=True,
+    ),
+    Metric(
+        key="consecutive_consistency",
+        label="neighbour consistency",
+        explanation="Frame consistency of neighbouring frames only.",
+        higher_is_better=True,
+    ),
+    Metric(
+        key="frame_accuracy",
+        label="frame accuracy",
+        explanation="Share of the frames that CLIP finds closer to the edit's prompt than to the source's caption.",
+        higher_is_better=True,
+        number_format="{:.0%}",
+    ),
+    Metric(
+        key="pick_score",
+        label="PickScore",
+        explanation="How much people would prefer the frames, as predicted by a model trained on human choices.",
+        higher_is_better=True,
+        number_format="{:.2f}",
+    ),
+    Metric(
+        key="attributes_edited",
+        label="attributes edited",
+        explanation="Share of the attributes to be edited (object, colour, place, style) that are recognised as intended.",
+        higher_is_better=True,
+        number_format="{:.0%}",
+    ),
+    Metric(
+        key="attributes_kept",
+        label="attributes kept",
+        explanation="Share of the attributes not to be edited that are recognised as in the source.",
+        higher_is_better=True,
+        number_format="{:.0%}",
+    ),
+    Metric(
+        key="consistency_to_truth",
+        label="consistency to truth",
+        explanation="Frame consistency minus that of the true video. Below 0, the edit changes more from frame to frame "
+        "than it should.",
+        higher_is_better=True,
+        number_format="{:+.3f}",
+    ),
+    Metric(
+        key="psnr_to_truth",
+        label="PSNR to truth",
+        explanation="Peak signal-to-noise ratio against the true video, in decibels.",
+        higher_is_better=True,
+        number_format="{:.1f} dB",
+    ),
+    Metric(
+        key="track_error",
+        label="track error",
+        explanation="Distance of the object from its true position, as a share of the frame's width.",
+        higher_is_better=False,
+        number_format="{:.1%}",
+    ),
+    Metric(
+        key="warping_error",
+        label="warping error",
+        explanation="How much the appearance changes along the source's motion: mean squared difference of neighbouring "
+        "frames, aligned by that motion.",
+        higher_is_better=False,
+        number_format="{:.4f}",
+    ),
+    Metric(
+        key="flicker",
+        label="flicker",
+        explanation="Mean change of brightness from frame to frame. Motion adds to it, so compare it with the source's.",
+        higher_is_better=False,
+    ),
+    Metric(
+        key="excess_flicker",
+        label="excess flicker",
+        explanation="The edit's flicker minus the source's.",
+        higher_is_better=False,
+        number_format="{:+.3f}",
+    ),
+)
+
+METRICS = {metric.key: metric for metric in _CATALOGUE}
+"""Every score, by key, in the order of columns."""
+
+HEADLINES = tuple(METRICS[key] for key in ("textual_alignment", "frame_consistency", "track_error", "warping_error"))
+"""The scores to show first, where a video has them."""

@@ -1,0 +1,394 @@
+"""All that this project uses of DVC's internals, which may change with each of its minor versions.
+
+DVC documents a command line and `dvc.api`. Neither will do:
+
+- `dvc.api` reads files, parameters, metrics and experiments. It cannot say whether a stage is up to date, restore a stage
+  from the run cache, or record one that ran outside `dvc repro`.
+- Each call of `dvc` takes about 2 s to start. A flow asks about every stage of every clip, and must end within 5 s if
+  there is nothing to do. DVC in the process answers within milliseconds.
+- `dvc commit` does not write the run cache, and records inputs that changed while the stage ran without noticing. No
+  command restores a stage without running it if the run cache has nothing.
+
+So this module works on DVC's own objects, in the way `dvc repro` does:
+
+=====================================  ====================================================================
+`dvc.repo`                             `Repo`: `push`, `scm_context`, `stage_cache`, `cache.local.path`, `config`,
+                                       `root_dir`, `tmp_dir`; `lock_repo`, the lock that `dvc` takes itself
+`dvc.dvcfile.ProjectFile`              `stages`, `contents`, `lockfile_contents`: dvc.yaml resolved, with its dvc.lock
+`dvc.stage.PipelineStage`              `changed`, `changed_stage`, `status`, `deps_cached`, `save_deps`, `save`, `commit`,
+                                       `remove_outs`; `cmd`, `deps`, `outs`, `name`, `addressing`, `dvcfile`, `repo`
+`dvc.output.Output`, `dvc.dependency`  `clear`, `status`, `exists`, `hash_info`, `def_path`; `ParamsDependency`: `read_params`
+`dvc.stage.cache`                      `StageCache`: `restore`, `save`, the run cache; `RunCacheNotFoundError`
+`dvc.stage.serialize`, `dvc.utils`     `to_lockfile`, `parse_yaml_for_update`, `dump_yaml`: entries of dvc.lock, byte for byte
+`dvc.lock`, `dvc.exceptions`           `make_lock`, `LockError`, `DvcException`
+`dvc.config.Config`                    the cache's folder
+names and files                        loggers of `dvc`, `dvc_data`, `dvc_objects`; `.dvc/tmp/lock`, `.dvc/tmp/rwlock`
+=====================================  ====================================================================
+
+pyproject.toml therefore pins DVC's minor version, and tests/tav/versioning/test_dvc_internals.py names what is missing or
+has another signature in another one.
+
+DVC is imported when it is first used, by `import_dvc`, because that takes a second.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from tav.config.dotted_keys import flatten
+from tav.runtime.redaction import redact
+from tav.versioning.recovery import clear_stale_locks, has_stale_locks, remove_partial_copies, repair_lock_file
+from tav_model.errors import TavError
+from tav_model.files import atomic_file
+
+if TYPE_CHECKING:
+    from dvc.dependency import Dependency
+    from dvc.dvcfile import ProjectFile
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+# A stage's command, the hashes of its dependencies, and its parameters, by names for people.
+Inputs: TypeAlias = dict[str, Any]
+
+# The options of a remote that say where it is; the others may be secrets.
+REMOTE_ADDRESS = ("url", "endpointurl", "region", "profile", "port", "user")
+MAX_VALUE_LENGTH = 40  # characters of a parameter in a reason
+CHANGES = {"deleted": "is missing", "modified": "changed", "new": "is new", "not in cache": "is not in the cache"}
+
+
+class DvcError(Exception):
+    """DVC reports an error; the message is one line."""
+
+
+class DvcLockedError(Exception):
+    """Another process holds one of DVC's locks; the message is DVC's."""
+
+
+@dataclass(frozen=True)
+class DvcStageStatus:
+    """Whether a stage is up to date.
+
+    Attributes:
+        state: `up to date`, `stale`, `never run`, or `in use`: another process reads or writes its files with DVC.
+        reasons: what differs from dvc.lock, in words; or which process uses it.
+        is_restorable: it is not up to date, but DVC's cache has what it would produce.
+    """
+
+    state: str
+    reasons: list[str]
+    is_restorable: bool = False
+
+
+@functools.cache
+def import_dvc() -> None:
+    """Import DVC as a library.
+
+    Its import sets up a command line: it adds log handlers that print, wraps the output streams and silences asyncio. Undo
+    that, so that its messages go where the application's go, and turn off its progress bars.
+    """
+    streams = sys.stdout, sys.stderr
+    levels = {name: logging.getLogger(name).level for name in ("asyncio", "aiohttp")}
+    importlib.import_module("dvc.repo")
+    sys.stdout, sys.stderr = streams
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    for name in ("dvc", "dvc_data", "dvc_objects"):
+        logging.getLogger(name).handlers.clear()
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    for name in ("dvc.progress", "dvc_data.callbacks"):  # Their levels decide whether progress bars are drawn.
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
+# The project
+
+
+@contextlib.contextmanager
+def own_errors() -> Iterator[None]:
+    """Turn DVC's errors into this module's.
+
+    Raises:
+        DvcLockedError: Another process holds one of DVC's locks.
+        DvcError: Any other error of DVC.
+    """
+    import_dvc()
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+
+    try:
+        yield
+    except LockError as error:
+        raise DvcLockedError(str(error)) from error
+    except DvcException as error:
+        raise DvcError(one_line(error)) from error
+
+
+@contextlib.contextmanager
+def locked_repo(root: Path) -> Iterator[Repo]:
+    """Open the project and hold DVC's lock on it, as every `dvc` command does.
+
+    Raises:
+        DvcLockedError, DvcError: as `own_errors`, also for errors inside the `with` block.
+    """
+    with own_errors():
+        from dvc.repo import Repo, lock_repo
+
+        with Repo(str(root)) as repo, lock_repo(repo), repo.scm_context(quiet=True):
+            yield repo
+
+
+def repair(repo: Repo) -> None:
+    """Repair dvc.lock and drop stale locks, where a killed process has left them.
+
+    Raises:
+        dvc.lock.LockError: Another process is changing DVC's table of locks.
+    """
+    from dvc.lock import make_lock
+
+    repair_lock_file(Path(repo.root_dir) / "dvc.lock")
+    table = Path(repo.tmp_dir) / "rwlock"
+    if has_stale_locks(table):
+        hardlink = repo.config["core"].get("hardlink_lock", False)
+        with make_lock(f"{table}.lock", tmp_dir=repo.tmp_dir, hardlink_lock=hardlink):
+            clear_stale_locks(table)
+
+
+def clear_cache(repo: Repo) -> None:
+    """Remove partial copies from DVC's cache that killed processes have left."""
+    remove_partial_copies(Path(repo.cache.local.path))
+
+
+class ProjectFileCache:
+    """dvc.yaml with its dvc.lock, parsed again only if one of them has changed; with many clips parsing takes seconds."""
+
+    def __init__(self, root: Path) -> None:
+        self._files = [root / name for name in ("dvc.yaml", "dvc.lock")]
+        self._stamps: list[tuple[int, ...] | None] = []
+        self._parsed: dict[str, Any] = {}
+
+    def load(self, repo: Repo) -> ProjectFile:
+        """Return the project's stages as they are defined now."""
+        from dvc.dvcfile import ProjectFile
+
+        project = ProjectFile(repo, str(self._files[0]))
+        stamps = [_stamp(path) for path in self._files]
+        if stamps == self._stamps:
+            vars(project).update(self._parsed)  # It would compute these attributes when they are first read.
+        else:
+            self._parsed = {name: getattr(project, name) for name in ("contents", "lockfile_contents")}
+            self._stamps = stamps
+        return project
+
+
+def _stamp(path: Path) -> tuple[int, ...] | None:
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def lock_holder(root: Path, error: DvcLockedError) -> str:
+    """Return which process holds the lock: of a running stage, by the error's message; else by DVC's lock file."""
+    import psutil
+
+    found = re.search(r"PID (\d+)", str(error))
+    if not found:
+        with contextlib.suppress(OSError):
+            found = re.search(r"(\d+)", (root / ".dvc/tmp/lock").read_text(encoding="utf-8"))
+    if not found:
+        return "another process"
+    try:
+        command = one_line(" ".join(psutil.Process(int(found[1])).cmdline()))
+    except psutil.Error:
+        command = "which has ended"
+    return f"process {found[1]} ({command})"
+
+
+def configured_cache_folder(root: Path) -> Path:
+    """Return the folder of DVC's local cache, as `dvc config cache.dir` sets it."""
+    import_dvc()
+    from dvc.config import Config
+
+    folder = Config(str(root / ".dvc"))["cache"].get("dir")
+    return Path(folder) if folder else root / ".dvc" / "cache"
+
+
+# A stage
+
+
+def is_current(stage: PipelineStage) -> bool:
+    """Return whether `dvc repro` would skip the stage."""
+    return not stage.changed()
+
+
+def read_inputs(stage: PipelineStage) -> Inputs:
+    """Return the stage's inputs as they are now."""
+    stage.save_deps()
+    return _saved_inputs(stage)
+
+
+def _saved_inputs(stage: PipelineStage) -> Inputs:
+    from dvc.dependency import ParamsDependency
+
+    inputs: Inputs = {"its command": stage.cmd}
+    for dependency in stage.deps:
+        value = dependency.hash_info.value
+        if isinstance(dependency, ParamsDependency):
+            inputs |= {f"{dependency.def_path}: {name}": parameter for name, parameter in value.items()}
+        else:
+            inputs[dependency.def_path] = value
+    return inputs
+
+
+def restore(stage: PipelineStage) -> bool:
+    """Bring the stage's outputs back from the cache, but do not record them in dvc.lock.
+
+    Returns:
+        Whether the cache had them; if not, no file was changed.
+    """
+    if not _find_in_cache(stage):
+        return False
+    stage.remove_outs()  # DVC asks before it overwrites files that it does not know.
+    stage.repo.stage_cache.restore(stage)
+    stage.save(run_cache=False)
+    return True
+
+
+def _find_in_cache(stage: PipelineStage) -> bool:
+    """Return whether the cache has the stage's outputs for its current inputs.
+
+    That is the record in dvc.lock if only outputs are missing or changed, otherwise that of the run cache.
+    """
+    from dvc.stage.cache import RunCacheNotFoundError
+
+    if stage.changed_stage() or not stage.deps_cached():
+        stage.save_deps()
+        for output in stage.outs:
+            output.clear()  # Their hashes from dvc.lock belong to other inputs.
+    try:
+        stage.repo.stage_cache.restore(stage, dry=True)
+    except RunCacheNotFoundError:
+        return False
+    return True
+
+
+def save(stage: PipelineStage, inputs: Inputs) -> None:
+    """Hash what the stage has just produced, but do not record it in dvc.lock.
+
+    Args:
+        stage: the stage that has run.
+        inputs: as `read_inputs` returned them before the stage ran.
+
+    Raises:
+        TavError: The inputs have changed since, or an output is missing.
+    """
+    stage.save(run_cache=False)
+    now = _saved_inputs(stage)
+    changed = [name for name in {**inputs, **now} if inputs.get(name) != now.get(name)]
+    if changed:
+        raise TavError(
+            f"{stage.name}: changed while the stage was running: {', '.join(changed)}; "
+            "its outputs are not recorded, run it again"
+        )
+
+
+def record(stage: PipelineStage, added: list[str]) -> None:
+    """Put a saved stage into the cache, the run cache and dvc.lock.
+
+    DVC's serializer writes dvc.lock, but atomically, which DVC's own writing is not.
+
+    Args:
+        stage: as `restore` or `save` have left it.
+        added: names of the stages that were added to dvc.lock before, which is extended. `dvc repro` goes through all
+            clips stage by stage, a flow may go clip by clip: these entries are kept in the order of dvc.yaml, so that the
+            file has the same bytes at the end.
+    """
+    from dvc.stage.serialize import to_lockfile
+    from dvc.utils.serialize import dump_yaml, parse_yaml_for_update
+
+    stage.repo.stage_cache.save(stage)
+    stage.commit()
+    path = Path(stage.repo.root_dir) / "dvc.lock"
+    content = parse_yaml_for_update(path.read_text(encoding="utf-8"), path) if path.exists() else {}
+    if not content:
+        content["schema"] = "2.0"
+    entries = content.setdefault("stages", {})
+    is_new = stage.name not in entries
+    entries.update(to_lockfile(stage))
+    if is_new:
+        order = {name: place for place, name in enumerate(stage.dvcfile.stages)}
+        later = [name for name in added if name in entries and order.get(name, -1) > order[stage.name]]
+        for name in sorted(later, key=order.__getitem__):
+            entries[name] = entries.pop(name)
+        added.append(stage.name)
+    with atomic_file(path) as temporary:
+        dump_yaml(temporary, content)
+    stage.repo.scm_context.track_file(path.name)  # for users who have turned core.autostage on
+
+
+def push(stage: PipelineStage, paths: Sequence[str]) -> dict[str, str] | None:
+    """Push outputs of the stage to the default remote, and return the remote's address; None without a default remote."""
+    repo = stage.repo
+    name = repo.config["core"].get("remote")
+    if not name:
+        return None
+    repo.push(targets=[output.def_path for output in stage.outs if output.def_path in paths])
+    options = repo.config["remote"][name]
+    return {key: redact(str(options[key])) for key in REMOTE_ADDRESS if key in options}
+
+
+def status(stage: PipelineStage) -> DvcStageStatus:
+    """Return whether the stage is up to date, and what has changed. No file is changed."""
+    entries = stage.status().get(stage.addressing, [])
+    if not entries:
+        return DvcStageStatus("up to date", [])
+    is_new = not any(output.hash_info for output in stage.outs)
+    reasons: list[str] = []
+    if stage.changed_stage() and not is_new:
+        reasons.append("its command changed")
+    for dependency in stage.deps:
+        reasons += _differences(dependency)
+    for output in stage.outs:
+        reasons += [f"{path} {_change(how)}" for path, how in output.status().items()]
+    restorable = all(dependency.exists for dependency in stage.deps) and _find_in_cache(stage)
+    if is_new:
+        missing = [f"{dependency} is missing" for dependency in stage.deps if not dependency.exists]
+        return DvcStageStatus("never run", missing, restorable)
+    return DvcStageStatus("stale", list(dict.fromkeys(reasons)), restorable)
+
+
+def _differences(dependency: Dependency) -> list[str]:
+    """Return how a dependency differs from dvc.lock: `tune.steps 400 → 300`, `data/ball.csv changed`."""
+    from dvc.dependency import ParamsDependency
+
+    if not isinstance(dependency, ParamsDependency):
+        return [f"{path} {_change(how)}" for path, how in dependency.status().items()]
+    before, now = flatten(dependency.hash_info.value or {}), flatten(dependency.read_params())
+    return [
+        f"{key} {_value(before, key)} → {_value(now, key)}"
+        for key in {**before, **now}
+        if _value(before, key) != _value(now, key)
+    ]
+
+
+def _value(values: Mapping[str, Any], key: str) -> str:
+    text = one_line(values.get(key, "unset"))
+    return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"
+
+
+def _change(how: object) -> str:
+    return CHANGES.get(str(how), str(how))
+
+
+def one_line(message: object) -> str:
+    """Return a text with all white space, line breaks included, as single spaces."""
+    return " ".join(str(message).split())

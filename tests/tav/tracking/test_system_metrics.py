@@ -1,0 +1,45 @@
+"""The use of the machine in MLflow."""
+
+import logging
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tav.tracking.system_metrics import peak_memory, system_metrics
+from tav.tracking.tracker import Tracker
+
+
+def test_peak_memory_grows_with_what_is_held():
+    before = peak_memory()
+    held = np.ones(int((before + 0.2) * 2**30), np.uint8)
+    assert 0.01 < before < peak_memory() < 200 and held.sum()
+
+
+def test_system_metrics_are_in_the_store_and_outlast_its_absence(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    with Tracker(uri, "tav", tmp_path) as tracker:
+        run = tracker.pipeline("ball", {"tune.steps": 1})
+        with system_metrics(run, interval=0.1):
+            time.sleep(1)
+        run.finish()
+        assert run.tag("tav.kind") == "pipeline" and run.tag("nothing") is None
+    client = MlflowClient(uri)
+    (stored,) = client.search_runs([client.get_experiment_by_name("tav").experiment_id])
+    history = client.get_metric_history(stored.info.run_id, "system/cpu_utilization_percentage")
+    assert len(history) >= 3 and len({metric.step for metric in history}) == len(history)
+    assert "system/system_memory_usage_megabytes" in stored.data.metrics
+
+    with caplog.at_level(logging.WARNING), Tracker("http://127.0.0.1:9", "tav", tmp_path) as tracker:
+        run = tracker.pipeline("ball", {"tune.steps": 1})
+        with system_metrics(run, interval=0.1):
+            time.sleep(0.5)
+        run.finish()
+        assert run.tag("tav.kind") is None
+    assert "system metrics stopped" not in caplog.text
+    assert "cpu_utilization" in (tmp_path / ".tav" / "tracking-missed.jsonl").read_text()
+    with Tracker(None, "tav", tmp_path) as tracker, system_metrics(tracker.pipeline("ball", {}), interval=0.1):
+        pass
