@@ -63,7 +63,7 @@ def logged(clone: Path, metric: str) -> list[float]:
 
 
 @pytest.mark.timeout(500)
-def test_cancelled_and_gone_on(tmp_path: Path, prefect: dict[str, str]) -> None:
+def test_cancelled_and_resumed(tmp_path: Path, prefect: dict[str, str]) -> None:
     clone = project(tmp_path / "project")
     checkpoints = clone / ".tav" / "checkpoints" / "ball"
     with serving(clone, prefect):
@@ -84,7 +84,7 @@ def test_cancelled_and_gone_on(tmp_path: Path, prefect: dict[str, str]) -> None:
     assert status_of(clone, "tune") == status_of(clone, "pipeline") == "FINISHED"
     assert len((clone / "results/ball/tuned/loss.csv").read_text().splitlines()) == STEPS + 1
     log = (clone / "logs/ball/tune.log").read_text()
-    assert f"tune ball: goes on at {kept}/{STEPS} steps" in log and f"tune ball: done, {STEPS}/{STEPS} steps" in log
+    assert f"tune ball: resumes at {kept}/{STEPS} steps" in log and f"tune ball: done, {STEPS}/{STEPS} steps" in log
     rates = logged(clone, "steps_per_second")
     assert STEPS - kept <= len(rates) <= STEPS and max(rates) < 500  # none of the steps that were loaded
     print(f"cancelled in {taken:.1f} s at step {kept}")
