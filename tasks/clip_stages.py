@@ -85,17 +85,27 @@ class ClipStages:
     def run(self, stage: str, slot: Slot | None = None) -> None:
         """Run one stage, on the device of `slot` where the caller holds one, else on the first that is free.
 
-        No other process works on the clip meanwhile; the stage has its log; subscribers and MLflow receive how it ends.
-
         Raises:
             TavError: another process works on the clip, or a user's mistake in what the stage reads.
             FullDiskError: the disk is full.
         """
-        with self.prepared(stage, stage), self._device(stage, slot) as device, self.reported(stage):
+        with self.session(stage, slot) as device:
             if stage == "decode":
                 self.decode()
             else:
                 getattr(self, stage)(device)
+
+    @contextlib.contextmanager
+    def session(self, stage: str, slot: Slot | None = None) -> Iterator[str]:
+        """Prepare what a stage runs in, and yield the device to compute on.
+
+        No other process works on the clip meanwhile; the stage has its log; subscribers and MLflow receive how it ends.
+
+        Raises:
+            TavError: another process works on the clip.
+        """
+        with self.prepared(stage, stage), self._device(stage, slot) as device, self.reported(stage):
+            yield device
 
     def needs_device(self, stage: str) -> bool:
         """Return whether a stage holds a device. To encode on a CPU needs none: another clip may be tuned meanwhile."""

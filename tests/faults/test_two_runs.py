@@ -28,8 +28,8 @@ from tests.support.projects import change_params, run
 DOORS = {"dvc": ("dvc", "repro", "score@{}"), "flow": (sys.executable, "-m", "tav_cli.main", "run", "{}")}
 # What the second run says, by its own door; of DVC's two ways, which one depends on the door of the first.
 REFUSALS = {
-    "dvc": r"error: tune: the clip ball is being worked on by process \d+ \(stage tune\); wait for it|is busy, it is being",
-    "flow": r"error: (ball: )?tune: the clip ball is being worked on by process \d+ \(stage tune\); wait for it"
+    "dvc": r"error: tune: the clip ball is in use by process \d+ \(stage tune\); wait for it|is busy, it is being",
+    "flow": r"error: (ball: )?tune: the clip ball is in use by process \d+ \(stage tune\); wait for it"
     r"|DVC is in use here by process \d+ ",
 }
 

@@ -19,6 +19,7 @@ from tasks.clip_stages import ClipStages
 from tav.config.stages import STAGES
 from tav.media.loveu_tgve import Entry
 from tav.media.videos import read_mp4
+from tav.runtime.events import Event, EventStream, StageFinished
 from tav_model.errors import TavError
 from tests.support.loveu_tgve import CATEGORIES, NAMES, quick_overrides, write_benchmark
 from tests.support.projects import ROOT
@@ -47,7 +48,7 @@ def run(
     """The results of the benchmark in a project's folder."""
     monkeypatch.chdir(root)
     with open_benchmark(root, Path(folder), OUT, quick_overrides(**changes), only) as prepared:
-        return list(prepared.results(Progress()))
+        return list(prepared.results(EventStream(), lambda entry: None))
 
 
 def errors(results: list[ClipResult]) -> dict[str, str | None]:
@@ -94,14 +95,23 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(ROOT / "params.yaml", root)
     write_benchmark(root / "tgve")
     shutil.copy(root / "params.yaml", root / "tgve" / "params.before")
-    progress = Progress()
+    clips: list[str] = []
+    stages: list[str] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, StageFinished):
+            stages.append(event.stage)
+
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(root)
         with open_benchmark(root, Path("tgve"), OUT, quick_overrides(), []) as prepared:
-            assert errors(list(prepared.results(progress))) == UP_TO_DATE and prepared.up_to_date == []
+            assert (
+                errors(list(prepared.results(EventStream(note), lambda entry: clips.append(entry.name)))) == UP_TO_DATE
+                and prepared.up_to_date == []
+            )
             assert set(prepared.scores) == set(UP_TO_DATE)
-    assert progress.clips == list(UP_TO_DATE)
-    assert [stage for stage in progress.stages if stage != "decode"] == [*STAGES[1:]] * 2
+    assert clips == list(UP_TO_DATE)
+    assert stages == [*STAGES] * 2
     return root
 
 
@@ -218,7 +228,7 @@ def test_a_broken_clip_fails_alone(project: Path, monkeypatch: pytest.MonkeyPatc
 def test_one_clip_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
-    def fails(folder: Path, clip: str, on_stage: object) -> None:
+    def fails(folder: Path, clip: str, events: object) -> None:
         ran.append((folder, clip))
         raise RuntimeError("why")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
@@ -131,7 +132,7 @@ def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(proje
         addresses = re.findall(r"http://127\.0\.0\.1:\d+", printed)
         assert [get(address) for address in addresses] == [200, 200]
         assert "deployment run tav/edit-batch" in printed
-        process = int((project / ".tav" / "services.lock").read_text().split()[0])
+        process = json.loads((project / ".tav" / "services.lock").read_text())["process"]
         places = listening(process)
         assert {host for host, _ in places} == {"127.0.0.1"}
         assert {port for _, port in places} >= {int(address.rpartition(":")[2]) for address in addresses}

@@ -155,12 +155,12 @@ class NoModel(RowBatch):
         pass
 
     def fill(self) -> None:
-        for edit in self.edits:
-            folder = self.store / edit.identity
+        for row in self.rows:
+            folder = self.store / row.identity
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "edit.mp4").write_bytes(b"video")
             (folder / "edit.webp").write_bytes(b"preview")
-            write_json(folder / "edit.json", {"name": edit.name})
+            write_json(folder / "edit.json", {"name": row.name})
 
 
 @pytest.fixture(scope="module")
@@ -188,8 +188,8 @@ def render(root: Path) -> int:
         store=root / ".tav" / "rows" / "ball",
     )
     batch.fill()
-    batch.finish({})
-    return len(batch.edits)
+    batch.publish({})
+    return len(batch.rows)
 
 
 def check_rows(root: Path, table: list[tuple[str, ...]]) -> None:

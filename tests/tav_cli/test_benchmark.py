@@ -16,6 +16,7 @@ from rich.console import Console
 
 from flows.benchmark import ClipResult
 from tav.media.loveu_tgve import Entry
+from tav.runtime.events import EventStream, LoopProgressed, LoopStarted
 from tav_cli import benchmark
 from tav_model.errors import TavError
 from tests.support.tav_command import Tav
@@ -41,11 +42,13 @@ def prepare(monkeypatch: pytest.MonkeyPatch, new: Path) -> Prepare:
             up_to_date = [entry.name for entry, outcome in ((BALL, ball), (FISH, fish)) if outcome == "up to date"]
             scores = {}
 
-            def results(observer: Any) -> Iterator[ClipResult]:
+            def results(events: EventStream, on_clip: Any) -> Iterator[ClipResult]:
                 for entry, outcome in ((BALL, ball), (FISH, fish)):
                     if outcome != "up to date":
-                        observer.clip_started(entry)
-                        observer.stage_advanced("tune", 30, 400)
+                        on_clip(entry)
+                        state = {"clip": entry.clip, "stage": "tune", "total": 400, "unit": "step"}
+                        for event in (LoopStarted(**state, done=0), LoopProgressed(**state, done=30)):
+                            events.publish(event)
                     if isinstance(outcome, KeyboardInterrupt):
                         raise outcome
                     if isinstance(outcome, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from tasks.clip_stages import ClipStages
 from tasks.rows import RowBatch
 from tav.config.stages import STAGES
 from tav.versioning.dvc_pipeline import DvcPipeline
+from tav_model.errors import FullDiskError
 from tav_model.files import read_json
 from tests.support.tav_command import Tav, contents
 
@@ -71,10 +73,10 @@ def test_edit_with_other_settings_is_another_video_and_goes_into_the_csv(tav: Ta
 def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = RowBatch.render
 
-    def render(self: RowBatch, edit: Any, on_step: Any = None) -> None:
-        if edit.prompt == "a cat":
+    def render(self: RowBatch, rows: Any, on_step: Any) -> Any:
+        if any(row.prompt == "a cat" for row in rows):
             raise RuntimeError("no cats\nat all")
-        real(self, edit, on_step)
+        return real(self, rows, on_step)
 
     monkeypatch.setattr(RowBatch, "render", render)
     before = (done / "data/ball.csv").read_bytes()
@@ -114,4 +116,14 @@ def test_edit_writes_through_no_link_out_of_the_project(tav: Tav, done: Path, tm
 
 def test_edit_waits_for_nobody(tav: Tav, done: Path) -> None:
     with ClipStages(done, "ball").session("decode"):
-        assert f"is being worked on by process {os.getpid()} (stage decode)" in tav("edit", "ball", "a cat").error
+        assert f"is in use by process {os.getpid()} (stage decode)" in tav("edit", "ball", "a cat").error
+
+
+def test_a_full_disk_ends_it_and_is_no_fault_of_a_prompt(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: RowBatch, rows: Any, on_step: Any) -> Any:
+        raise FullDiskError(errno.ENOSPC, "no room left on the disk", "edit.mp4")
+
+    monkeypatch.setattr(RowBatch, "render", full)
+    ended = tav("edit", "ball", "a cat", "a dog")
+    assert ended.code == 1 and ended.out == ""
+    assert ended.error == "edit.mp4: no room left on the disk"

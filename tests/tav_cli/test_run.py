@@ -15,6 +15,7 @@ import pytest
 
 from tav.config.stages import STAGES
 from tav.reports import report as reports
+from tav.runtime.events import ClipFinished, StageFailed, StageStarted, StageUpToDate
 from tav_cli import run as runner
 from tav_model.errors import TavError
 from tests.support.tav_command import Ended, Tav, contents, read_yaml, start_tav
@@ -64,12 +65,13 @@ def test_run_names_what_has_failed(tav: Tav, done: Path, monkeypatch: pytest.Mon
     def rows_fail(root: Path, clips: list[str], overrides: dict[str, Any], progress: Any) -> None:
         assert (clips, overrides) == (["ball", "cube"], {"edit.steps": "2"})
         for stage in STAGES[:4]:
-            progress.stage("ball", stage, "up to date")
-        progress.stage("ball", "edit", "begins")
-        progress.ended("ball", "edit: 1 of 2 rows failed: blue (why). 1 done and kept")
-        for stage in STAGES:
-            progress.stage("cube", stage, "up to date")
-        progress.ended("cube", None)
+            progress(StageUpToDate(clip="ball", stage=stage))
+        progress(StageStarted(clip="ball", stage="edit"))
+        for stage in STAGES:  # The clips run side by side.
+            progress(StageUpToDate(clip="cube", stage=stage))
+        progress(ClipFinished(clip="cube", stage=""))
+        progress(StageFailed(clip="ball", stage="edit", error=TavError("why")))
+        progress(ClipFinished(clip="ball", stage="", error="edit: 1 of 2 rows failed: blue (why). 1 done and kept"))
 
     monkeypatch.setattr(runner, "_run_flow", rows_fail)
     shutil.copytree(done / "results/ball", done / "results/cube")
