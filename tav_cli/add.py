@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tav.media.importing import Added, add
+from tav.media.importing import ImportedClip, import_clip
 from tav_cli.terminal import Bars, print_json, say
 from tav_model.errors import TavError
 
@@ -30,7 +30,7 @@ def add_clip(
         frames: `frames`, `start`, `end` and `stride` of the section `decode`, where the clip wants its own.
 
     Raises:
-        TavError: as `tav.media.importing.add`; the project is as it was.
+        TavError: as `tav.media.importing.import_clip`; the project is as it was.
     """
     decode: dict[str, Any] = {key: value for key, value in frames.items() if value is not None}
     if "stride" in decode:
@@ -38,7 +38,7 @@ def add_clip(
     if size is not None:
         decode = {**_parse_size(size), **decode}
     with Bars() as bars, bars.working(f"reading {video.name}"):
-        added = add(root, video, caption, name, edits, decode)
+        added = import_clip(root, video, caption, name, edits, decode)
     if as_json:
         print_json(asdict(added))
         return
@@ -55,7 +55,7 @@ def _parse_size(text: str) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def _described(added: Added) -> str:
+def _described(added: ImportedClip) -> str:
     lines = [
         added.name,
         f"  video    {added.video}: {added.frames} frames of {added.width}x{added.height} are used",
