@@ -12,7 +12,6 @@ from tav.tracking.system_metrics import system_metrics
 from tav.tracking.tracker import Tracker
 from tests.support.projects import ROOT
 
-
 HOLD = """
 from tav.tracking.system_metrics import peak_memory
 before = peak_memory()
