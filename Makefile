@@ -33,10 +33,10 @@ demo: install
 	@$(RUN) python -m tasks show --clip ball
 
 up: install
-	@$(RUN) python -m flows.services up
+	@$(RUN) tav up
 
 down: install
-	@$(RUN) python -m flows.services down
+	@$(RUN) tav down
 
 test: install
 	@$(RUN) $(PYTEST) -m "not long"

@@ -130,7 +130,7 @@ def _served(project: Path, **environment: str) -> Iterator[dict[str, str]]:
         "PREFECT_API_URL": f"http://127.0.0.1:{_free_port()}/api",
         "TAV_MLFLOW_PORT": str(_free_port()),
     }
-    log = project / ".tav" / "serve.log"
+    log = project / ".tav" / "services.log"
     log.parent.mkdir(exist_ok=True)
     with log.open("w") as output:
         process = subprocess.Popen(

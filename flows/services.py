@@ -1,8 +1,8 @@
-"""`python -m flows.services`: a Prefect server, the deployment `tav/edit-batch`, a worker for it and the MLflow UI.
+"""The local services: a Prefect server, the deployment `tav/edit-batch`, a worker for it and the MLflow UI.
 
-All of them listen on 127.0.0.1 and end with this command. `python -m flows.services up` starts it in the background, and
-`python -m flows.services down` ends it. Ports: that of Prefect's `api.url` (prefect.toml, or PREFECT_API_URL in the
-environment), and TAV_MLFLOW_PORT (5000).
+`python -m flows.services` runs them in the foreground and restarts what ends; they stop with it. `tav up` starts that
+command in the background, and `tav down` stops it. All of them listen on 127.0.0.1 only. Ports: that of Prefect's `api.url`
+(prefect.toml, or PREFECT_API_URL in the environment), and TAV_MLFLOW_PORT (5000).
 """
 
 from __future__ import annotations
@@ -18,38 +18,109 @@ import time
 import tomllib
 import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from http.client import HTTPException
 from pathlib import Path
+from types import TracebackType
 from urllib.parse import urlsplit
 
 from tav.runtime import locks
+from tav.runtime.exit_status import ExitStatus
 from tav_model.errors import TavError
 
 POOL = "tav"
 START_SECONDS = 120
 STOP_SECONDS = 15
-# A process that ends is started again; one that ends so many times within such a time has a lasting reason.
-RESTARTS, RESTARTS_SECONDS = 3, 300
+# A process that ends is restarted, at most so many times within so many seconds.
+MAX_RESTARTS, RESTARTS_SECONDS = 3, 300
+READY = "ready: "
 
 
 @dataclass(frozen=True)
 class Services:
-    """The process that holds the services, and where a browser finds them; "" for MLflow: nothing is tracked."""
+    """The services of a project that run now.
+
+    Attributes:
+        process: the id of the process that holds them, `python -m flows.services`.
+        prefect: the address of Prefect's pages.
+        mlflow: the address of MLflow's pages; empty where nothing is tracked.
+    """
 
     process: int
     prefect: str
     mlflow: str
 
 
-def serve(root: Path) -> None:
-    """Start everything, print the addresses, and wait for an interrupt. A process that ends is started again.
+# In the background, for `tav up`, `tav down` and `tav status`
+
+
+def start(root: Path) -> Services:
+    """Run `serve` in the background, detached from the terminal; return when everything is ready.
 
     Raises:
-        TavError: it runs already, a port is taken, something does not start, or ends again and again; whatever was
-            started is ended.
+        TavError: the services run already, or do not start.
+    """
+    if services := running(root):
+        raise _already_running(services)
+    log = root / "logs" / "services.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("w") as output:
+        process = _start_detached([sys.executable, "-m", "flows.services"], root, output.fileno())
+    try:
+        while not any(line.startswith(READY) for line in log.read_text().splitlines()):
+            if process.poll() is not None:
+                raise TavError(_start_failure(log))
+            time.sleep(0.3)
+    except KeyboardInterrupt:
+        process.terminate()
+        process.wait()
+        raise
+    services = running(root)
+    if services is None:
+        raise TavError(_start_failure(log))
+    return services
+
+
+def stop(root: Path) -> bool:
+    """Stop the services of this project; False: there were none.
+
+    Raises:
+        TavError: they do not stop.
+    """
+    services = running(root)
+    if services is None:
+        return False
+    os.kill(services.process, signal.SIGTERM)
+    deadline = time.monotonic() + 6 * STOP_SECONDS
+    while running(root):
+        if time.monotonic() > deadline:
+            raise TavError(f"process {services.process} does not stop; see logs/services.log")
+        time.sleep(0.2)
+    return True
+
+
+def running(root: Path) -> Services | None:
+    """Return the services of this project, by the lock that their process holds; None: they do not run."""
+    lock = locks.holder(_lock_path(root))
+    return None if lock is None else _parse_lock(lock)
+
+
+def _start_failure(log: Path) -> str:
+    """Return the error of a `serve` that has ended, as the last of its log."""
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    return errors[-1].removeprefix("error: ") if errors else "the services do not start; see logs/services.log"
+
+
+# In the foreground
+
+
+def serve(root: Path) -> None:
+    """Start everything, log the addresses on standard output, and restart what ends, until an interrupt.
+
+    Raises:
+        TavError: the services run already, a port is taken, something does not start, or ends again and again; whatever
+            was started is stopped.
     """
     from prefect.settings import PREFECT_API_URL
 
@@ -59,151 +130,188 @@ def serve(root: Path) -> None:
 
     api = urlsplit(PREFECT_API_URL.value() or "")
     if api.hostname not in ("127.0.0.1", "localhost") or api.port is None:
-        raise TavError(
-            f"prefect.toml: api.url: {api.geturl()!r} must be http://127.0.0.1:PORT/api to be served from here"
-        )
+        raise TavError(f"prefect.toml: api.url: {api.geturl()!r} must be http://127.0.0.1:PORT/api to be served here")
     mlflow_port = mlflow_port_setting()
     uri = load_params(root / "params.yaml").tracking.uri
     if uri is not None:
         uri = resolve_uri(uri, root)
-    logs = root / "logs"
-    logs.mkdir(exist_ok=True)
-    python = [sys.executable, "-m"]
-    own_mlflow = uri is not None and not uri.startswith("http")
-    mlflow = f"http://127.0.0.1:{mlflow_port}" if own_mlflow else redact(uri or "")
+    serves_mlflow = uri is not None and not uri.startswith("http")
+    mlflow = f"http://127.0.0.1:{mlflow_port}" if serves_mlflow else redact(uri or "")
+    prefect = f"http://127.0.0.1:{api.port}"
     environment = os.environ | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
 
-    with ExitStack() as stack:
-        stack.enter_context(_only_one(root, f"http://127.0.0.1:{api.port}", mlflow))
+    with _only_one(root, prefect, mlflow), _Supervisor(root, environment) as supervisor:
         _check_free(api.port, "prefect.toml: api.url")
-        if own_mlflow:
+        if serves_mlflow:
             _check_free(mlflow_port, "TAV_MLFLOW_PORT")
-        children: dict[str, subprocess.Popen] = {}
-        commands: dict[str, tuple[str, ...]] = {}
-
-        def start(name: str, *command: str) -> None:
-            with (logs / f"{name}.log").open("a") as log:
-                child = subprocess.Popen(
-                    [*python, *command], cwd=root, stdout=log, stderr=log, start_new_session=True, env=environment
-                )
-            stack.callback(stop, child)
-            children[name], commands[name] = child, command
-
-        start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
-        if uri is not None and own_mlflow:
+        supervisor.start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
+        if uri is not None and serves_mlflow:
             # The address may hold a password, and everyone on the machine sees the arguments of processes.
             environment["MLFLOW_BACKEND_STORE_URI"] = uri
-            # Nothing here is a job of the server's, for which it would start eight processes more.
+            # The server's job runner, which nothing here uses, would start eight more processes.
             environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
             address = ("--host", "127.0.0.1", "--port", str(mlflow_port))
-            start("mlflow-server", "mlflow", "server", *address, "--workers", "1")
-        _wait(f"{api.geturl()}/health", children, "prefect-server")
-        _prefect(root, "work-pool", "create", POOL, "--type", "process", "--overwrite")
-        start("prefect-worker", "prefect", "worker", "start", "--pool", POOL)
-        _prefect(root, "--no-prompt", "deploy", "--all")
-        if "mlflow-server" in children:
-            _wait(f"http://127.0.0.1:{mlflow_port}/health", children, "mlflow-server")
-        print(f"Prefect   http://127.0.0.1:{api.port}")
-        print(f"MLflow    {mlflow or 'none: tracking.uri is null in params.yaml'}")
-        print(
-            "ready: prefect deployment run tav/edit-batch --watch      (tav down ends everything)",
-            flush=True,
-        )
-        ends: dict[str, list[float]] = {name: [] for name in children}
+            supervisor.start("mlflow-server", "mlflow", "server", *address, "--workers", "1")
+        supervisor.wait_for("prefect-server", f"{api.geturl()}/health")
+        _run_prefect(root, "work-pool", "create", POOL, "--type", "process", "--overwrite")
+        supervisor.start("prefect-worker", "prefect", "worker", "start", "--pool", POOL)
+        _run_prefect(root, "--no-prompt", "deploy", "--all")
+        if serves_mlflow:
+            supervisor.wait_for("mlflow-server", f"http://127.0.0.1:{mlflow_port}/health")
+        _log(f"{READY}Prefect {prefect}, MLflow {mlflow or 'none'}")
+        supervisor.watch()
+
+
+class _Supervisor:
+    """The processes of the services: start them, restart those that end, stop all of them on exit.
+
+    The output of each is in `logs/NAME.log`.
+    """
+
+    def __init__(self, root: Path, environment: dict[str, str]) -> None:
+        self.root, self.environment = root, environment
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._commands: dict[str, tuple[str, ...]] = {}
+        self._ends: dict[str, list[float]] = {}
+        self._exit_stack = contextlib.ExitStack()
+
+    def __enter__(self) -> _Supervisor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._exit_stack.close()
+
+    def start(self, name: str, *command: str) -> None:
+        """Start `python -m COMMAND`."""
+        path = self.root / "logs" / f"{name}.log"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a") as log:
+            process = _start_detached([sys.executable, "-m", *command], self.root, log.fileno(), self.environment)
+        self._exit_stack.callback(stop_process_group, process)
+        self.processes[name], self._commands[name] = process, command
+
+    def wait_for(self, name: str, url: str) -> None:
+        """Wait until a process answers.
+
+        Raises:
+            TavError: it ends, or does not answer within START_SECONDS.
+        """
+        deadline = time.monotonic() + START_SECONDS
+        while time.monotonic() < deadline:
+            if self.processes[name].poll() is not None:
+                break
+            if answers(url):
+                return
+            time.sleep(0.3)
+        raise TavError(f"{name} does not answer; see logs/{name}.log")
+
+    def watch(self) -> None:
+        """Restart processes that end, for ever.
+
+        Raises:
+            TavError: one has ended more than MAX_RESTARTS times within RESTARTS_SECONDS.
+        """
         while True:
-            for name, child in list(children.items()):
-                if child.poll() is None:
-                    continue
-                now = time.monotonic()
-                ends[name] = [end for end in ends[name] if end > now - RESTARTS_SECONDS] + [now]
-                if len(ends[name]) > RESTARTS:
-                    raise TavError(f"{name} ends again and again; logs/{name}.log says why")
-                print(f"{datetime.now():%H:%M:%S} {name} has ended ({_how(child)}) and is started again", flush=True)
-                if name != "prefect-worker":  # whose flow runs go on
-                    stop(child)  # what it has started itself, and left, which may have its port
-                start(name, *commands[name])
+            for name, process in list(self.processes.items()):
+                if process.poll() is not None:
+                    self._restart(name, process)
             time.sleep(1)
 
+    def _restart(self, name: str, process: subprocess.Popen[bytes]) -> None:
+        now = time.monotonic()
+        recent = [end for end in self._ends.get(name, []) if end > now - RESTARTS_SECONDS]
+        self._ends[name] = [*recent, now]
+        if len(self._ends[name]) > MAX_RESTARTS:
+            raise TavError(f"{name} ends again and again; see logs/{name}.log")
+        code = process.returncode
+        reason = f"signal {-code}" if code < 0 else f"exit code {code}"
+        _log(f"{datetime.now():%H:%M:%S} {name} ended ({reason}), restarting it")
+        if name != "prefect-worker":  # whose flow runs continue
+            stop_process_group(process)  # what it started and left behind may have its port
+        self.start(name, *self._commands[name])
 
-def up(root: Path) -> None:
-    """`serve` in the background; returns when it is ready, having printed what it says.
 
-    Raises:
-        TavError: it runs already, or what it says when it does not start.
+def _start_detached(
+    command: list[str], root: Path, output: int, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a process in a session of its own that holds nothing of the user's terminal.
+
+    A program that waits until its terminal is closed, such as `script` or a CI runner, would else wait for the services.
     """
-    if services := running(root):
-        raise _already(services)
-    log = root / "logs" / "serve.log"
-    log.parent.mkdir(exist_ok=True)
-    with log.open("w") as output:
-        command = [sys.executable, "-m", "flows.services"]
-        process = subprocess.Popen(command, cwd=root, stdout=output, stderr=output, start_new_session=True)
-    try:
-        while "ready:" not in log.read_text():
-            if process.poll() is not None:
-                raise TavError(log.read_text().strip().removeprefix("error: "))
-            time.sleep(0.3)
-    except KeyboardInterrupt:
-        process.terminate()
-        process.wait()
-        raise
-    print(log.read_text(), end="")
+    return subprocess.Popen(
+        command,
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        env=environment,
+    )
 
 
-def down(root: Path) -> None:
-    """End what `up` or `serve` of this project has started, and nothing else.
-
-    Raises:
-        TavError: it does not end.
-    """
-    services = running(root)
-    if services is None:
-        print("not running")
-        return
-    os.kill(services.process, signal.SIGTERM)
-    deadline = time.monotonic() + 6 * STOP_SECONDS
-    while running(root):
-        if time.monotonic() > deadline:
-            raise TavError(f"process {services.process} does not end; logs/serve.log may say why")
-        time.sleep(0.2)
-    print("stopped")
+def stop_process_group(process: subprocess.Popen[bytes]) -> None:
+    """Stop a process that leads a group, with everything it has started: SIGTERM, and SIGKILL after STOP_SECONDS."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, number)
+            process.wait(STOP_SECONDS)
+        except ProcessLookupError:
+            return
+        except subprocess.TimeoutExpired:
+            continue
 
 
 @contextlib.contextmanager
 def _only_one(root: Path, prefect: str, mlflow: str) -> Iterator[None]:
-    """Hold the project's lock, which goes with the process, however that ends; the file says who and where."""
+    """Hold the project's lock, whose file has the process id and the addresses; it is released when the process ends."""
     path = _lock_path(root)
     path.parent.mkdir(exist_ok=True)
     with path.open("a+") as file:
         if not locks.take(file, f"{os.getpid()} {prefect} {mlflow}"):
-            raise _already(_read(locks.holder(path) or ""))
+            raise _already_running(_parse_lock(locks.holder(path) or ""))
         yield
 
 
-def running(root: Path) -> Services | None:
-    """What `serve` of this project has started and not ended, by the lock that it holds."""
-    lock = locks.holder(_lock_path(root))
-    return None if lock is None else _read(lock)
-
-
-def _read(lock: str) -> Services:
+def _parse_lock(lock: str) -> Services:
     process, prefect, mlflow = [*lock.split(), "", "", ""][:3]
     return Services(int(process or 0), prefect, mlflow)
 
 
-def _already(services: Services) -> TavError:
-    return TavError(f"already running (process {services.process}); make down or tav down ends it")
+def _already_running(services: Services) -> TavError:
+    return TavError(f"the services are already running (process {services.process}); tav down stops them")
 
 
 def _lock_path(root: Path) -> Path:
-    return root / ".tav" / "serve.lock"
+    return root / ".tav" / "services.lock"
+
+
+def _run_prefect(root: Path, *command: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "prefect", *command],
+        cwd=root,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        (root / "logs" / "deploy.log").write_text(done.stdout + done.stderr)
+        raise TavError(f"prefect {' '.join(command)} failed; see logs/deploy.log")
+
+
+def _log(message: str) -> None:
+    print(message, flush=True)
+
+
+# Addresses and ports
 
 
 def api_url(root: Path) -> str:
-    """The address of Prefect's API by the environment or prefect.toml, without the seconds that Prefect's import takes.
+    """Return the address of Prefect's API, from the environment or prefect.toml, without importing Prefect.
 
     Raises:
-        TavError: neither says one.
+        TavError: neither has one.
     """
     if url := os.environ.get("PREFECT_API_URL"):
         return url.rstrip("/")
@@ -215,6 +323,11 @@ def api_url(root: Path) -> str:
 
 
 def mlflow_port_setting() -> int:
+    """Return the port of the MLflow UI, from TAV_MLFLOW_PORT.
+
+    Raises:
+        TavError: it is not a port.
+    """
     text = os.environ.get("TAV_MLFLOW_PORT", "5000")
     if not text.isdecimal() or not 1 <= int(text) <= 65535:
         raise TavError(f"TAV_MLFLOW_PORT: {text!r} must be a port, 1 to 65535")
@@ -222,6 +335,7 @@ def mlflow_port_setting() -> int:
 
 
 def is_free(port: int) -> bool:
+    """Return whether a server on 127.0.0.1 could listen on the port."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -232,9 +346,11 @@ def is_free(port: int) -> bool:
 
 
 def answers(url: str, seconds: float = 5) -> bool:
-    """Whether an HTTP server answers there without an error."""
+    """Return whether an HTTP server answers at the address without an error."""
+    if not url.startswith(("http://", "https://")):
+        return False
     try:
-        with urllib.request.urlopen(url, timeout=seconds):
+        with urllib.request.urlopen(url, timeout=seconds):  # noqa: S310 (the scheme is checked above)
             return True
     except (OSError, ValueError, HTTPException):
         return False
@@ -242,56 +358,25 @@ def answers(url: str, seconds: float = 5) -> bool:
 
 def _check_free(port: int, setting: str) -> None:
     if not is_free(port):
-        raise TavError(f"port {port} is taken; end what uses it, or choose another one ({setting})")
+        raise TavError(f"port {port} is taken; stop the program that uses it, or choose another port ({setting})")
 
 
-def _prefect(root: Path, *command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "prefect", *command], cwd=root, capture_output=True, text=True)
-    if done.returncode:
-        (root / "logs" / "deploy.log").write_text(done.stdout + done.stderr)
-        raise TavError(f"prefect {' '.join(command)} failed; logs/deploy.log says why")
-
-
-def _wait(url: str, children: dict[str, subprocess.Popen], name: str) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if children[name].poll() is not None:
-            break
-        if answers(url):
-            return
-        time.sleep(0.3)
-    raise TavError(f"{name} does not answer; logs/{name}.log says why")
-
-
-def _how(child: subprocess.Popen) -> str:
-    return f"signal {-child.returncode}" if child.returncode < 0 else f"status {child.returncode}"
-
-
-def stop(child: subprocess.Popen) -> None:
-    """End a process with all that it has started."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
-            os.killpg(child.pid, number)
-            child.wait(STOP_SECONDS)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m flows.services", description=__doc__.partition("\n")[0])
-    parser.add_argument("command", nargs="?", choices=("up", "down"), help="up: in the background; down: end it")
-    command = {"up": up, "down": down, None: serve}[parser.parse_args(arguments).command]
+def main(arguments: list[str] | None = None) -> ExitStatus:
+    """Run the services in the foreground; SIGTERM and Ctrl-C stop them."""
+    parser = argparse.ArgumentParser(
+        prog="python -m flows.services",
+        description="Run Prefect, its worker and the MLflow UI in the foreground. `tav up` runs them in the background.",
+    )
+    parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        command(Path.cwd())
+        serve(Path.cwd())
     except TavError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return ExitStatus.USAGE
     except KeyboardInterrupt:
-        print("stopped")
-    return 0
+        _log("stopped")
+    return ExitStatus.SUCCESS
 
 
 if __name__ == "__main__":

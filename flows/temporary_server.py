@@ -1,4 +1,4 @@
-"""A Prefect server for one run, where none is running. It ends with the process that has started it, however that ends.
+"""A Prefect server for one run, for when none is running. It ends with the process that started it, however that ends.
 
 It keeps its runs in Prefect's own database, so that the pages of the next `tav up` show them.
 """
@@ -15,30 +15,31 @@ import sys
 import time
 from pathlib import Path
 
-from flows.services import START_SECONDS, answers, stop
+from flows.services import START_SECONDS, answers, stop_process_group
 
 SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
 GRACE_SECONDS = 2
 
 
 def start_temporary_server(log: Path) -> str | None:
-    """Returns the address of its API when it answers; None: it does not start, and its log says why.
+    """Start the server and return the address of its API when it answers; None: it does not start, see its log.
 
-    To be called before Prefect is imported, so that it ends after all that Prefect has to tell it at the end.
+    Call it before Prefect is imported, so that the server ends after Prefect's client has sent its last messages.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as listening, log.open("a") as output:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
-        # A session of its own: Ctrl-C is for the run, which still has to tell the server that it was stopped.
+        # A session of its own: Ctrl-C is for the run, which then still has to report to the server that it was stopped.
         server = subprocess.Popen(
             [sys.executable, "-m", "flows.temporary_server", str(listening.fileno()), str(os.getpid())],
             pass_fds=[listening.fileno()],
+            stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
             start_new_session=True,
             env=os.environ | {"PREFECT_API_URL": url},
         )
-    atexit.register(stop, server)
+    atexit.register(stop_process_group, server)
     deadline = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         if answers(f"{url}/health"):
@@ -48,12 +49,12 @@ def start_temporary_server(log: Path) -> str | None:
 
 
 def main() -> None:
-    """In the child: serve on the socket that the parent has opened."""
+    """Serve on the socket that the parent process has opened."""
     descriptor, parent = map(int, sys.argv[1:])
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
     if os.getppid() != parent:
-        sys.exit()  # It has ended meanwhile, and no signal will come.
+        sys.exit()  # The parent ended before the signal was set up, and no signal will come.
     import uvicorn
     from prefect.server.api.server import create_app
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from tav_model.errors import TavError
+from tav.runtime.exit_status import RESUMABLE, ExitStatus, explain_error
 
 HELP = {
     "decode": "read the clip's frames, at the size and rate of params.yaml",
@@ -19,7 +19,7 @@ HELP = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> ExitStatus:
     parser = argparse.ArgumentParser(
         prog="python -m tasks",
         description="Run one stage of the pipeline, as dvc.yaml does. `dvc repro` runs all that is needed.",
@@ -32,19 +32,18 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     try:
         run(chosen.stage, chosen.clip)
-    except TavError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if error.errno is None:
-            raise
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"error: {chosen.stage}: {where}{error.strerror}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    return 0
+        print(RESUMABLE, file=sys.stderr)
+        return ExitStatus.INTERRUPTED
+    except Exception as error:
+        explained = explain_error(error)
+        if explained is None:
+            raise
+        status, message = explained
+        stage = f"{chosen.stage}: " if status == ExitStatus.FAILED else ""
+        print(f"error: {stage}{message}", file=sys.stderr)
+        return status
+    return ExitStatus.SUCCESS
 
 
 def run(stage: str, clip: str | None) -> None:

@@ -1,0 +1,1 @@
+"""The command `tav`: one module for each sub-command, and all terminal output."""

@@ -1,4 +1,4 @@
-"""`tav add`: a clip into the project, and what to do with it next."""
+"""`tav add`: copy a clip into the project, print what it is now, and what to do next."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tav.media.importing import ImportedClip, import_clip
-from tav_cli.terminal import Bars, print_json, say
+from tav_cli.terminal import ProgressBars, print_json, print_message
 from tav_model.errors import TavError
 
 
@@ -26,26 +26,32 @@ def add_clip(
     """Register a clip, and print what it is now.
 
     Args:
-        size: WIDTHxHEIGHT.
-        frames: `frames`, `start`, `end` and `stride` of the section `decode`, where the clip wants its own.
+        root: the project's folder.
+        video: a video, an animated GIF, or a folder of numbered images.
+        caption: what the video shows.
+        name: the clip's name; None: derived from the video's.
+        edits: prompts for the clip's CSV.
+        size: WIDTHxHEIGHT, such as 512x512.
+        frames: `frames`, `start`, `end` and `stride` of the section `decode`; None: as for all clips.
+        as_json: print a JSON document instead of text.
 
     Raises:
-        TavError: as `tav.media.importing.import_clip`; the project is as it was.
+        TavError: as `tav.media.importing.import_clip`; the project is unchanged.
     """
     decode: dict[str, Any] = {key: value for key, value in frames.items() if value is not None}
     if "stride" in decode:
         decode = {"sampling": "stride", **decode}
     if size is not None:
         decode = {**_parse_size(size), **decode}
-    with Bars() as bars, bars.working(f"reading {video.name}"):
+    with ProgressBars() as bars, bars.activity(f"reading {video.name}"):
         added = import_clip(root, video, caption, name, edits, decode)
     if as_json:
         print_json(asdict(added))
         return
-    print(_described(added))
+    print(_summary(added))
     if not edits:
-        say(f"no --edit was given: {added.prompts} holds the prompts; add yours there, one a line")
-    say(f"next: tav run {added.name}")
+        print_message(f"no --edit was given; add your prompts to {added.prompts}, one on each line")
+    print_message(f"next: tav run {added.name}")
 
 
 def _parse_size(text: str) -> dict[str, int]:
@@ -55,10 +61,10 @@ def _parse_size(text: str) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def _described(added: ImportedClip) -> str:
+def _summary(added: ImportedClip) -> str:
     lines = [
         added.name,
-        f"  video    {added.video}: {added.frames} frames of {added.width}x{added.height} are used",
+        f"  video    {added.video}: uses {added.frames} frames of {added.width}x{added.height}",
         f"  caption  {added.caption}",
         f"  prompts  {added.prompts}: {', '.join(added.edits)}",
     ]

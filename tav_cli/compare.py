@@ -1,4 +1,4 @@
-"""`tav compare`: the runs of each clip as tables for a terminal, or as JSON."""
+"""`tav compare`: print the MLflow runs of each clip as tables, or as JSON."""
 
 from __future__ import annotations
 
@@ -12,22 +12,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tav.config.metrics import METRICS
+from tav.config.metrics import METRICS, format_score
 from tav.tracking.comparison import Comparison, as_rows, compare
 from tav.tracking.stored_runs import PipelineRun
 from tav_cli.terminal import output_console, print_json
 
-LONGEST_VALUE = 28  # characters of a parameter; a whole negative prompt would fill the screen
-SHORT_ID = 8
+MAX_VALUE_LENGTH = 28  # characters of a parameter; a full negative prompt would fill the screen
+SHORT_ID_LENGTH = 8
 
 
-def show_comparisons(root: Path, clips: list[str], by: str | None, everything: bool, as_json: bool) -> None:
-    """Print them on stdout.
+def show_comparisons(root: Path, clips: list[str], by: str | None, include_unscored: bool, as_json: bool) -> None:
+    """Print the runs of each clip, best first.
+
+    Args:
+        root: the project's folder.
+        clips: names; empty: all that have runs.
+        by: the metric to order by; None: the first that there is, see `tav.tracking.comparison.compare`.
+        include_unscored: also print runs without scores.
+        as_json: print one JSON list instead of tables.
 
     Raises:
         TavError: as `tav.tracking.comparison.compare`.
     """
-    comparisons = compare(root, clips, by, everything)
+    comparisons = compare(root, clips, by, include_unscored)
     if as_json:
         print_json(as_rows(comparisons))
         return
@@ -48,7 +55,7 @@ class _Column:
 
 
 def tables(comparison: Comparison, console: Console) -> list[Table]:
-    """The comparison as one table, or as several below each other where the console is too narrow for all columns."""
+    """Return the comparison as one table, or as several where the console is too narrow for all columns."""
     columns = _columns(comparison)
     blocks: list[list[_Column]] = [[]]
     unbounded = console.options.update(max_width=10_000)
@@ -62,17 +69,17 @@ def tables(comparison: Comparison, console: Console) -> list[Table]:
 
 
 def _columns(comparison: Comparison) -> list[_Column]:
-    columns = [_Column(key.replace(".", ".\n"), _parameter(key)) for key in comparison.differing]
-    metrics = sorted(comparison.metrics, key=lambda metric: metric != comparison.by)  # The order's reason comes first.
+    columns = [_Column(key.replace(".", ".\n"), _parameter_cell(key)) for key in comparison.differing]
+    metrics = sorted(comparison.metrics, key=lambda metric: metric != comparison.by)  # the one that orders them first
     for metric in metrics:
         arrow = (" ↑" if METRICS[metric].higher_is_better else " ↓") if metric in METRICS else ""
         first, _, rest = metric.partition("_")
         header = f"{first}\n{rest}{arrow}" if rest else f"{first}{arrow}"
-        columns.append(_Column(header, _score(metric, comparison.best(metric)), "right"))
+        columns.append(_Column(header, _score_cell(metric, comparison.best(metric)), "right"))
     columns.append(_Column("when", lambda run: Text(f"{run.started:%Y-%m-%d %H:%M}")))
     if any(_state(run) for run in comparison.runs):
         columns.append(_Column("state", lambda run: Text(_state(run), style="yellow")))
-    columns.append(_Column("run id", lambda run: Text(run.run_id[:SHORT_ID], style="dim")))
+    columns.append(_Column("run id", lambda run: Text(run.run_id[:SHORT_ID_LENGTH], style="dim")))
     return columns
 
 
@@ -89,31 +96,26 @@ def _table(comparison: Comparison, columns: list[_Column], is_first: bool = True
     return table
 
 
-def _parameter(key: str) -> Callable[[PipelineRun], Text]:
+def _parameter_cell(key: str) -> Callable[[PipelineRun], Text]:
     def cell(run: PipelineRun) -> Text:
         value = " ".join(run.parameters.get(key, "-").split())
-        return Text(value if len(value) <= LONGEST_VALUE else f"{value[: LONGEST_VALUE - 1]}…")
+        return Text(value if len(value) <= MAX_VALUE_LENGTH else f"{value[: MAX_VALUE_LENGTH - 1]}…")
 
     return cell
 
 
-def _score(metric: str, best: float | None) -> Callable[[PipelineRun], Text]:
+def _score_cell(metric: str, best: float | None) -> Callable[[PipelineRun], Text]:
     def cell(run: PipelineRun) -> Text:
         if metric not in run.scores:
             return Text("-", style="dim")
         value = run.scores[metric]
-        return Text(number(value), style="bold green" if value == best else "")
+        return Text(format_score(value), style="bold green" if value == best else "")
 
     return cell
 
 
-def number(value: float) -> str:
-    """Four digits behind the point, or two for what is 10 and more, such as decibels."""
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
-
-
 def _state(run: PipelineRun) -> str:
-    """What is to be known of a run that is not simply finished."""
+    """Return what distinguishes the run from a finished one; empty for those."""
     if not run.has_scores:
         return f"no scores ({run.status})"
     return "" if run.status == "finished" else run.status

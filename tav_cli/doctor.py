@@ -1,4 +1,4 @@
-"""`tav doctor`: what of this machine and this project works, what does not, and what to do about it."""
+"""`tav doctor`: check what works on this machine and in this project, what does not, and what to do about it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from urllib.parse import quote, urlsplit
 
 from rich.table import Table
@@ -26,24 +26,25 @@ from rich.text import Text
 from flows.services import answers, api_url, is_free, mlflow_port_setting, running
 from tav.config import DecodeParams, Params, load_params
 from tav.config.paths import resolve_model
+from tav.runtime.exit_status import ExitStatus
 from tav.runtime.progress import is_quiet
 from tav.runtime.redaction import redact
 from tav.tracking.store import project_root, resolve_uri
-from tav_cli.terminal import Bars, output_console, print_json
+from tav_cli.terminal import ProgressBars, output_console, print_json
 from tav_model.base_models import PARTS
-from tav_model.errors import TavError
+from tav_model.errors import TavError, first_line
 from tav_model.files import read_json
 
 GIB = 2**30
-# Of memory, below which nothing runs, and below which Stable Diffusion's size does not; of disk, the same.
-MEMORY, DISK = (1, 8), (0.5, 5)
+# GiB below which nothing runs, and below which a model of Stable Diffusion's size does not.
+MEMORY_GIB, DISK_GIB = (1, 8), (0.5, 5)
 STYLES = {"ok": "green", "warning": "yellow", "problem": "bold red"}
-SHOWN_PACKAGES = 4
+MAX_PACKAGES = 4
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found, and what to do about it where it is not as it should be."""
+    """The result of a check, and what to do where it is not ok."""
 
     name: str
     state: Literal["ok", "warning", "problem"]
@@ -51,16 +52,14 @@ class Check:
     advice: str = ""
 
 
-def doctor(root: Path, as_json: bool) -> int:
-    """Print all checks; returns the exit code: 1 where there is a problem."""
-    checks: list[Check] = []
-    with Bars() as bars, bars.working("checking"):
-        for check in _checks(root):
-            checks.append(check)
+def doctor(root: Path, as_json: bool) -> ExitStatus:
+    """Run all checks and print them; FAILED: there is a problem."""
+    with ProgressBars() as bars, bars.activity("checking"):
+        checks = list(_checks(root))
     problems = sum(check.state == "problem" for check in checks)
     if as_json:
         print_json({"problems": problems, "checks": [asdict(check) for check in checks]})
-        return 1 if problems else 0
+        return ExitStatus.FAILED if problems else ExitStatus.SUCCESS
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
@@ -68,12 +67,12 @@ def doctor(root: Path, as_json: bool) -> int:
     for check in checks:
         if check.state == "ok" and is_quiet():
             continue
-        said = Text(check.found)
+        text = Text(check.found)
         if check.advice:
-            said.append(f"\n→ {check.advice}")
-        table.add_row(Text(check.state, style=STYLES[check.state]), check.name, said)
+            text.append(f"\n→ {check.advice}")
+        table.add_row(Text(check.state, style=STYLES[check.state]), check.name, text)
     output_console().print(table)
-    return 1 if problems else 0
+    return ExitStatus.FAILED if problems else ExitStatus.SUCCESS
 
 
 def _checks(root: Path) -> Iterator[Check]:
@@ -90,7 +89,7 @@ def _checks(root: Path) -> Iterator[Check]:
     try:
         params = load_params(root / "params.yaml")
     except TavError as error:
-        yield Check("params.yaml", "problem", str(error), "correct it there")
+        yield Check("params.yaml", "problem", str(error), "correct the file")
         return
     yield Check("params.yaml", "ok", f"{len(params.clips)} clips: {', '.join(params.clips)}")
     yield from _guarded("clips", lambda: _clips(root, params))
@@ -101,19 +100,19 @@ def _checks(root: Path) -> Iterator[Check]:
         if name:
             yield from _guarded(key, partial(_model, root, key, name, f"score.{key}", ()))
     if params.score.clip_model is None:
-        yield Check("clip_model", "ok", "none: scores that need a CLIP model are left out")
+        yield Check("clip_model", "ok", "none: scores that need a CLIP model are not computed")
     yield from _guarded("Prefect", lambda: _prefect(root))
     yield from _guarded("MLflow", lambda: _mlflow(root, params))
 
 
 def _guarded(name: str, check: Callable[[], Check]) -> Iterator[Check]:
-    """A check that cannot be made is a problem like others, and the rest is made all the same."""
+    """Yield the check, or a problem where it raises, so that the other checks still run."""
     try:
         yield check()
     except TavError as error:
         yield Check(name, "problem", str(error))
     except Exception as error:
-        yield Check(name, "problem", f"cannot be checked ({type(error).__name__}: {_first_line(error)})")
+        yield Check(name, "problem", f"the check failed ({type(error).__name__}: {first_line(error)})")
 
 
 # The machine
@@ -123,26 +122,26 @@ def _python() -> Check:
     found = f"{sys.version.split()[0]} in {sys.prefix}"
     if (3, 11) <= sys.version_info < (3, 13):
         return Check("Python", "ok", found)
-    return Check("Python", "problem", found, "3.11 or 3.12 is wanted; make install PYTHON=python3.11")
+    return Check("Python", "problem", found, "Python 3.11 or 3.12 is required; make install PYTHON=python3.11")
 
 
 def _packages(root: Path) -> Check:
-    """What is installed, compared with the versions that the project was tested with."""
+    """Compare the installed packages with the versions that the project was tested with."""
     path = root / "constraints.txt"
     if not path.is_file():
-        return Check("packages", "warning", "no constraints.txt to compare with", "restore it: git checkout")
+        return Check("packages", "warning", "no constraints.txt to compare with", "git checkout constraints.txt")
     tested = re.findall(r"^([\w.-]+)==([^\s;#]+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    others = []
+    different = []
     for name, version in tested:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             installed = importlib.metadata.version(name)
             if installed.partition("+")[0] != version:
-                others.append(f"{name} {installed} (tested: {version})")
-    if not others:
+                different.append(f"{name} {installed} (tested: {version})")
+    if not different:
         return Check("packages", "ok", f"{len(tested)} versions as tested")
-    more = f" and {len(others) - SHOWN_PACKAGES} more" if len(others) > SHOWN_PACKAGES else ""
+    more = f" and {len(different) - MAX_PACKAGES} more" if len(different) > MAX_PACKAGES else ""
     advice = "pip install -c constraints.txt -e . installs the tested ones"
-    return Check("packages", "warning", f"{', '.join(others[:SHOWN_PACKAGES])}{more}", advice)
+    return Check("packages", "warning", f"{', '.join(different[:MAX_PACKAGES])}{more}", advice)
 
 
 def _torch() -> Check:
@@ -152,7 +151,9 @@ def _torch() -> Check:
     capability = torch.backends.cpu.get_cpu_capability()
     found = f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs, {capability}, {bfloat16}"
     if capability == "DEFAULT":
-        return Check("torch", "warning", found, "this processor has no AVX2; expect many times the usual time")
+        return Check(
+            "torch", "warning", found, "this processor has no AVX2; expect everything to take many times longer"
+        )
     return Check("torch", "ok", found)
 
 
@@ -168,12 +169,12 @@ def _gpus() -> Check:
             parts.append(f"cuda:{number} {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, {bfloat16}")
         return Check("GPU", "ok", "; ".join(parts))
     if torch.backends.mps.is_available():
-        return Check("GPU", "ok", "Apple's, as mps")
+        return Check("GPU", "ok", "Apple GPU (mps)")
     if shutil.which("nvidia-smi"):
-        built = torch.version.cuda or "none"
-        advice = f"this torch is for CUDA {built}; install the build that fits the driver"
-        return Check("GPU", "warning", "the driver is there, but torch finds no GPU", advice)
-    return Check("GPU", "ok", "none: everything runs on the CPU; toyworld is made for that, Stable Diffusion is slow")
+        build = f"is built for CUDA {torch.version.cuda}" if torch.version.cuda else "is built without CUDA"
+        advice = f"this torch {build}; install the build that matches the driver"
+        return Check("GPU", "warning", "a driver is installed, but torch finds no GPU", advice)
+    return Check("GPU", "ok", "none: everything runs on the CPU, where toyworld is fast and Stable Diffusion slow")
 
 
 def _threads() -> Check:
@@ -181,10 +182,10 @@ def _threads() -> Check:
     load, cpus = os.getloadavg()[0], os.cpu_count() or 1
     found = f"OMP_WAIT_POLICY {policy}, load {load:.1f} on {cpus} CPUs"
     if policy.upper() == "ACTIVE" and load > cpus / 2:
-        advice = "threads that spin while they wait are many times slower beside other work; unset it"
+        advice = "unset OMP_WAIT_POLICY: threads that spin while they wait slow down a busy machine many times"
         return Check("threads", "warning", found, advice)
     if policy == "unset" and load < cpus / 4:
-        return Check("threads", "ok", f"{found}; alone on the machine, ACTIVE is up to twice as fast")
+        return Check("threads", "ok", f"{found}; ACTIVE is up to twice as fast on an otherwise idle machine")
     return Check("threads", "ok", found)
 
 
@@ -192,29 +193,29 @@ def _memory() -> Check:
     import psutil
 
     free = psutil.virtual_memory().available
-    limit = Path("/sys/fs/cgroup/memory.max")  # of the container, which the machine's memory says nothing of
+    limit = Path("/sys/fs/cgroup/memory.max")  # of the container, which may have less than the machine
     with contextlib.suppress(OSError, ValueError):
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
         free = min(free, int(limit.read_text()) - used)
-    return _amount("memory", free, MEMORY, "end other programs; Stable Diffusion wants 8 GiB, and less only on a GPU")
+    return _amount("memory", free, MEMORY_GIB, "stop other programs; Stable Diffusion needs 8 GiB, or less on a GPU")
 
 
 def _disk(root: Path) -> Check:
     free = shutil.disk_usage(root).free
-    return _amount("disk", free, DISK, "dvc gc -w removes versions that the workspace does not use")
+    return _amount("disk", free, DISK_GIB, "dvc gc -w removes versions that the workspace does not use")
 
 
 def _amount(name: str, free: float, bounds: tuple[float, float], advice: str) -> Check:
-    least, enough = bounds
+    minimum, recommended = bounds
     found = f"{free / GIB:.1f} GiB free"
-    if free < least * GIB:
+    if free < minimum * GIB:
         return Check(name, "problem", found, advice)
-    return Check(name, "warning", found, advice) if free < enough * GIB else Check(name, "ok", found)
+    return Check(name, "warning", found, advice) if free < recommended * GIB else Check(name, "ok", found)
 
 
 def _codecs() -> Check:
-    """A clip written by PyAV's libx264, and read as users' clips are."""
-    import decord  # noqa: F401 (the reader would go on without it)
+    """Write a clip with PyAV's libx264, and read it as users' clips are read."""
+    import decord  # noqa: F401 (the reader falls back to PyAV without it)
     import numpy as np
 
     from tav.media.decoding import read_frames
@@ -226,8 +227,10 @@ def _codecs() -> Check:
         decode = DecodeParams(frames=2, width=64, height=64)
         frames, _ = read_frames(path, decode, seconds=60)
     if frames.shape != (2, 64, 64, 3) or abs(float(frames.mean()) - 128) > 8:
-        return Check("codecs", "problem", "a video comes back as another one", "pip install --force-reinstall av")
-    return Check("codecs", "ok", "H.264 is written (PyAV) and read (decord)")
+        return Check(
+            "codecs", "problem", "a video that was written and read again differs", "pip install --force-reinstall av"
+        )
+    return Check("codecs", "ok", "H.264 can be written (PyAV) and read (decord)")
 
 
 # The project
@@ -238,38 +241,39 @@ def _git(root: Path) -> Check:
     try:
         done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=20)
     except FileNotFoundError:
-        return Check("git", "problem", "no program git", "install it; DVC needs it")
+        return Check("git", "problem", "git is not installed", "install it; DVC needs it")
     if done.returncode:
-        return Check("git", "problem", _first_line(done.stderr), "git init && git add -A && git commit -m start")
+        return Check("git", "problem", first_line(done.stderr), "git init && git add -A && git commit -m start")
     return Check("git", "ok", f"at {done.stdout.strip()}")
 
 
 def _dvc(root: Path) -> Check:
     if not (root / ".dvc" / "config").is_file():
-        return Check("DVC", "problem", "no folder .dvc here", "dvc init")
+        return Check("DVC", "problem", "no .dvc folder here", "dvc init")
     if not (root / "dvc.yaml").is_file():
         return Check("DVC", "problem", "no dvc.yaml here", "git checkout dvc.yaml")
     first = shutil.which("python")
     if first is None or Path(first).parent.resolve() != Path(sys.executable).parent.resolve():
         advice = "activate this environment before dvc repro: source .venv/bin/activate"
-        return Check("DVC", "warning", f"its stages would run {first or 'no python'}, not this Python", advice)
+        return Check("DVC", "warning", f"its stages would run {first or 'no Python'}, not this one", advice)
     return Check("DVC", "ok", f"{importlib.metadata.version('dvc')}, initialised")
 
 
 def _clips(root: Path, params: Params) -> Check:
     from tav.config.prompts import read_prompts
 
-    wrong = []
+    problems = []
     for name, clip in params.clips.items():
         if not (root / clip.video).exists():
-            wrong.append(f"{name}: {clip.video}: no such file")
+            problems.append(f"{name}: {clip.video}: no such file")
         try:
             read_prompts(root / clip.prompts)
         except TavError as error:
-            wrong.append(f"{name}: {str(error).replace(f'{root}/', '')}")
-    if wrong:
-        return Check("clips", "problem", "; ".join(wrong), "correct or restore the files, or take the clip away")
-    return Check("clips", "ok", "videos and prompts are there")
+            problems.append(f"{name}: {str(error).replace(f'{root}/', '')}")
+    if problems:
+        advice = "correct or restore the files, or remove the clip from params.yaml"
+        return Check("clips", "problem", "; ".join(problems), advice)
+    return Check("clips", "ok", "videos and prompts exist and can be read")
 
 
 def _device(params: Params) -> Check:
@@ -278,22 +282,23 @@ def _device(params: Params) -> Check:
     device = choose_device(params.runtime.device)
     precisions = {params.tune.precision, params.invert.precision, params.edit.precision}
     if device == "cpu" and "float16" in precisions:
-        return Check("device", "warning", "cpu, with float16 in params.yaml", "float32 or bfloat16 on a CPU")
+        return Check("device", "warning", "cpu, with float16 in params.yaml", "use float32 or bfloat16 on a CPU")
     return Check("device", "ok", device)
 
 
 def _model(root: Path, what: str, name: str, key: str, parts: tuple[str, ...]) -> Check:
-    """Whether a model's files are there, with configurations that can be read and weights that are whole."""
+    """Check that a model's files exist, its configurations can be read, and its weights are complete."""
     folder = Path(resolve_model(root, name))
     if not folder.is_dir():
         return _hub_model(what, name, key)
     for part in parts or (".",):
         configs = [path for path in sorted((folder / part).glob("*config.json")) if read_json(path) is not None]
         if not configs:
-            return Check(what, "problem", f"{folder / part}: no configuration", f"another {key} in params.yaml")
+            return Check(what, "problem", f"{folder / part}: no configuration", f"choose another {key} in params.yaml")
     weights = sorted(folder.rglob("*.safetensors")) + sorted(folder.rglob("*.bin"))
     if not weights:
-        return Check(what, "problem", f"{folder}: no weights", f"download it again, or another {key} in params.yaml")
+        advice = f"download it again, or choose another {key} in params.yaml"
+        return Check(what, "problem", f"{folder}: no weights", advice)
     for path in weights:
         if path.suffix == ".safetensors":
             _check_header(path)
@@ -302,16 +307,20 @@ def _model(root: Path, what: str, name: str, key: str, parts: tuple[str, ...]) -
 
 
 def _check_header(path: Path) -> None:
-    """Whether a safetensors file is as long as its header says: one that was cut off in a download is not."""
+    """Check that a safetensors file is as long as its header declares, which an incomplete download is not.
+
+    Raises:
+        TavError: it is not.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         try:
             header = json.loads(file.read(length)) if length < path.stat().st_size else {}
             end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
         except (ValueError, KeyError, TypeError, AttributeError):
-            raise TavError(f"{path}: not a whole safetensors file; download it again") from None
+            raise TavError(f"{path}: not a complete safetensors file; download it again") from None
     if 8 + length + end != path.stat().st_size:
-        raise TavError(f"{path}: not a whole safetensors file; download it again")
+        raise TavError(f"{path}: not a complete safetensors file; download it again")
 
 
 def _hub_model(what: str, name: str, key: str) -> Check:
@@ -321,11 +330,11 @@ def _hub_model(what: str, name: str, key: str) -> Check:
     with contextlib.suppress(CacheNotFound):
         for repository in scan_cache_dir().repos:
             if repository.repo_id == name:
-                return Check(what, "ok", f"{name}, {repository.size_on_disk / GIB:.1f} GiB in the hub's cache")
+                return Check(what, "ok", f"{name}, {repository.size_on_disk / GIB:.1f} GiB in the Hugging Face cache")
     offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
     if offline:
         advice = f"unset HF_HUB_OFFLINE for the first run, or name a folder as {key} in params.yaml"
-        return Check(what, "problem", f"{name}: a hub id that was never downloaded, and the hub is off", advice)
+        return Check(what, "problem", f"{name}: a hub id that was never downloaded, and HF_HUB_OFFLINE is set", advice)
     advice = f"the first run downloads it; without a network, name a folder as {key} in params.yaml"
     return Check(what, "warning", f"{name}: a hub id that was never downloaded", advice)
 
@@ -339,11 +348,16 @@ def _prefect(root: Path) -> Check:
     if services:
         if answers(f"{services.prefect}/api/health"):
             return Check("Prefect", "ok", f"running: {services.prefect}")
-        return Check("Prefect", "problem", f"{services.prefect} does not answer", "tav down && tav up; logs/ say more")
+        return Check(
+            "Prefect",
+            "problem",
+            f"{services.prefect} does not answer",
+            "tav down && tav up; see logs/prefect-server.log",
+        )
     address = urlsplit(url)
     if address.hostname not in ("127.0.0.1", "localhost"):
         if answers(f"{url}/health"):
-            return Check("Prefect", "ok", f"answers: {redact(url)}")
+            return Check("Prefect", "ok", f"{redact(url)} answers")
         return Check("Prefect", "problem", f"{redact(url)} does not answer", "start it, or change PREFECT_API_URL")
     return _port("Prefect", address.port or 80, f"{url}/health", "api.url in prefect.toml")
 
@@ -351,32 +365,32 @@ def _prefect(root: Path) -> Check:
 def _mlflow(root: Path, params: Params) -> Check:
     uri = params.tracking.uri
     if uri is None:
-        return Check("MLflow", "ok", "nothing is tracked: tracking.uri is null")
+        return Check("MLflow", "ok", "off: tracking.uri is null in params.yaml")
     uri = resolve_uri(uri, project_root(root))
-    shown = redact(uri)
+    safe_uri = redact(uri)
     if uri.startswith("http"):
         if answers(f"{uri.rstrip('/')}/health"):
-            return Check("MLflow", "ok", f"answers: {shown}")
-        advice = "start it, or change tracking.uri; runs go on without it, and send what they kept later"
-        return Check("MLflow", "problem", f"{shown} does not answer", advice)
-    store = _store(uri, shown)
+            return Check("MLflow", "ok", f"{safe_uri} answers")
+        advice = "start it, or change tracking.uri; runs work without it, and send what they have logged later"
+        return Check("MLflow", "problem", f"{safe_uri} does not answer", advice)
+    store = _store(uri, safe_uri)
     if store.state != "ok" or running(root):
         return store
     port = _port("MLflow", mlflow_port_setting(), "", "TAV_MLFLOW_PORT")
     return Check("MLflow", port.state, f"{store.found}; {port.found}", port.advice)
 
 
-def _store(uri: str, shown: str) -> Check:
+def _store(uri: str, safe_uri: str) -> Check:
     if not uri.startswith("sqlite:///"):
         import sqlalchemy
 
         with sqlalchemy.create_engine(uri).connect():
-            return Check("MLflow", "ok", f"{shown} can be reached")
+            return Check("MLflow", "ok", f"{safe_uri} can be reached")
     path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
     if not path.exists():
         if os.access(path.parent, os.W_OK):
-            return Check("MLflow", "ok", f"{path.name} will be made by the first run")
-        return Check("MLflow", "problem", f"{path.parent}: not a folder that can be written", "change tracking.uri")
+            return Check("MLflow", "ok", f"the first run will create {path.name}")
+        return Check("MLflow", "problem", f"{path.parent}: not a writable folder", "change tracking.uri")
     try:
         with contextlib.closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as database:
             (runs,) = database.execute("select count(*) from runs").fetchone()
@@ -386,15 +400,11 @@ def _store(uri: str, shown: str) -> Check:
 
 
 def _port(name: str, port: int, health: str, setting: str) -> Check:
-    """Whether `tav up` could have the port."""
+    """Check that `tav up` could use the port."""
     if is_free(port):
         return Check(name, "ok", f"port {port} is free for tav up")
     if health and answers(health):
-        advice = f"tav run takes it; for tav up, choose another port ({setting})"
-        return Check(name, "ok", f"port {port}: a Prefect server that tav up has not started", advice)
-    advice = f"end what uses it, or choose another one ({setting})"
-    return Check(name, "warning", f"port {port} is taken by another program, so that tav up cannot start", advice)
-
-
-def _first_line(error: Any) -> str:
-    return str(error).strip().partition("\n")[0]
+        advice = f"tav run uses it; for tav up, choose another port ({setting})"
+        return Check(name, "ok", f"port {port}: a Prefect server that tav up did not start", advice)
+    advice = f"stop the program that uses it, or choose another port ({setting})"
+    return Check(name, "warning", f"port {port} is taken by another program; tav up cannot start", advice)

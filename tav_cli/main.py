@@ -1,4 +1,8 @@
-"""The installed command `tav`. Each sub-command's work is in a module of its own, imported when it is asked for."""
+"""The command `tav`: its sub-commands with their options, and how errors end it.
+
+The work of each sub-command is in a module of its own, which is imported when the sub-command runs, so that `tav --help` and
+completions stay fast.
+"""
 
 from __future__ import annotations
 
@@ -10,65 +14,69 @@ from typing import Annotated, Any
 
 import typer
 
+from tav.runtime.exit_status import ExitStatus, explain_error
 from tav_model.errors import TavError
 
-# The class is not exported under its own name.
+# Typer does not export Click's UsageError, and newer versions bring their own Click.
 _UsageError: Any = typer.BadParameter.__base__
 
 
-class _Commands(typer.core.TyperGroup):
-    """Errors as one line on stderr: exit code 2 for a user's mistake, 1 for trouble with files, 130 for Ctrl-C."""
+class _TavGroup(typer.core.TyperGroup):
+    """The group of sub-commands. Errors end it with one line on standard error and an `ExitStatus`."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command line, and exit."""
         kwargs["standalone_mode"] = False
-        sys.exit(_exit_code(lambda: super(_Commands, self).main(*args, **kwargs)))
+        sys.exit(_exit_status(lambda: super(_TavGroup, self).main(*args, **kwargs)))
 
     def invoke(self, ctx: Any) -> Any:
+        """Run the sub-command; Ctrl-C ends it without Click's line break."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
-            raise typer.Exit(130) from None
+            raise typer.Exit(ExitStatus.INTERRUPTED) from None
 
     def get_params(self, ctx: Any) -> list[Any]:
+        """Return the options, with a help text for --show-completion that keeps the help on one screen."""
         params: list[Any] = super().get_params(ctx)
         for param in params:
             if param.name == "show_completion":
-                param.help = "Show completion for the current shell."  # The whole help is to fit one screen.
+                param.help = "Show completion for the current shell."
         return params
 
 
-class _Command(typer.core.TyperCommand):
-    """Usage lines as everywhere else: VIDEO, [CLIP]... (newer Typers write {VIDEO})."""
+class _TavCommand(typer.core.TyperCommand):
+    """A sub-command with the usual usage line: `VIDEO`, where newer versions of Typer write `{VIDEO}`."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line."""
         return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
 
 
-def _exit_code(action: Callable[[], Any]) -> int:
+def _exit_status(action: Callable[[], Any]) -> int:
+    """Run `action`, print the error that it raises, and return the exit code."""
     try:
-        return action() or 0
-    except TavError as error:
-        return _fail(str(error), 2)
-    except _UsageError as error:
-        where = error.ctx.command_path if error.ctx else "tav"
-        return _fail(f"{error.format_message().rstrip('.')} ({where} --help)", 2)
+        return action() or ExitStatus.SUCCESS
     except typer.Abort:
-        return _fail("stopped", 130)
-    except OSError as error:
-        if error.errno is None:
+        return _fail(ExitStatus.INTERRUPTED, "stopped")
+    except _UsageError as error:
+        command = error.ctx.command_path if error.ctx else "tav"
+        return _fail(ExitStatus.USAGE, f"{error.format_message().rstrip('.')} ({command} --help)")
+    except Exception as error:
+        explained = explain_error(error)
+        if explained is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        return _fail(f"{where}{error.strerror}", 1)
+        return _fail(*explained)
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(status: ExitStatus, message: str) -> ExitStatus:
     print(f"error: {message}", file=sys.stderr)
-    return code
+    return status
 
 
 app = typer.Typer(
-    cls=_Commands,
+    cls=_TavGroup,
     # Plain text: two lines for two options, on any terminal.
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -77,64 +85,65 @@ app = typer.Typer(
 
 
 def _command(short_help: str, example: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    return app.command(cls=_Command, short_help=short_help, epilog=f"Example: {example}")
+    return app.command(cls=_TavCommand, short_help=short_help, epilog=f"Example: {example}")
 
 
-def _root() -> Path:
-    """The project's folder: the current one.
+def _project_root() -> Path:
+    """Return the project's folder, which is the current one.
 
     Raises:
-        TavError: it is none.
+        TavError: the current folder is not a project's.
     """
     here = Path.cwd()
     if not (here / "params.yaml").is_file():
         above = [folder for folder in here.parents if (folder / "params.yaml").is_file()]
-        way = f"cd {above[0]}" if above else "cd to one, which has a params.yaml"
-        raise TavError(f"{here}: not a project's folder; {way}")
+        advice = f"cd {above[0]}" if above else "cd to the folder that has params.yaml"
+        raise TavError(f"{here}: not a project's folder; {advice}")
     return here
 
 
 def _complete_clip(incomplete: str) -> list[str]:
-    """Names of clips for the shell; a params.yaml that cannot be read has none."""
+    """Return the clips that the shell may complete to; none where params.yaml cannot be read."""
     try:
         import yaml
 
-        clips = yaml.load(Path("params.yaml").read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+        clips = yaml.load(Path("params.yaml").read_bytes(), Loader=loader)  # noqa: S506 (either loader is safe)
         return [name for name in clips["clips"] if isinstance(name, str) and name.startswith(incomplete)]
     except Exception:
         return []
 
 
-def _be_quiet(quiet: bool) -> None:
+def _set_quiet(quiet: bool) -> None:
     if quiet:
         os.environ["TAV_QUIET"] = "1"
 
 
-# Arguments are in the usage line and explained in the text: a section of their own would make that no clearer.
+# Arguments are in the usage line and explained in the text: a section of their own would make the help no clearer.
 Clips = Annotated[list[str] | None, typer.Argument(metavar="CLIP", hidden=True, autocompletion=_complete_clip)]
-Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Errors alone on stderr.", callback=_be_quiet)]
-Set = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Another parameter; may be given again.")
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on standard error.", callback=_set_quiet)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter; repeatable.")
 ]
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(requested: bool) -> None:
+    if requested:
         from importlib.metadata import version
 
         print(f"tav {version('tav')}")
         raise typer.Exit()
 
 
-@app.callback(invoke_without_command=True, epilog="Example: tav run ball      (tav COMMAND --help says more)")
+@app.callback(invoke_without_command=True, epilog="Example: tav run ball      (more: tav COMMAND --help)")
 def _tav(
     context: typer.Context,
     _version: Annotated[
-        bool, typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """One-shot video editing as a reproducible pipeline; for a project's folder."""
+    """One-shot video editing as a reproducible pipeline. Run it in a project's folder."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -142,28 +151,28 @@ def _tav(
 @_command("Add a clip to the project.", 'tav add ~/ski.mp4 --caption "a man is skiing" --edit "a cat is skiing"')
 def add(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", hidden=True)],
-    caption: Annotated[str, typer.Option("--caption", "--prompt", metavar="TEXT", help="What is seen in it.")],
+    caption: Annotated[str, typer.Option("--caption", "--prompt", metavar="TEXT", help="What the video shows.")],
     name: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The clip's name. Default: from the video's.")
+        str | None, typer.Option(metavar="NAME", help="Name of the clip. Default: from the video's.")
     ] = None,
     edit: Annotated[
-        list[str] | None, typer.Option(metavar="PROMPT", help="An edit, for its CSV; may be given again.")
+        list[str] | None, typer.Option(metavar="PROMPT", help="A prompt for the clip's CSV; repeatable.")
     ] = None,
-    frames: Annotated[int | None, typer.Option(metavar="N", help="How many frames to use.")] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH", help="At which size, as 512x512.")] = None,
-    start: Annotated[int | None, typer.Option(metavar="N", help="The first frame.")] = None,
-    end: Annotated[int | None, typer.Option(metavar="N", help="The frame after the last.")] = None,
+    frames: Annotated[int | None, typer.Option(metavar="N", help="Number of frames to use.")] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels, such as 512x512.")] = None,
+    start: Annotated[int | None, typer.Option(metavar="N", help="First frame to use.")] = None,
+    end: Annotated[int | None, typer.Option(metavar="N", help="Frame to stop before.")] = None,
     stride: Annotated[
-        int | None, typer.Option(metavar="N", help="Each Nth frame, instead of evenly to the end.")
+        int | None, typer.Option(metavar="N", help="Use every Nth frame instead of spreading them evenly.")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Add a clip: its video and prompts in data/, and its entry in params.yaml.
 
-    VIDEO is a video, an animated GIF or a folder of numbered images. What is not in the project yet is copied.
+    VIDEO is a video, an animated GIF or a folder of numbered images. It is copied unless it is in the project already.
     """
-    root = _root()
+    root = _project_root()
     from tav_cli.add import add_clip
 
     chosen = {"frames": frames, "start": start, "end": end, "stride": stride}
@@ -173,44 +182,44 @@ def add(
 @_command("Bring clips up to date, from decoding to scores.", "tav run ball --set edit.guidance_scale=5")
 def run(
     clips: Clips = None,
-    changes: Set = None,
+    overrides: Overrides = None,
     prompts: Annotated[
-        str | None, typer.Option(metavar="CSV", help="Other prompts for these clips, in the project.")
+        str | None, typer.Option(metavar="CSV", help="Use another prompt CSV of the project for these clips.")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring clips up to date, all of them by default: decode, encode, tune, invert, edit, score.
+    """Bring clips up to date (default: all): decode, encode, tune, invert, edit, score.
 
-    --set and --prompts are written to params.yaml. A run that was stopped goes on where it was. Exit code 1: some
-    clips or prompts have failed.
+    --set and --prompts are written to params.yaml. A run that was stopped resumes where it was. Exit code 1: some clips
+    or prompts failed.
     """
-    root = _root()
+    root = _project_root()
     from tav_cli.run import run as run_pipeline
 
-    raise typer.Exit(run_pipeline(root, clips or [], changes or [], prompts, json))
+    raise typer.Exit(run_pipeline(root, clips or [], overrides or [], prompts, json))
 
 
 @_command(
-    "Render prompts at once, from a clip that is tuned.",
+    "Render prompts right away, from a tuned clip.",
     'tav edit ball "a green ball is bouncing on the snow" --seed 7',
 )
 def edit(
     clip: Annotated[str, typer.Argument(metavar="CLIP", hidden=True, autocompletion=_complete_clip)],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", hidden=True)],
-    guidance_scale: Annotated[float | None, typer.Option(metavar="X", help="1 to 100.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="1 to 1000.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N")] = None,
+    guidance_scale: Annotated[float | None, typer.Option(metavar="X", help="Strength of the prompt, 1 to 100.")] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Number of sampling steps, 1 to 1000.")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the random noise.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None,
-    keep: Annotated[bool, typer.Option("--add", help="Add the prompts to the clip's CSV too.")] = False,
+    add_to_csv: Annotated[bool, typer.Option("--add", help="Also add the prompts to the clip's CSV.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Render prompts at once, from a clip that is tuned and inverted: results/CLIP/quick/NAME.mp4 for each.
+    """Render prompts right away, from a clip that is tuned and inverted. Each is written to results/CLIP/quick/NAME.mp4.
 
-    Settings that are not given are those of params.yaml. What was rendered before is found.
+    Settings that are not given are those of params.yaml. A prompt that was rendered before is not rendered again.
     """
-    root = _root()
+    root = _project_root()
     from tav_cli.edit import edit_clip
 
     settings = {
@@ -219,79 +228,77 @@ def edit(
         "seed": seed,
         "negative_prompt": negative_prompt,
     }
-    raise typer.Exit(edit_clip(root, clip, prompts, settings, keep, json))
+    raise typer.Exit(edit_clip(root, clip, prompts, settings, add_to_csv, json))
 
 
-@_command("What is up to date, what is not, and why.", "tav status ball")
+@_command("Show what is up to date, what is not, and why.", "tav status ball")
 def status(clips: Clips = None, json: Json = False) -> None:
-    """How clips stand, all of them by default: which stages are up to date, which are not and why, and which prompts
-    are to do.
-    """
-    root = _root()
+    """Show the state of clips (default: all): which stages are up to date, which are not and why, and which prompts
+    are still to render.
+    """  # noqa: D205 (one paragraph of the help)
+    root = _project_root()
     from tav_cli.status import status as show_status
 
     show_status(root, clips or [], json)
 
 
-@_command("Write each clip's page with all there is to see.", "tav report ball --open")
+@_command("Write the HTML report of clips.", "tav report ball --open")
 def report(
     clips: Clips = None,
-    show: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    open_browser: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the report of each clip that has results, or of those named: an HTML page with all there is to see."""
-    root = _root()
+    """Write the HTML report of clips (default: all that have results): videos, scores and curves on one page."""
+    root = _project_root()
     from tav_cli.report import report as write_reports
 
-    write_reports(root, clips or [], show, json)
+    write_reports(root, clips or [], open_browser, json)
 
 
-@_command("The MLflow runs of each clip, best first.", "tav compare --clip ball --by frame_consistency")
+@_command("Compare the MLflow runs of each clip, best first.", "tav compare --clip ball --by frame_consistency")
 def compare(
     clip: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A clip; may be given again.", autocompletion=_complete_clip),
+        typer.Option(metavar="NAME", help="Compare this clip only; repeatable.", autocompletion=_complete_clip),
     ] = None,
     by: Annotated[
         str | None,
         typer.Option(
             metavar="METRIC",
-            help="Order by this score. Default: textual_alignment, where it is. Ties: the better textual_alignment, "
-            "then frame_consistency, then the newer run.",
+            help="Score to order by. Default: textual_alignment, if there is one. Ties: the better "
+            "textual_alignment, then frame_consistency, then the newer run.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="One JSON list instead of tables.")] = False,
-    everything: Annotated[bool, typer.Option("--all", help="Runs without scores too.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of tables.")] = False,
+    include_unscored: Annotated[bool, typer.Option("--all", help="Also show runs without scores.")] = False,
 ) -> None:
-    """The MLflow runs of each clip side by side, best first: what differs between them, and their mean scores."""
-    root = _root()
+    """Compare the MLflow runs of each clip, best first: the parameters that differ between them, and their mean scores."""
+    root = _project_root()
     from tav_cli.compare import show_comparisons
 
-    show_comparisons(root, clip or [], by, everything, json)
+    show_comparisons(root, clip or [], by, include_unscored, json)
 
 
 @_command("Run the LOVEU-TGVE-2023 benchmark.", "tav benchmark ~/loveu-tgve-2023 --set edit.steps=20")
 def benchmark(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", hidden=True)],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where results and the submission go.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for results and the submission.")] = Path(
         "results/benchmarks/tgve"
     ),
-    changes: Set = None,
-    only: Annotated[
-        list[str] | None, typer.Option(metavar="SET/CLIP", help="This clip alone; may be given again.")
-    ] = None,
+    overrides: Overrides = None,
+    only: Annotated[list[str] | None, typer.Option(metavar="SET/CLIP", help="Run this clip only; repeatable.")] = None,
     quiet: Quiet = False,
 ) -> None:
     """Run the LOVEU-TGVE-2023 benchmark: four edits of each clip, scored by category, with a folder to submit.
 
-    FOLDER is where it was unpacked, with its CSV at the top. A run that was stopped goes on where it was. Exit code 1:
-    some clips have failed.
+    FOLDER is the unpacked data set, with its CSV at the top. A run that was stopped resumes where it was. Exit code 1:
+    some clips failed.
     """
-    root = _root()
+    root = _project_root()
     from tav_cli.benchmark import benchmark as run_benchmark
 
-    raise typer.Exit(run_benchmark(root, folder, out, changes or [], only or []))
+    raise typer.Exit(run_benchmark(root, folder, out, overrides or [], only or []))
 
 
 @_command(
@@ -299,19 +306,19 @@ def benchmark(
 )
 def up() -> None:
     """Start Prefect, its worker and the MLflow UI in the background."""
-    root = _root()
-    from flows.services import up as start
+    root = _project_root()
+    from tav_cli.services import up as start_services
 
-    start(root)
+    start_services(root)
 
 
-@_command("End them.", "tav down")
+@_command("Stop the services started by `tav up`.", "tav down")
 def down() -> None:
-    """End what tav up has started."""
-    root = _root()
-    from flows.services import down as stop
+    """Stop the services started by `tav up`."""
+    root = _project_root()
+    from tav_cli.services import down as stop_services
 
-    stop(root)
+    stop_services(root)
 
 
 @_command("Check this machine and this project.", "tav doctor")
@@ -320,13 +327,14 @@ def doctor(json: Json = False, quiet: Quiet = False) -> None:
 
     Exit code 1: there is a problem.
     """
-    root = _root()
-    from tav_cli.doctor import doctor as examine
+    root = _project_root()
+    from tav_cli.doctor import doctor as run_checks
 
-    raise typer.Exit(examine(root, json))
+    raise typer.Exit(run_checks(root, json))
 
 
 def main() -> None:
+    """Run the command line `tav`."""
     app(prog_name="tav")
 
 

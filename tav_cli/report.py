@@ -1,4 +1,4 @@
-"""`tav report`: the pages about clips, written anew from the results as they are."""
+"""`tav report`: write the HTML pages of clips from their present results, and print the paths."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from pathlib import Path
 
 from tav.config import load_params
 from tav.config.paths import Project
-from tav_cli.terminal import print_json, say
+from tav_cli.terminal import print_json, print_message
 from tav_model.errors import TavError
 
 
-def report(root: Path, clips: Sequence[str], show: bool, as_json: bool) -> None:
-    """Write the pages and print their paths, that of the overview last.
+def report(root: Path, clips: Sequence[str], open_browser: bool, as_json: bool) -> None:
+    """Write the pages and print their paths, the overview of all clips last.
 
     Args:
-        clips: names; none: all that have results.
-        show: whether to open a browser too: on the page of the one clip that was asked for, else on the overview.
+        root: the project's folder.
+        clips: names; empty: all that have results.
+        open_browser: also open a page: that of the clip where one was named, else the overview.
+        as_json: print a JSON document instead of lines.
 
     Raises:
         TavError: no such clip, or nothing to report.
@@ -30,7 +32,7 @@ def report(root: Path, clips: Sequence[str], show: bool, as_json: bool) -> None:
         clip for clip in params.clips if any(part(clip).is_dir() for part in (project.tuned, project.edits))
     ]
     if not chosen:
-        raise TavError("no results to report yet; tav run makes some")
+        raise TavError("no results to report yet; run `tav run` first")
     from tav.reports.report import write_index, write_report
 
     pages = {}
@@ -44,7 +46,7 @@ def report(root: Path, clips: Sequence[str], show: bool, as_json: bool) -> None:
         print_json({"clips": paths, "index": str(index.relative_to(root))})
     else:
         print(index.relative_to(root))
-    if show:
+    if open_browser:
         page = pages[clips[0]] if len(chosen) == 1 and clips else index
         if not webbrowser.open(page.resolve().as_uri()):
-            say(f"no browser can be opened here; open {page.relative_to(root)} in one")
+            print_message(f"no browser could be started; open {page.relative_to(root)} yourself")

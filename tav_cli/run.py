@@ -1,6 +1,6 @@
-"""`tav run`: the flow `tav` in this process, with its progress on the terminal.
+"""`tav run`: run the flow `tav` in this process, with its progress on the terminal.
 
-Prefect's server is the one of `tav up`, or whatever answers at Prefect's address; where none does, one for this run.
+Prefect's server is that of `tav up`, or whatever answers at Prefect's address; without one, a server for this run alone.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,90 +17,97 @@ from flows.services import answers, api_url, running
 from tav.config import Params, load_params, parse_overrides
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.stages import STAGES
-from tav.runtime.progress import clock, display_on
+from tav.runtime.exit_status import RESUMABLE, ExitStatus
+from tav.runtime.progress import clock
 from tav.versioning.dvc_pipeline import DvcPipeline
-from tav_cli.terminal import Bars, complain, print_json, say
+from tav_cli.terminal import ProgressBars, print_error, print_json, print_message, print_notice
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
 LOG, SERVER_LOG = "logs/run.log", "logs/run-prefect-server.log"
+PACKAGES = ("flows", "tasks", "tav", "toyworld", "tav_model")
 
 
-def run(root: Path, clips: Sequence[str], changes: Sequence[str], prompts: str | None, as_json: bool) -> int:
+def run(root: Path, clips: Sequence[str], overrides: Sequence[str], prompts: str | None, as_json: bool) -> ExitStatus:
     """Bring clips up to date, and print their scores and where their files are.
 
     Args:
-        clips: names; none: all.
-        changes: `KEY=VALUE`, written to params.yaml.
+        root: the project's folder.
+        clips: names; empty: all.
+        overrides: `KEY=VALUE`, written to params.yaml.
         prompts: a CSV in the project to use for these clips, written to params.yaml.
-
-    Returns:
-        The exit code: 0, 1 where a clip has failed, 130 where the user has stopped it.
+        as_json: print a JSON document instead of a table.
 
     Raises:
-        TavError: before any work: no such clip, a parameter, prompt CSV or model that is not allowed.
+        TavError: before any work: no such clip; a parameter, prompt CSV or model that is not allowed.
     """
     start = time.monotonic()
-    overrides: dict[str, Any] = dict(parse_overrides(changes))
+    changes: dict[str, Any] = dict(parse_overrides(overrides))
     before = load_params(root / "params.yaml")
     chosen = list(dict.fromkeys(clips)) or list(before.clips)
     for clip in chosen:
         before.clip(clip)
     if prompts is not None:
-        prompts = in_project(root, prompts, "--prompts")
-        overrides |= {f"clips.{clip}.prompts": prompts for clip in chosen}
-    params = load_params(root / "params.yaml", overrides)
-    _check(root, params, chosen)
+        prompts = path_in_project(root, prompts, "--prompts")
+        changes |= {f"clips.{clip}.prompts": prompts for clip in chosen}
+    params = load_params(root / "params.yaml", changes)
+    _check_inputs(root, params, chosen)
 
-    report = _Report(chosen)
+    progress = FlowProgress(root, chosen)
     try:
         versions = DvcPipeline(root)
         if params == before and all(versions.is_current(stage, clip) for clip in chosen for stage in STAGES):
-            report.all_current()
+            progress.report_all_up_to_date()
         else:
-            with report:
-                problem = _run_flow(root, chosen, overrides, report)
-                if problem:
-                    complain(problem)
-                    return 1
+            with progress:
+                problem = _run_flow(root, chosen, changes, progress)
+            if problem:
+                print_error(problem)
+                return ExitStatus.FAILED
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        return 130
-    done = [clip for clip in chosen if clip not in report.failed]
+        print_notice(RESUMABLE)
+        return ExitStatus.INTERRUPTED
+    done = [clip for clip in chosen if clip not in progress.errors]
     _write_missing_reports(root, done)
     if as_json:
-        print_json(_result(root, chosen, report, time.monotonic() - start))
+        print_json(_result(root, progress, time.monotonic() - start))
     elif done:
         from tav.reports.score_table import show
 
         print(show(root, done))
-    for clip, reason in report.failed.items():
-        complain(f"{clip}: {reason}")
-    if report.failed:
-        say(f"{len(report.failed)} of {len(chosen)} clips failed; logs/CLIP/STAGE.log say more")
-    return 1 if report.failed else 0
+    if not progress.errors:
+        return ExitStatus.SUCCESS
+    for clip, reason in progress.errors.items():
+        print_error(f"{clip}: {reason}")
+    logs = ", ".join(dict.fromkeys(progress.log(clip) for clip in progress.errors))
+    print_message(f"{len(progress.errors)} of {len(chosen)} clips failed; see {logs}")
+    return ExitStatus.FAILED
 
 
-def in_project(root: Path, text: str, what: str) -> str:
-    """How params.yaml calls a file of the project that a user has named in any way.
+def path_in_project(root: Path, text: str, what: str) -> str:
+    """Return the path of a file in the project as params.yaml names it, however the user named it.
 
     Raises:
-        TavError: it lies outside.
+        TavError: it is outside the project.
     """
     path = Path(text).expanduser()
     if path.is_absolute() or ".." in path.parts:
-        # A link in the project counts as what it is called there, wherever it leads.
-        ways = [(Path(os.path.normpath(root / path)), root), (path.resolve(), root.resolve())]
-        inside = [way.relative_to(top) for way, top in ways if way.is_relative_to(top)]
+        # A link in the project counts by its own name, wherever it leads.
+        candidates = [(Path(os.path.normpath(root / path)), root), (path.resolve(), root.resolve())]
+        inside = [candidate.relative_to(top) for candidate, top in candidates if candidate.is_relative_to(top)]
         if not inside:
-            raise TavError(f"{what}: {text!r} lies outside of the project; copy it to data/")
+            raise TavError(f"{what}: {text!r} is outside the project; copy it to data/")
         path = inside[0]
     project_path(root, str(path), what)
     return path.as_posix()
 
 
-def _check(root: Path, params: Params, clips: Sequence[str]) -> None:
-    """What would else be found after the tuning, or after the wait for Prefect."""
+def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
+    """Check what would otherwise fail after the tuning, or after Prefect's start.
+
+    Raises:
+        TavError: a missing model or video, or an invalid prompt CSV.
+    """
     from tav.config.prompts import read_prompts
 
     resolve_model(root, params.base_model)
@@ -119,143 +125,152 @@ def _check(root: Path, params: Params, clips: Sequence[str]) -> None:
             raise TavError(str(error).replace(f"{root}{os.sep}", "")) from None
 
 
-def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], report: _Report) -> str | None:
-    """Run the flow; returns what has gone wrong, where that is not one of the clips' own failures."""
+def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], progress: FlowProgress) -> str | None:
+    """Run the flow; return what went wrong, unless it is the failure of a clip, which `progress` receives."""
     (root / LOG).parent.mkdir(exist_ok=True)
     services = running(root)
     url = services.prefect + "/api" if services else api_url(root)
     if not answers(f"{url}/health", 2):
         from flows.temporary_server import start_temporary_server
 
-        with report.bars.working("starting Prefect"):
+        with progress.bars.activity("starting Prefect"):
             url = start_temporary_server(root / SERVER_LOG) or ""
         if not url:
-            return f"no Prefect server can be started for this run; {SERVER_LOG} says why"
+            return f"no Prefect server can be started for this run; see {SERVER_LOG}"
     os.environ["PREFECT_API_URL"] = url
-    os.environ.setdefault("DO_NOT_TRACK", "1")  # Else Prefect's client counts uses, and says so on the terminal.
-    # Its handler on the terminal, not what its pages show.
+    os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client would count uses, and announce that on the terminal.
+    # The handler on the terminal; Prefect's pages show everything.
     os.environ["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "CRITICAL"
     if services and services.mlflow:
         os.environ["TAV_MLFLOW_URL"] = services.mlflow  # for the links on Prefect's pages
-    with report.bars.working("loading"):
+    with progress.bars.activity("loading"):
         from flows.tav import tav, watched_by
 
-    with watched_by(report), _logged(root / LOG):
+    with watched_by(progress), _prefect_log(root / LOG):
         state = tav(clips, None, overrides, return_state=True)
-    if state.is_completed() or report.failed:
+    if state.is_completed() or progress.errors:
         return None
-    return f"{state.message or state.name}; {LOG} says more"
+    return f"{state.message or state.name}; see {LOG}"
 
 
 @contextlib.contextmanager
-def _logged(path: Path) -> Iterator[None]:
-    """Prefect's log goes to a file, and warnings of our own to the terminal."""
-    to_file = logging.FileHandler(path, encoding="utf-8")
-    to_file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
+def _prefect_log(path: Path) -> Iterator[None]:
+    """Write Prefect's log to a file, and print the project's own warnings on the terminal."""
+    file_handler = logging.FileHandler(path, encoding="utf-8")
+    file_handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S%z"))
     prefect, root = logging.getLogger("prefect"), logging.getLogger()
-    warnings = _Warnings(logging.WARNING)
-    prefect.addHandler(to_file)
-    root.addHandler(warnings)
+    terminal_handler = _TerminalWarnings(logging.WARNING)
+    prefect.addHandler(file_handler)
+    root.addHandler(terminal_handler)
     try:
         yield
     finally:
-        prefect.removeHandler(to_file)
-        root.removeHandler(warnings)
-        to_file.close()
+        prefect.removeHandler(file_handler)
+        root.removeHandler(terminal_handler)
+        file_handler.close()
 
 
-class _Warnings(logging.Handler):
+class _TerminalWarnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
-        # Errors of a stage are said at the end, with the clip's name.
-        if record.name.partition(".")[0] in ("flows", "tasks", "toyworld", "tav_model") and not record.exc_info:
-            say(f"{record.levelname.lower()}: {record.getMessage()}")
+        # Errors of a stage, which have a traceback, are printed at the end with the clip's name.
+        if record.name.partition(".")[0] in PACKAGES and not record.exc_info:
+            print_message(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
-class _Report:
-    """What the flow says in this process: bars on a terminal, and a line for each stage; a `flows.tav.Watcher`."""
+class FlowProgress:
+    """The progress of the flow in this process: bars on a terminal, and a line for each stage. A `flows.tav.Watcher`.
 
-    def __init__(self, clips: Sequence[str]) -> None:
-        self.bars = Bars()
-        self.events: dict[str, dict[str, str]] = {clip: {} for clip in clips}
-        self.failed: dict[str, str] = {}
-        self._current: list[str] = []
-        self._began = 0.0
-        self._undo = contextlib.ExitStack()
+    Attributes:
+        outcomes: for each clip and stage that ended: up to date, restored or done.
+        errors: for each clip that failed, why.
+    """
 
-    def __enter__(self) -> _Report:
-        self._undo.enter_context(self.bars)
-        if self.bars.are_wanted:
-            self._undo.enter_context(display_on(self.bars))
+    def __init__(self, root: Path, clips: Sequence[str]) -> None:
+        self.bars = ProgressBars()
+        self.outcomes: dict[str, dict[str, str]] = {clip: {} for clip in clips}
+        self.errors: dict[str, str] = {}
+        self._project = Project(root)
+        self._up_to_date: list[str] = []
+        self._started: dict[str, str] = {}
+        self._start = 0.0
+
+    def __enter__(self) -> FlowProgress:
+        self.bars.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._undo.close()
+    def __exit__(self, *exception: Any) -> None:
+        self.bars.__exit__(*exception)
 
-    def all_current(self) -> None:
-        for clip in self.events:
-            self.events[clip] = dict.fromkeys(STAGES, "up to date")
-            say(f"{clip}: up to date")
+    def report_all_up_to_date(self) -> None:
+        """Report that there is nothing to do."""
+        for clip in self.outcomes:
+            self.outcomes[clip] = dict.fromkeys(STAGES, "up to date")
+            print_message(f"{clip}: up to date")
+
+    def log(self, clip: str) -> str:
+        """Return the path of the log of a clip's failure: that of its last stage, or where that is empty, of the run."""
+        root = self._project.root
+        stage = self._started.get(clip)
+        path = self._project.log(clip, stage) if stage else root / LOG
+        return str(path.relative_to(root)) if path.exists() and path.stat().st_size else LOG
 
     def stage(self, clip: str, stage: str, event: str) -> None:
+        """Receive an event of a stage: up to date, begins, restored or done."""
         title = f"{stage} {clip}"
         if event == "up to date":
-            self._current.append(stage)
+            self._up_to_date.append(stage)
         else:
-            self._say_current(clip)
+            self._report_up_to_date(clip)
         if event == "begins":
             from prefect.runtime import flow_run
 
             os.environ["PREFECT__FLOW_RUN_ID"] = flow_run.id or ""  # As a worker sets it, for MLflow's tags.
-            self._began = time.monotonic()
-            self.bars.work(title)
+            self._start = time.monotonic()
+            self._started[clip] = stage
+            self.bars.start_activity(title)
             return
-        self.events[clip][stage] = event
-        self.bars.rest(title)
+        self.outcomes[clip][stage] = event
+        self.bars.end_activity(title)
         if event == "restored":
-            say(f"{clip}: {stage} restored from DVC's cache")
+            print_message(f"{clip}: {stage} restored from DVC's cache")
         elif event == "done":
-            say(f"{clip}: {stage} done in {clock(time.monotonic() - self._began)}")
+            print_message(f"{clip}: {stage} done in {clock(time.monotonic() - self._start)}")
 
     def ended(self, clip: str, error: str | None) -> None:
-        if len(self._current) == len(STAGES):
-            self._current.clear()
-            say(f"{clip}: up to date")
-        self._say_current(clip)
+        """Receive the end of a clip, and why it failed."""
+        if len(self._up_to_date) == len(STAGES):
+            self._up_to_date.clear()
+            print_message(f"{clip}: up to date")
+        self._report_up_to_date(clip)
         for stage in STAGES:
-            self.bars.rest(f"{stage} {clip}")
+            self.bars.end_activity(f"{stage} {clip}")
         if error is not None:
-            self.failed[clip] = error
+            self.errors[clip] = error
 
-    def _say_current(self, clip: str) -> None:
-        if self._current:
-            say(f"{clip}: {', '.join(self._current)} up to date")
-            self._current.clear()
+    def _report_up_to_date(self, clip: str) -> None:
+        if self._up_to_date:
+            print_message(f"{clip}: {', '.join(self._up_to_date)} up to date")
+            self._up_to_date.clear()
 
 
 def _write_missing_reports(root: Path, clips: Sequence[str]) -> None:
-    """The stage `score` leaves a report, unless it was restored; without one the results are no less."""
-    project = Project(root)
+    """Write the reports that are missing because the score stage was restored instead of run."""
     for clip in clips:
-        if project.report(clip).exists():
-            continue
-        try:
-            from tav.reports.report import write_index, write_report
+        if not Project(root).report(clip).exists():
+            from tav.reports.report import update_reports
 
-            write_report(root, clip)
-            write_index(root)
-        except Exception as error:
-            complain(f"no report of {clip}: {error}", "warning")
+            update_reports(root, clip)
 
 
-def _result(root: Path, clips: Sequence[str], report: _Report, seconds: float) -> dict[str, Any]:
-    """What `--json` prints."""
+def _result(root: Path, progress: FlowProgress, seconds: float) -> dict[str, Any]:
+    """Return the JSON document of a run."""
     from tav.config.results import read_scores
 
     project = Project(root)
     results: dict[str, Any] = {}
-    for clip in clips:
-        results[clip] = {"error": report.failed.get(clip), "stages": report.events[clip]}
-        if clip in report.failed:
+    for clip, outcomes in progress.outcomes.items():
+        results[clip] = {"error": progress.errors.get(clip), "stages": outcomes}
+        if clip in progress.errors:
             continue
         edits = project.edits(clip).relative_to(root)
         results[clip] |= {

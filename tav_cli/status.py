@@ -1,4 +1,4 @@
-"""`tav status`: what is up to date, what is not and why, and which prompts are still to be rendered."""
+"""`tav status`: print which stages are up to date, which are not and why, and which prompts are still to render."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from tav.versioning.dvc_pipeline import DvcPipeline, DvcStageStatus
 from tav_cli.terminal import output_console, print_json
 from tav_model.errors import TavError
 
-WAIT_SECONDS = 5  # for another process that holds DVC's lock
+LOCK_SECONDS = 5  # to wait for another process that holds DVC's lock
 STYLES = {"up to date": "green", "stale": "yellow", "running": "cyan", "never run": "dim"}
 
 
 @dataclass(frozen=True)
 class StageStatus:
-    """One stage of one clip.
+    """The state of one stage of a clip.
 
     Attributes:
         state: up to date, stale, never run or running.
-        reasons: what has changed; or which stage before it is to run first.
-        restorable: DVC's cache has what it would give, so that nothing is computed.
+        reasons: what has changed; or which earlier stage has to run first.
+        restorable: DVC's cache holds its outputs, so that nothing has to be computed.
     """
 
     state: str
@@ -43,10 +43,12 @@ class StageStatus:
 
 @dataclass(frozen=True)
 class ClipStatus:
-    """One clip.
+    """The state of a clip.
 
     Attributes:
-        done, todo: names of the prompts, in the CSV's order; both empty where it cannot be read.
+        stages: the state of each stage, in the order of the pipeline.
+        done: names of the prompts that are rendered, in the order of the CSV; empty where that is invalid.
+        todo: names of the other prompts.
         problem: what is wrong with the CSV.
     """
 
@@ -56,95 +58,104 @@ class ClipStatus:
     problem: str | None = None
 
     @property
-    def is_current(self) -> bool:
+    def is_up_to_date(self) -> bool:
+        """Whether every stage is up to date."""
         return all(stage.state == "up to date" for stage in self.stages.values())
 
 
 def status(root: Path, clips: Sequence[str], as_json: bool) -> None:
-    """Print how clips stand, and whether the services of `tav up` run.
+    """Print the state of clips, and whether the services of `tav up` run.
 
     Args:
-        clips: names; none: all.
+        root: the project's folder.
+        clips: names; empty: all.
+        as_json: print a JSON document instead of text.
 
     Raises:
-        TavError: no such clip, a params.yaml that is wrong, or no DVC project.
+        TavError: no such clip, an invalid params.yaml, or no DVC project.
     """
     params = load_params(root / "params.yaml")
     for clip in clips:
         params.clip(clip)
-    versions = DvcPipeline(root, wait=WAIT_SECONDS)
-    found = {clip: clip_status(root, clip, versions) for clip in list(dict.fromkeys(clips)) or params.clips}
+    versions = DvcPipeline(root, wait=LOCK_SECONDS)
+    statuses = {clip: clip_status(root, clip, versions) for clip in list(dict.fromkeys(clips)) or params.clips}
     services = running(root)
     if as_json:
-        print_json(_as_json(found, services))
+        print_json(_as_json(statuses, services))
         return
     console = output_console()
-    for clip, one in found.items():
-        _show(console, clip, one, at_length=clip in clips)
+    for clip, clip_state in statuses.items():
+        _print_clip(console, clip, clip_state, in_full=clip in clips)
     console.print(_services_line(services), highlight=False)
 
 
 def clip_status(root: Path, clip: str, versions: DvcPipeline) -> ClipStatus:
-    """How one clip stands; nothing is changed."""
-    stages = _stages(versions.status(clip, STAGES), clip_holder(root, clip))
-    own = ClipStages(root, clip)
+    """Return the state of a clip, without changing anything."""
+    stages = _stage_statuses(versions.status(clip, STAGES), clip_holder(root, clip))
+    clip_stages = ClipStages(root, clip)
     try:
-        names = [row.name for row in own.prompt_rows()]
+        names = [row.name for row in clip_stages.prompt_rows()]
     except TavError as error:
         return ClipStatus(stages, [], [], str(error).replace(f"{root}/", ""))
     edit = stages["edit"]
     if edit.state == "up to date" or edit.restorable:
         todo: list[str] = []
     elif all(stages[stage].state == "up to date" for stage in STAGES[: STAGES.index("edit")]):
-        todo = own.rows_to_render()
+        todo = clip_stages.rows_to_render()
     else:
-        todo = names  # Other inputs, other videos.
+        todo = names  # Other inputs lead to other videos.
     return ClipStatus(stages, [name for name in names if name not in todo], todo)
 
 
-def _stages(standings: dict[str, DvcStageStatus], worker: str | None) -> dict[str, StageStatus]:
-    """With what each stage waits for: each stands on all before it."""
-    at_work_on = re.search(r"\(stage (\w+)\)", worker or "")
+def _stage_statuses(dvc_statuses: dict[str, DvcStageStatus], holder: str | None) -> dict[str, StageStatus]:
+    """Combine what DVC knows with the stage that runs now; a stage depends on all stages before it.
+
+    Args:
+        dvc_statuses: by stage, in the order of the pipeline.
+        holder: who works on the clip, such as `process 123 (stage tune)`.
+    """
+    running_stage = re.search(r"\(stage (\w+)\)", holder or "")
     stages: dict[str, StageStatus] = {}
     waits_for = None
-    for stage, standing in standings.items():
-        state, reasons = standing.state, standing.reasons
-        if worker and at_work_on and at_work_on[1] == stage:
-            state, reasons = "running", [worker.partition(" (")[0]]
+    for stage, dvc_status in dvc_statuses.items():
+        state, reasons = dvc_status.state, dvc_status.reasons
+        if holder and running_stage and running_stage[1] == stage:
+            state, reasons = "running", [holder.partition(" (")[0]]
         elif state == "in use":
             state = "stale"
         elif waits_for:
-            # Whatever lies there of the stages before it will be other files.
+            # Its inputs in results/ will be replaced before it runs.
             reasons = [reason for reason in reasons if not reason.startswith("results/")]
             state = "stale" if state == "up to date" else state
         if waits_for and state != "running":
             reasons = [*reasons, f"after {waits_for}"] if state == "stale" else []
-        stages[stage] = StageStatus(state, reasons, standing.is_restorable and not waits_for)
+        stages[stage] = StageStatus(state, reasons, dvc_status.is_restorable and not waits_for)
         if state != "up to date" and waits_for is None:
             waits_for = stage
     return stages
 
 
-def _as_json(found: dict[str, ClipStatus], services: Services | None) -> dict[str, Any]:
+def _as_json(statuses: dict[str, ClipStatus], services: Services | None) -> dict[str, Any]:
     return {
         "clips": {
             clip: {
-                "up_to_date": one.is_current,
-                "stages": {stage: asdict(status) for stage, status in one.stages.items()},
-                "prompts": {"done": one.done, "todo": one.todo, "problem": one.problem},
+                "up_to_date": clip_state.is_up_to_date,
+                "stages": {stage: asdict(stage_state) for stage, stage_state in clip_state.stages.items()},
+                "prompts": {"done": clip_state.done, "todo": clip_state.todo, "problem": clip_state.problem},
             }
-            for clip, one in found.items()
+            for clip, clip_state in statuses.items()
         },
         "services": asdict(services) | {"mlflow": redact(services.mlflow)} if services else None,
     }
 
 
-def _show(console: Console, clip: str, one: ClipStatus, at_length: bool) -> None:
-    states = {stage.state for stage in one.stages.values()}
-    prompts = _prompts_line(one)
-    if len(states) == 1 and not at_length and not one.problem and "stale" not in states:
+def _print_clip(console: Console, clip: str, clip_state: ClipStatus, in_full: bool) -> None:
+    """Print one line where all stages agree, unless `in_full`; else a line for each stage."""
+    states = {stage.state for stage in clip_state.stages.values()}
+    prompts = _prompts_line(clip_state)
+    if len(states) == 1 and not in_full and not clip_state.problem and "stale" not in states:
         (state,) = states
-        hint = f"; tav run {clip} makes it" if state == "never run" else f"; {prompts}"
+        hint = f"; start with: tav run {clip}" if state == "never run" else f"; {prompts}"
         console.print(Text.assemble((clip, "bold"), ": ", (state, STYLES[state]), hint))
         return
     console.print(Text(clip, style="bold"))
@@ -153,24 +164,23 @@ def _show(console: Console, clip: str, one: ClipStatus, at_length: bool) -> None
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
-    for stage, status in one.stages.items():
-        why = "; ".join(status.reasons)
-        if status.restorable:
-            why = f"{why}{'; ' if why else ''}DVC's cache has it"
-        table.add_row("", stage, Text(status.state, style=STYLES[status.state]), Text(why))
+    for stage, status in clip_state.stages.items():
+        reasons = [*status.reasons, *(["in DVC's cache"] if status.restorable else [])]
+        table.add_row("", stage, Text(status.state, style=STYLES[status.state]), Text("; ".join(reasons)))
     console.print(table)
     console.print(Padding(Text(prompts), (0, 0, 0, 2), expand=False))
 
 
-def _prompts_line(one: ClipStatus) -> str:
-    if one.problem:
-        return f"prompts: {one.problem}"
-    line = f"prompts: {len(one.done)} of {len(one.done) + len(one.todo)} done"
-    return f"{line}; to do: {', '.join(one.todo)}" if one.todo else line
+def _prompts_line(clip_state: ClipStatus) -> str:
+    if clip_state.problem:
+        return f"prompts: {clip_state.problem}"
+    done, todo = clip_state.done, clip_state.todo
+    line = f"prompts: {len(done)} of {len(done) + len(todo)} done"
+    return f"{line}; to render: {', '.join(todo)}" if todo else line
 
 
 def _services_line(services: Services | None) -> Text:
     if services is None:
         return Text("services: not running; tav up starts Prefect and MLflow", style="dim")
     mlflow = f", MLflow {redact(services.mlflow)}" if services.mlflow else ""
-    return Text(f"services: Prefect {services.prefect}{mlflow}; tav down ends them")
+    return Text(f"services: Prefect {services.prefect}{mlflow}; tav down stops them")

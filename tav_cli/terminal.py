@@ -1,4 +1,4 @@
-"""What the commands show: data on standard output; messages and bars on standard error."""
+"""What the commands print: results on standard output; messages and progress bars on standard error."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from tav.runtime.progress import Progress, clock, is_quiet, rate
+from tav.runtime.progress import Progress, clock, display_on, is_quiet, rate
 
-PIPED_WIDTH = 200  # where there is no terminal to ask
-VALUES_FROM = 100  # columns of a terminal that has room for a loop's values, such as the loss
+PIPED_WIDTH = 200  # columns, where there is no terminal to ask
+MIN_WIDTH_FOR_VALUES = 100  # columns of a terminal that has room for a loop's values, such as the loss
 
 
 def output_console() -> Console:
-    """Standard output; as wide as the terminal, or wide enough for most tables where it is piped."""
+    """Return a console on standard output, as wide as the terminal, or wide enough for most tables in a pipe."""
     console = Console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console = Console(width=PIPED_WIDTH)
@@ -30,24 +30,36 @@ def output_console() -> Console:
 
 
 def print_json(value: Any) -> None:
+    """Print a JSON document on standard output."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def say(message: str) -> None:
-    """A line on standard error, unless the user wants quiet."""
+def print_message(message: str) -> None:
+    """Print a line on standard error, unless the user asked for quiet."""
     if not is_quiet():
         print(message, file=sys.stderr, flush=True)
 
 
-def complain(message: str, kind: str = "error") -> None:
-    """What has gone wrong, in a line on standard error, always."""
-    print(f"{kind}: {message}", file=sys.stderr, flush=True)
+def print_notice(message: str) -> None:
+    """Print a line on standard error, even where the user asked for quiet."""
+    print(message, file=sys.stderr, flush=True)
 
 
-class Bars:
-    """One bar for each loop that runs now, below what has been said; a `tav.runtime.progress.Display`.
+def print_error(message: str) -> None:
+    """Print what failed, in one line on standard error."""
+    print_notice(f"error: {message}")
 
-    Without a terminal, or where the user wants quiet, there are none; see `are_wanted`.
+
+def print_warning(message: str) -> None:
+    """Print what needs attention but failed nothing, in one line on standard error."""
+    print_notice(f"warning: {message}")
+
+
+class ProgressBars:
+    """A progress bar for each running loop, below the messages; a `tav.runtime.progress.Display`.
+
+    While it is entered, the loops of this process draw here. Without a terminal, or where the user asked for quiet,
+    there are no bars; see `enabled`.
     """
 
     def __init__(self) -> None:
@@ -56,32 +68,36 @@ class Bars:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[count]}"),
-            _Pace(),
+            _RateColumn(),
         ]
-        if self.console.width >= VALUES_FROM:
+        if self.console.width >= MIN_WIDTH_FOR_VALUES:
             columns.append(TextColumn("{task.fields[values]}", style="dim"))
-        # Lines on standard error go above the bars by themselves; those on standard output by `output`.
+        # Lines on standard error go above the bars by themselves; those on standard output through `print_line`.
         self._rich = RichProgress(*columns, console=self.console, transient=True, expand=True, redirect_stdout=False)
         self._tasks: dict[str, Any] = {}
-        self._working: set[str] = set()
+        self._activities: set[str] = set()
+        self._exit_stack = contextlib.ExitStack()
 
     @property
-    def are_wanted(self) -> bool:
+    def enabled(self) -> bool:
+        """Whether bars are drawn."""
         return self.console.is_terminal and not is_quiet()
 
-    def __enter__(self) -> Bars:
-        if self.are_wanted:
+    def __enter__(self) -> ProgressBars:
+        if self.enabled:
             self._rich.start()
+            self._exit_stack.enter_context(display_on(self))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._exit_stack.close()
         if self._rich.live.is_started:
             self._rich.stop()
 
-    def output(self, line: str) -> None:
-        """A line on standard output, now."""
+    def print_line(self, line: str) -> None:
+        """Print a line on standard output at once, with the bars out of the way."""
         is_live = self._rich.live.is_started
         if is_live:
             self._rich.stop()
@@ -90,37 +106,42 @@ class Bars:
             self._rich.start()
 
     @contextlib.contextmanager
-    def working(self, title: str) -> Iterator[None]:
-        """Something goes on under this title, before, after or without a loop that counts."""
-        self.work(title)
+    def activity(self, title: str) -> Iterator[None]:
+        """Show a pulsing bar with this title for work that is not counted, or not yet."""
+        self.start_activity(title)
         try:
             yield
         finally:
-            self.rest(title)
+            self.end_activity(title)
 
-    def work(self, title: str, what: str = "") -> None:
-        self._working.add(title)
-        self._replace(title, total=None, count=what, unit="", values="")
+    def start_activity(self, title: str, detail: str = "") -> None:
+        """Show a pulsing bar; a loop with the same title takes its place while it counts."""
+        self._activities.add(title)
+        self._replace(title, total=None, count=detail, unit="", values="")
 
-    def rest(self, title: str) -> None:
-        self._working.discard(title)
+    def end_activity(self, title: str) -> None:
+        """Remove the bar, if there is one."""
+        self._activities.discard(title)
         self._remove(title)
 
-    # Of `Display`
+    # The methods of `Display`
 
     def begin(self, progress: Progress) -> None:
+        """Show a bar for a loop that starts or resumes."""
         self._replace(
             progress.title, total=progress.total, completed=progress.done, unit=progress.unit, **_fields(progress)
         )
 
     def update(self, progress: Progress) -> None:
+        """Show how far a loop is."""
         self._rich.update(
             self._tasks[progress.title], completed=progress.done, total=progress.total, **_fields(progress)
         )
 
     def end(self, progress: Progress) -> None:
-        if progress.title in self._working:
-            self.work(progress.title, "finishing")
+        """Remove a loop's bar, or return to the activity that the loop is a part of."""
+        if progress.title in self._activities:
+            self.start_activity(progress.title, "finishing")
         else:
             self._remove(progress.title)
 
@@ -133,8 +154,8 @@ class Bars:
             self._rich.remove_task(self._tasks.pop(title))
 
 
-class _Pace(ProgressColumn):
-    """`3.20 step/s, 1:28 left`."""
+class _RateColumn(ProgressColumn):
+    """The rate and the remaining time, such as `3.20 step/s, 1:28 left`; the elapsed time of an activity."""
 
     def render(self, task: Task) -> Text:
         parts = [rate(task.speed, 1, task.fields["unit"]) if task.speed else ""]

@@ -131,3 +131,8 @@ METRICS = {metric.key: metric for metric in _CATALOGUE}
 
 HEADLINES = tuple(METRICS[key] for key in ("textual_alignment", "frame_consistency", "track_error", "warping_error"))
 """The scores to show first, where a video has them."""
+
+
+def format_score(value: float) -> str:
+    """Return a score as text tables show it: with four decimals, or two where it is 10 or more, as decibels are."""
+    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.loveu_tgve import write_benchmark
+from tests.support.loveu_tgve import quick_overrides, write_benchmark
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 from tests.support.servers import free_port, run_deployment, serving, task_runs
-from tests.tav_cli.test_benchmark import options
 
 CLIP = "ball"
 RESULT = ("edits", "scores")
@@ -39,7 +38,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 def test_clips_of_a_benchmark_on_the_cluster(tmp_path: Path, cluster: str) -> None:
     clone = project(tmp_path / "project")
     folder = write_benchmark(tmp_path / "tgve")
-    settings = options()
+    settings = [argument for override in quick_overrides() for argument in ("--set", override)]
     run(clone, "tav", "benchmark", str(folder), "--out", "alone", *settings, **ONE_THREAD)
     run(
         clone,

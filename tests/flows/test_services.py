@@ -1,18 +1,28 @@
-"""`python -m flows.services`: what it refuses, in one line; what it starts, keeps and ends."""
+"""The local services: what they refuse in one line, what they start, restart and stop, and that they leave the terminal."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import os
+import pty
 import re
+import select
 import socket
+import subprocess
+import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.support.projects import change_params, fresh_clone, run
+from flows import services
+from tav_model.errors import TavError
+from tests.support.projects import change_params, environment, fresh_clone, run
+from tests.support.servers import free_port
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +67,12 @@ def test_an_address_of_another_machine(project: Path) -> None:
     assert "must be http://127.0.0.1:PORT/api" in line
 
 
-def test_a_port_that_is_none(project: Path) -> None:
+def test_a_port_setting_that_is_not_a_port(project: Path) -> None:
     assert "TAV_MLFLOW_PORT: 'many' must be a port" in refused(project, TAV_MLFLOW_PORT="many")
 
 
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
 def listening(process: int) -> set[tuple[str, int]]:
-    """Where a process and all that it has started listen."""
+    """The addresses on which a process and its descendants listen."""
     main = psutil.Process(process)
     found = set()
     for one in (main, *main.children(recursive=True)):
@@ -86,49 +90,72 @@ def arguments(process: int) -> str:
     return " ".join(found)
 
 
+def tav_in_a_terminal(project: Path, command: str, settings: dict[str, str]) -> str:
+    """The output of a command as a terminal has it, read until no process holds that terminal any more."""
+    reader, terminal = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "tav_cli.main", command],
+        cwd=project,
+        env=environment(**settings),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    ) as process:
+        os.close(terminal)
+        output = b""
+        with contextlib.suppress(OSError):  # EIO: the last process has closed the terminal
+            while process.poll() is None or select.select([reader], [], [], 10)[0]:
+                output += os.read(reader, 1000)
+            pytest.fail(f"a process keeps the terminal open: {output.decode()}")
+        assert process.wait(10) == 0, output.decode()
+    os.close(reader)
+    return output.decode().replace("\r\n", "\n")
+
+
+def get(address: str) -> int:
+    with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310 (an address of the services)
+        return answer.status
+
+
 @pytest.mark.timeout(300)
-def test_up_starts_all_of_it_and_down_ends_it(project: Path, tmp_path: Path) -> None:
-    ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": free_port()}
+def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(project: Path, tmp_path: Path) -> None:
+    ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": str(free_port())}
     settings = ports | {"PREFECT_HOME": str(tmp_path / "prefect")}
 
-    def serve(command: str, check: bool = True) -> str:
-        return run(project, "python", "-m", "flows.services", command, check=check, **settings).stdout
+    def tav(command: str, check: bool = True) -> str:
+        return run(project, sys.executable, "-m", "tav_cli.main", command, check=check, **settings).stdout
 
-    assert serve("down") == "not running\n"
-    said = serve("up")
+    printed = tav_in_a_terminal(project, "up", settings)
     try:
-        addresses = re.findall(r"http://127\.0\.0\.1:\d+", said)
-        assert len(addresses) == 2
-        for address in addresses:
-            with urllib.request.urlopen(address, timeout=10) as answer:
-                assert answer.status == 200
-        assert "deployment run tav/edit-batch" in said
-        process = int((project / ".tav" / "serve.lock").read_text().split()[0])
+        addresses = re.findall(r"http://127\.0\.0\.1:\d+", printed)
+        assert [get(address) for address in addresses] == [200, 200]
+        assert "deployment run tav/edit-batch" in printed
+        process = int((project / ".tav" / "services.lock").read_text().split()[0])
         places = listening(process)
         assert {host for host, _ in places} == {"127.0.0.1"}
         assert {port for _, port in places} >= {int(address.rpartition(":")[2]) for address in addresses}
         assert "sqlite" not in arguments(process)  # Another database's address would have a password.
-        assert "already running (process" in serve("up", check=False)
-        assert (
-            "already running (process" in run(project, "python", "-m", "flows.services", check=False, **settings).stdout
-        )
+        assert "already running (process" in tav("up", check=False)
+        assert "already running (process" in refused(project, **settings)
     finally:
-        assert serve("down") == "stopped\n"
+        assert tav("down") == "stopped\n"
     for address in addresses:
-        with pytest.raises(OSError):
-            urllib.request.urlopen(address, timeout=2)
+        with pytest.raises(urllib.error.URLError, match="refused"):
+            get(address)
     # A lock file of a process that was killed does not count.
-    assert (project / ".tav" / "serve.lock").exists() and serve("down") == "not running\n"
+    assert (project / ".tav" / "services.lock").exists()
+    assert tav("down") == "not running\n"
 
 
 @pytest.mark.long
 @pytest.mark.timeout(600)
-def test_what_ends_again_and_again_is_given_up(project: Path, tmp_path: Path) -> None:
+def test_a_process_that_ends_again_and_again_stops_everything(project: Path, tmp_path: Path) -> None:
     ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": str(free_port())}
     settings = ports | {"PREFECT_HOME": str(tmp_path / "prefect")}
-    run(project, "python", "-m", "flows.services", "up", **settings)
+    run(project, sys.executable, "-m", "tav_cli.main", "up", **settings)
     killed: set[int] = set()
-    log = project / "logs/serve.log"
+    log = project / "logs/services.log"
     end = time.monotonic() + 200
     while "again and again" not in log.read_text():
         assert time.monotonic() < end, log.read_text()
@@ -139,7 +166,18 @@ def test_what_ends_again_and_again_is_given_up(project: Path, tmp_path: Path) ->
                     killed.add(process.pid)
                     process.kill()
         time.sleep(0.2)
-    assert len(killed) == log.read_text().count("is started again") + 1 == 4
-    assert "prefect-worker has ended (signal 9) and is started again" in log.read_text()
-    while run(project, "python", "-m", "flows.services", "down", **settings).stdout != "not running\n":
+    assert len(killed) == log.read_text().count("restarting it") + 1 == 4
+    assert "prefect-worker ended (signal 9), restarting it" in log.read_text()
+    while run(project, sys.executable, "-m", "tav_cli.main", "down", **settings).stdout != "not running\n":
         assert time.monotonic() < end
+
+
+def test_the_lock_names_the_process_and_its_addresses(tmp_path: Path) -> None:
+    assert services.running(tmp_path) is None
+    with services._only_one(tmp_path, "http://a", "http://b"):
+        assert services.running(tmp_path) == services.Services(os.getpid(), "http://a", "http://b")
+        with pytest.raises(TavError, match="already running"), services._only_one(tmp_path, "c", "d"):
+            pass
+    assert services.running(tmp_path) is None
+    with (tmp_path / ".tav/services.lock").open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -53,3 +53,22 @@ def write_benchmark(folder: Path) -> Path:
         clips[of_set] = [(name, caption(clip.scene), *(edits[category] for category in CATEGORIES))]
     write_table(folder, clips)
     return folder
+
+
+QUICK = {
+    "decode.frames": 2,
+    "decode.width": 64,
+    "decode.height": 64,
+    "tune.steps": 1,
+    "invert.steps": 1,
+    "edit.steps": 1,
+    "runtime.device": "cpu",
+    "runtime.edit_batch": 4,
+    "tracking.uri": "null",
+}
+
+
+def quick_overrides(**changes: object) -> list[str]:
+    """`KEY=VALUE` for a benchmark of seconds; `edit__steps=3` changes `edit.steps`."""
+    values = QUICK | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"{key}={value}" for key, value in values.items()]

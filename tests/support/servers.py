@@ -27,7 +27,7 @@ def free_port() -> int:
 @contextlib.contextmanager
 def serving(project: Path, prefect: dict[str, str]) -> Iterator[None]:
     """Server, deployment, worker and MLflow UI, as the README starts them."""
-    log = project / "serve.log"
+    log = project / "services.log"
     with log.open("w") as output:
         process = subprocess.Popen(
             ["python", "-m", "flows.services"], cwd=project, env=environment(**prefect), stdout=output, stderr=output

@@ -1,0 +1,28 @@
+"""`tav up` and `tav down`: start and stop the local services, and print where they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flows import services
+
+
+def up(root: Path) -> None:
+    """Start the services in the background, and print their addresses when they are ready.
+
+    Raises:
+        TavError: as `flows.services.start`.
+    """
+    started = services.start(root)
+    print(f"Prefect   {started.prefect}")
+    print(f"MLflow    {started.mlflow or 'none: tracking.uri is null in params.yaml'}")
+    print("ready: prefect deployment run tav/edit-batch --watch      (tav down stops the services)")
+
+
+def down(root: Path) -> None:
+    """Stop the services, and print whether there were any.
+
+    Raises:
+        TavError: as `flows.services.stop`.
+    """
+    print("stopped" if services.stop(root) else "not running")

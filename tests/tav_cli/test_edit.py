@@ -1,0 +1,117 @@
+"""`tav edit`: prompts are rendered right away, and not again."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.clip_stages import ClipStages
+from tasks.rows import RowBatch
+from tav.config.stages import STAGES
+from tav.versioning.dvc_pipeline import DvcPipeline
+from tav_model.files import read_json
+from tests.support.tav_command import Tav, contents
+
+
+def test_edit_renders_at_once_and_finds_what_was_rendered(
+    tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = tav("edit", "ball", "a green ball", "a green ball", "a blue ball", "--json")
+    assert ended.code == 0, ended.err
+    green, blue = sorted(json.loads(ended.out)["edits"], key=lambda edit: edit["prompt"], reverse=True)
+    assert green == {
+        "prompt": "a green ball",
+        "video": "results/ball/quick/a-green-ball.mp4",
+        "preview": "results/ball/quick/a-green-ball.webp",
+        "record": "results/ball/quick/a-green-ball.json",
+        "rendered": True,
+        "error": None,
+    }
+    assert not blue["rendered"]  # A row of the CSV has these settings too.
+    assert (done / blue["video"]).read_bytes() == (done / "results/ball/edits/blue.mp4").read_bytes()
+    assert read_json(done / green["record"])["name"] == "a-green-ball"
+    versions = DvcPipeline(done)
+    assert all(versions.is_current(stage, "ball") for stage in STAGES)
+
+    shutil.rmtree(done / ".tav/rows")
+    monkeypatch.setattr(RowBatch, "render", lambda *_: pytest.fail("rendered again"))
+    before = contents(done)
+    assert tav("edit", "ball", " a green ball ", "a blue ball", "-q") == (
+        0,
+        "results/ball/quick/a-green-ball.mp4\nresults/ball/quick/a-blue-ball.mp4\n",
+        "",
+    )
+    assert contents(done) == before
+
+
+def test_edit_with_other_settings_is_another_video_and_goes_into_the_csv(tav: Tav, done: Path) -> None:
+    assert tav("edit", "ball", "a blue ball").out == "results/ball/quick/a-blue-ball.mp4\n"
+    ended = tav("edit", "ball", "a blue ball", "--guidance-scale", 2, "--negative-prompt", "red", "--add")
+    assert re.fullmatch(r"results/ball/quick/a-blue-ball-[0-9a-f]{8}\.mp4\n", ended.out)
+    assert "data/ball.csv: added a-blue-ball" in ended.err
+    assert (done / "data/ball.csv").read_text().splitlines() == [
+        "name,prompt,guidance_scale,negative_prompt",
+        "blue,a blue ball,,",
+        "cube,a red cube,,",
+        ",a blue ball,2.0,red",
+    ]
+    record = read_json(done / ended.out.strip().replace(".mp4", ".json"))
+    assert (record["guidance_scale"], record["negative_prompt"], record["steps"]) == (2.0, "red", 1)
+    # The pipeline has it already.
+    assert ClipStages(done, "ball").rows_to_render() == []
+    assert "has the prompts already" in tav("edit", "ball", "a blue ball", "--add").err
+
+
+def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = RowBatch.render
+
+    def render(self: RowBatch, edit: Any, on_step: Any = None) -> None:
+        if edit.prompt == "a cat":
+            raise RuntimeError("no cats\nat all")
+        real(self, edit, on_step)
+
+    monkeypatch.setattr(RowBatch, "render", render)
+    before = (done / "data/ball.csv").read_bytes()
+    ended = tav("edit", "ball", "a cat", "a red cube", "--add")
+    assert ended.code == 1 and ended.out == "results/ball/quick/a-red-cube.mp4\n"
+    assert ended.err.splitlines()[-1] == "error: 'a cat': no cats"
+    assert (done / "data/ball.csv").read_bytes() == before
+    assert "RuntimeError: no cats" in (done / "logs/ball/quick.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["cube", "a cat"], "cube: not tuned and inverted yet; tav run cube does it"),
+        (["cat", "a cat"], "no clip named 'cat'; there are: ball, cube"),
+        (["ball", " "], "the prompt is empty"),
+        (["ball", "a", "--steps", "0"], "steps: '0' is not a whole number between 1 and 1000"),
+        (["ball", "a", "--guidance-scale", "nan"], "guidance_scale: 'nan' is not a number between 1 and 100"),
+        (["ball", "a", "--seed", "-1"], "seed: '-1' is not a whole number"),
+    ],
+)
+def test_edit_refuses_mistakes(tav: Tav, done: Path, arguments: list[str], error: str) -> None:
+    before = contents(done)
+    ended = tav("edit", *arguments)
+    assert ended.code == 2 and error in ended.error
+    assert contents(done) == before
+
+
+def test_edit_writes_through_no_link_out_of_the_project(tav: Tav, done: Path, tmp_path: Path) -> None:
+    (done / "data/ball.csv").rename(tmp_path / "elsewhere.csv")
+    (done / "data/ball.csv").symlink_to(tmp_path / "elsewhere.csv")
+    before = (tmp_path / "elsewhere.csv").read_bytes()
+    refused = tav("edit", "ball", "a cat", "--add").error
+    assert "data/ball.csv is a link out of the project; only files inside it are written" in refused
+    assert (tmp_path / "elsewhere.csv").read_bytes() == before and not (done / "results/ball/quick").exists()
+
+
+def test_edit_waits_for_nobody(tav: Tav, done: Path) -> None:
+    with ClipStages(done, "ball").session("decode"):
+        assert f"is being worked on by process {os.getpid()} (stage decode)" in tav("edit", "ball", "a cat").error

@@ -1,0 +1,144 @@
+"""`tav run`: what it brings up to date, what it reports, and how it is stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tav.config.stages import STAGES
+from tav.reports import report as reports
+from tav_cli import run as runner
+from tav_model.errors import TavError
+from tests.support.tav_command import Ended, Tav, contents, read_yaml, start_tav
+
+
+def test_run_brings_up_to_date_what_it_can(ran: tuple[Path, Ended]) -> None:
+    project, ended = ran
+    assert ended.code == 1, ended.err
+    result = json.loads(ended.out)["clips"]
+    ball, cube = result["ball"], result["cube"]
+    assert ball["stages"] == dict.fromkeys(STAGES, "done") and ball["error"] is None
+    assert set(ball["edits"]) == {"blue", "cube"}
+    for path in (*(edit["video"] for edit in ball["edits"].values()), ball["picture"], ball["report"]):
+        assert (project / path).is_file()
+    assert ball["scores"].keys() == ball["edits"]["blue"]["scores"].keys() >= {"flicker", "warping_error"}
+    assert cube["stages"] == {} and "not a video that can be read" in cube["error"]
+    lines = ended.err.splitlines()
+    assert [line.partition(" done in ")[0] for line in lines if " done in " in line and line.startswith("ball: ")] == [
+        f"ball: {stage}" for stage in STAGES
+    ]
+    assert lines[-2].startswith("error: cube: ") and lines[-1] == "1 of 2 clips failed; see logs/run.log"
+    assert "not a video that can be read" in (project / "logs/run.log").read_text()
+    assert "|" not in ended.err and "Traceback" not in ended.err  # Prefect's log lines have bars
+    assert "Finished in state Failed" in (project / "logs/run.log").read_text()
+
+
+def test_run_knows_when_there_is_nothing_to_do(tav: Tav, done: Path) -> None:
+    before = contents(done)
+    ended = tav("run", "ball", "ball")
+    assert ended.code == 0 and ended.err == "ball: up to date\n"
+    rows = [line.split()[0] for line in ended.out.splitlines() if line]
+    assert rows == ["ball:", "warping_error", "(source)", "blue", "cube", "(mean)", "videos:", "picture:", "report:"]
+    assert ended.out.endswith("report:  results/ball/report.html\n")
+    assert contents(done) == before
+    pages = ("results/ball/report.html", "results/index.html")  # The only files that tell the time.
+    (done / pages[0]).unlink()
+    tav("run", "ball")
+    after = contents(done)
+    assert b"a blue ball" in after[pages[0]]
+    assert after | {page: before[page] for page in pages} == before
+    assert tav("run", "ball", "--quiet", "--json").err == ""
+    # What is there already is no change.
+    assert tav("run", "ball", "--set", "tune.steps=2", "--prompts", done / "data/ball.csv").code == 0
+
+
+def test_run_names_what_has_failed(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows_fail(root: Path, clips: list[str], overrides: dict[str, Any], progress: Any) -> None:
+        assert (clips, overrides) == (["ball", "cube"], {"edit.steps": "2"})
+        for stage in STAGES[:4]:
+            progress.stage("ball", stage, "up to date")
+        progress.stage("ball", "edit", "begins")
+        progress.ended("ball", "edit: 1 of 2 rows failed: blue (why). 1 done and kept")
+        for stage in STAGES:
+            progress.stage("cube", stage, "up to date")
+        progress.ended("cube", None)
+
+    monkeypatch.setattr(runner, "_run_flow", rows_fail)
+    shutil.copytree(done / "results/ball", done / "results/cube")
+    ended = tav("run", "--set", "edit.steps=2")
+    assert ended.code == 1
+    assert ended.out.startswith("cube: attention first, former + temporal\n")
+    assert ended.err.splitlines() == [
+        "ball: decode, encode, tune, invert up to date",
+        "cube: up to date",
+        "error: ball: edit: 1 of 2 rows failed: blue (why). 1 done and kept",
+        "1 of 2 clips failed; see logs/ball/edit.log",
+    ]
+    monkeypatch.setattr(runner, "_run_flow", lambda *_: "no Prefect server can be started")
+    assert tav("run", "--set", "edit.steps=2") == (1, "", "error: no Prefect server can be started\n")
+
+
+def test_a_report_that_fails_fails_no_run(
+    tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def write_report(root: Path, clip: str) -> Path:
+        raise TavError("no room")
+
+    monkeypatch.setattr(reports, "write_report", write_report)
+    (done / "results/ball/report.html").unlink()
+    ended = tav("run", "ball")
+    assert ended.code == 0 and "report:  none here yet; tav report ball makes it" in ended.out
+    assert ended.err == "ball: up to date\n"
+    assert caplog.messages == ["no report of ball: no room"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["cat"], "no clip named 'cat'; there are: ball, cube"),
+        (["--set", "tune.steps"], "--set: 'tune.steps' is not allowed: must be KEY=VALUE"),
+        (["--set", "tune.step=3"], "override tune.step: unknown key; did you mean steps?"),
+        (["--set", "tune.steps=-1"], "tune.steps: -1 is not allowed: must be a whole number"),
+        (["--set", "clips.ball.caption= "], "clips.ball.caption: '' is not allowed"),
+        (["--set", "base_model=missing"], "no model 'missing': it is neither a folder"),
+        (["--set", "clips.ball.video=data/none.mp4"], "data/none.mp4: no such file; it is the video of ball"),
+        (["ball", "--prompts", "data/none.csv"], "data/none.csv: no such file"),
+        (["ball", "--prompts", "params.yaml"], "params.yaml: line 1: unknown column"),
+        (["ball", "--prompts", "/etc/passwd"], "--prompts: '/etc/passwd' is outside the project"),
+        (["ball", "--prompts", "data/../../x.csv"], "--prompts: 'data/../../x.csv' is outside the project"),
+    ],
+)
+def test_run_refuses_mistakes_before_any_work(tav: Tav, new: Path, arguments: list[str], error: str) -> None:
+    before = contents(new)
+    ended = tav("run", *arguments)
+    assert ended.code == 2 and error in ended.error
+    assert contents(new) == before
+
+
+@pytest.mark.timeout(200)
+def test_run_is_stopped_by_an_interrupt_and_nothing_is_left_running(done: Path, isolated: Path, tmp_path: Path) -> None:
+    checkpoints = done / ".tav" / "checkpoints" / "ball"
+    with (tmp_path / "err").open("w") as err:
+        process = start_tav(done, isolated, "run", "ball", "--set", "tune.steps=90000", stderr=err, stdout=err)
+    deadline = time.monotonic() + 150
+    while not any(checkpoints.glob("step-*")):
+        assert process.poll() is None and time.monotonic() < deadline, (tmp_path / "err").read_text()
+        time.sleep(0.2)
+    (server,) = [
+        child for child in psutil.Process(process.pid).children() if "flows.temporary_server" in child.cmdline()
+    ]
+    os.killpg(process.pid, signal.SIGINT)  # As a terminal sends it, to all of the foreground.
+    assert process.wait(60) == 130
+    lines = (tmp_path / "err").read_text().splitlines()
+    assert lines[0] == "ball: decode, encode up to date"
+    assert lines[-1] == "stopped; run the same command again to resume" and "Traceback" not in " ".join(lines)
+    assert psutil.wait_procs([server], timeout=30)[1] == []
+    assert read_yaml(done / "params.yaml")["tune"]["steps"] == 90000
