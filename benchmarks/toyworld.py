@@ -221,7 +221,8 @@ def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
 
 
 def _picture(out: Path) -> None:
-    from tav.media.videos import contact_sheet, read_mp4
+    from tav.media.contact_sheet import write_contact_sheet
+    from tav.media.videos import read_mp4
     from toyworld.captions import caption
     from toyworld.clips import CLIPS, FRAMES
     from toyworld.renderer import render
@@ -240,7 +241,7 @@ def _picture(out: Path) -> None:
     for variant in VARIANTS:
         video = out / variant.replace(" ", "-") / "results" / clip / "edits" / f"{name}.mp4"
         rows.append((variant, read_mp4(video)[0]))
-    contact_sheet(out / "ablations.png", rows)
+    write_contact_sheet(out / "ablations.png", rows)
 
 
 PARTS: dict[str, Callable[[Path, dict[str, Any]], Iterator[Measure]]] = {

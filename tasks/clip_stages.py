@@ -307,13 +307,14 @@ class ClipStages:
             self._log_model()
 
     def _contact_sheet(self) -> None:
-        from tav.media.videos import contact_sheet, read_mp4
+        from tav.media.contact_sheet import write_contact_sheet
+        from tav.media.videos import read_mp4
 
         edits = self.project.edits(self.clip)
         rows = [(f"source: {self.settings.caption}", read_mp4(self.project.frames(self.clip) / "source.mp4")[0])]
         for path in sorted(edits.glob("*.mp4"))[:SHEET_ROWS]:
             rows.append((read_json(path.with_suffix(".json"))["prompt"], read_mp4(path)[0]))
-        contact_sheet(self.project.contact_sheet(self.clip), rows)
+        write_contact_sheet(self.project.contact_sheet(self.clip), rows)
 
     def _log_model(self) -> None:
         """Log the tuned model, with everything that rendering a prompt needs, once per tuning and inversion."""

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tav.media.importing import Added, add
+from tav.media.importing import ImportedClip, import_clip
 from tav_cli.terminal import ProgressBars, print_json, print_message
 from tav_model.errors import TavError
 
@@ -36,7 +36,7 @@ def add_clip(
         as_json: print a JSON document instead of text.
 
     Raises:
-        TavError: as `tav.media.importing.add`; the project is unchanged.
+        TavError: as `tav.media.importing.import_clip`; the project is unchanged.
     """
     decode: dict[str, Any] = {key: value for key, value in frames.items() if value is not None}
     if "stride" in decode:
@@ -44,7 +44,7 @@ def add_clip(
     if size is not None:
         decode = {**_parse_size(size), **decode}
     with ProgressBars() as bars, bars.activity(f"reading {video.name}"):
-        added = add(root, video, caption, name, edits, decode)
+        added = import_clip(root, video, caption, name, edits, decode)
     if as_json:
         print_json(asdict(added))
         return
@@ -61,7 +61,7 @@ def _parse_size(text: str) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2])}
 
 
-def _summary(added: Added) -> str:
+def _summary(added: ImportedClip) -> str:
     lines = [
         added.name,
         f"  video    {added.video}: uses {added.frames} frames of {added.width}x{added.height}",

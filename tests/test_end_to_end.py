@@ -8,12 +8,16 @@ import re
 import shutil
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import av
 import pytest
 
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 from tests.support.servers import artifacts, run_deployment, serving, task_runs
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 EDITS = {
     "mickey": "mickey mouse is skiing on the snow",
@@ -46,26 +50,34 @@ def write_prompts(project: Path, edits: dict[str, str]) -> None:
     (project / "data" / "man-skiing.csv").write_text("\n".join(["name,prompt", *lines, ""]))
 
 
-def logged_runs(project: Path) -> list[dict]:
-    """Name, kind, parameters, metrics and artifacts of every MLflow run in the project's store."""
-    script = """
-import json, mlflow
-from mlflow import MlflowClient
-client = MlflowClient("sqlite:///mlflow.db")
-mlflow.set_tracking_uri("sqlite:///mlflow.db")
-out = []
-for run in client.search_runs([e.experiment_id for e in client.search_experiments()]):
+def logged_runs(project: Path) -> list[dict[str, Any]]:
+    """Return name, kind, parameters, metrics and artifacts of every MLflow run in the project's store."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{project / 'mlflow.db'}")
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    return [
+        {
+            "id": one.info.run_id,
+            "name": one.info.run_name,
+            "status": one.info.status,
+            "tags": one.data.tags,
+            "parent": one.data.tags.get("mlflow.parentRunId"),
+            "params": one.data.params,
+            "metrics": one.data.metrics,
+            "losses": len(client.get_metric_history(one.info.run_id, "loss")),
+            "files": artifact_files(client, one.info.run_id),
+        }
+        for one in runs
+    ]
+
+
+def artifact_files(client: MlflowClient, run_id: str) -> list[str]:
     files, folders = [], [""]
     while folders:
-        for item in client.list_artifacts(run.info.run_id, folders.pop() or None):
+        for item in client.list_artifacts(run_id, folders.pop() or None):
             (folders if item.is_dir else files).append(item.path)
-    out.append({"id": run.info.run_id, "name": run.info.run_name, "status": run.info.status, "tags": run.data.tags,
-                "parent": run.data.tags.get("mlflow.parentRunId"), "params": run.data.params, "metrics": run.data.metrics,
-                "losses": len(client.get_metric_history(run.info.run_id, "loss")), "files": files})
-print("RUNS", json.dumps(out))
-"""
-    text = run(project, "python", "-c", script).stdout
-    return json.loads(next(line for line in text.splitlines() if line.startswith("RUNS "))[5:])
+    return files
 
 
 def check_results(project: Path, edits: dict[str, str]) -> None:
@@ -105,7 +117,7 @@ def check_runs(project: Path, edits: dict[str, str]) -> None:
 
 def check_artifacts(prefect: dict[str, str], project: Path) -> None:
     """What Prefect's pages show beside the task runs."""
-    shown = artifacts(prefect, project)
+    shown = artifacts(prefect)
     finished = [f"progress-tune-{CLIP}", *(f"progress-{CLIP}-{name}" for name in EDITS)]
     assert {key: shown[key] for key in finished} == {key: ["progress", 100.0] for key in finished}
     kind, table = shown[f"scores-{CLIP}"]
@@ -146,32 +158,32 @@ def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
 
     by_prefect = skiing_project(tmp_path / "by-prefect")
     with serving(by_prefect, prefect):
-        run_deployment(by_prefect, prefect)
+        run(by_prefect, "prefect", "deployment", "run", "tav/edit-batch", "--watch", **prefect)
         check_results(by_prefect, EDITS)
         check_runs(by_prefect, EDITS)
         stages = ("decode", "encode", "tune", "invert")
         edits = [f"edit: {prompt}" for prompt in EDITS.values()]
-        assert task_runs(prefect, by_prefect) == [f"{stage}: {CLIP}" for stage in stages] + edits + [f"score: {CLIP}"]
+        assert task_runs(prefect) == [f"{stage}: {CLIP}" for stage in stages] + edits + [f"score: {CLIP}"]
 
         check_artifacts(prefect, by_prefect)
 
         # One pipeline: the same lock file to the byte, and the other door finds nothing to do.
         assert (by_prefect / "dvc.lock").read_bytes() == lock
         assert "up to date" in run(by_prefect, "dvc", "status").stdout
-        known = len(task_runs(prefect, by_prefect))
+        known = len(task_runs(prefect))
         run_deployment(by_prefect, prefect)
-        assert len(task_runs(prefect, by_prefect)) == known
+        assert len(task_runs(prefect)) == known
 
         # A row more renders one row, and an override runs what is downstream of it.
         more = EDITS | {"robot": "a robot is skiing"}
         write_prompts(by_prefect, more)
         run_deployment(by_prefect, prefect)
-        assert task_runs(prefect, by_prefect)[known:] == ["edit: a robot is skiing", f"score: {CLIP}"]
+        assert task_runs(prefect)[known:] == ["edit: a robot is skiing", f"score: {CLIP}"]
         check_results(by_prefect, more)
         assert "up to date" in run(by_prefect, "dvc", "status").stdout
 
-        known = len(task_runs(prefect, by_prefect))
-        run_deployment(by_prefect, prefect, 'overrides={"invert.steps": 2}')
+        known = len(task_runs(prefect))
+        run_deployment(by_prefect, prefect, overrides={"invert.steps": 2})
         redone = [f"invert: {CLIP}", *(f"edit: {prompt}" for prompt in more.values()), f"score: {CLIP}"]
-        assert task_runs(prefect, by_prefect)[known:] == redone
+        assert task_runs(prefect)[known:] == redone
         assert "up to date" in run(by_prefect, "dvc", "status").stdout

@@ -1,4 +1,4 @@
-"""Which frames of a clip are used, how fast they play, and how they are fitted to one size."""
+"""Select frames of a clip, keep their speed, and fit them to the size that the parameters set."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def select_frames(decode: DecodeParams, available: int) -> list[int]:
-    """Return the indexes of the frames to use out of `available`, by the section `decode`.
+    """Return the indexes of the frames that the section `decode` selects out of `available` frames.
 
     Raises:
-        TavError: the clip has fewer frames than the section asks for.
+        TavError: the clip has too few frames.
     """
     end = available if decode.end is None else min(decode.end, available)
     span = end - decode.start
@@ -37,14 +37,14 @@ def select_frames(decode: DecodeParams, available: int) -> list[int]:
 
 
 def playback_rate(source: Fraction, indexes: list[int]) -> Fraction:
-    """Return the frame rate, in frames per second, at which the selected frames play as fast as the source; at least 1."""
+    """Return the frame rate, in frames per second, at which the selected frames keep the source's speed; at least 1."""
     if len(indexes) < 2:
         return source
     return max(Fraction(1), source * (len(indexes) - 1) / (indexes[-1] - indexes[0]))
 
 
 def fit_image(image: Image.Image, decode: DecodeParams) -> np.ndarray:
-    """Fit an image to the section's size by its `fit` (crop, pad or stretch): `height width 3`, uint8."""
+    """Return an image at the size of the section `decode`, cropped, padded or stretched: `height width 3` in uint8."""
     import numpy as np
     from PIL import Image, ImageOps
 

@@ -1,4 +1,4 @@
-"""Add a clip to a project: its video, its prompt CSV and its entry in params.yaml; all of them or nothing."""
+"""Register a user's video as a clip: its video, its prompt CSV and its entry in params.yaml; all of them or nothing."""
 
 from __future__ import annotations
 
@@ -13,27 +13,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, Params, add_clip, load_params
+from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, add_clip, load_params
 from tav.config.paths import project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
-from tav.media.decoding import IMAGES, read_frames
+from tav.media.decoding import read_frames
+from tav.media.frame_readers import IMAGE_SUFFIXES
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_file, atomic_folder, write_text
 
-LONGEST_NAME = 64
-# What runs leave, and what belongs to git, DVC and tav: a video in there is copied like one from elsewhere.
-NO_PLACE = ("results", "logs", "mlartifacts", "mlruns")
+LONGEST_CLIP_NAME = 64
+# Folders with outputs of runs. A video in one of them, or in a hidden folder, is copied like a video from elsewhere.
+OUTPUT_FOLDERS = ("results", "logs", "mlartifacts", "mlruns")
 
 
 @dataclass(frozen=True)
-class Added:
-    """A clip that is in the project now; paths are relative to it.
+class ImportedClip:
+    """A clip that was added to the project.
 
     Attributes:
-        frames: how many of its frames the pipeline will use.
-        height, width: the size it will use them at.
-        edits: the names of its prompts.
+        name: its name in params.yaml.
+        video: path of the video, relative to the project.
+        caption: its caption.
+        prompts: path of the prompt CSV, relative to the project.
+        frames: number of frames that the pipeline uses.
+        height: height of these frames in pixels.
+        width: width of these frames in pixels.
+        edits: names of its edits.
     """
 
     name: str
@@ -46,42 +52,45 @@ class Added:
     edits: list[str]
 
 
-def add(
+def import_clip(
     root: Path,
     video: Path,
     caption: str,
     name: str | None = None,
     edits: Sequence[str] = (),
     decode: Mapping[str, Any] | None = None,
-) -> Added:
-    """Register a clip. Its frames are read as the stage `decode` will read them, in a process of their own, first.
+) -> ImportedClip:
+    """Register a video as a clip, after a test that the stage `decode` can read it.
 
-    A video inside the project is referred to; any other is copied to `data/NAME`. Without `edits`, an existing
-    `data/NAME.csv` is taken, else the caption becomes the only prompt: how well the clip itself is reproduced.
+    A video inside the project is used where it is; any other is copied to `data/NAME`. Without `edits`, an existing
+    `data/NAME.csv` is used; if there is none, the caption becomes the only prompt, which shows how well the clip itself
+    is reconstructed.
 
     Args:
+        root: folder of the project.
         video: a video, an animated GIF or a folder of numbered images, anywhere.
-        name: default: made from the video's name.
+        caption: description of the video.
+        name: name of the clip; None: made from the video's name.
         edits: prompts.
-        decode: what the clip wants otherwise than the section `decode`.
+        decode: settings that replace those of the section `decode` for this clip.
 
     Raises:
-        TavError: a name that is taken or not allowed, an unreadable video, a prompt or parameter that is not allowed, or
-            another file where one should go. The project is as it was.
+        TavError: a name that exists or is not allowed, an unreadable video, a prompt or parameter that is not allowed, or
+            another file at the place of a new one. The project is unchanged.
     """
     path = root / "params.yaml"
     load_params(path)
     video = video.expanduser()
-    name = _slug(video) if name is None else name
+    name = _name_from(video) if name is None else name
     if not re.fullmatch(CLIP_NAME, name):
         raise TavError(f"--name: {name!r} is not allowed: {CLIP_NAME_RULE}")
-    _check_kind(video)
+    _check_file_type(video)
     if not caption.strip():
-        raise TavError("--caption: must be a text that is not blank")
+        raise TavError("--caption: must be a string that is not blank")
     make_rows([caption], "--caption")
     prompts = [row.prompt for row in make_rows(edits, "--edit")]
-    with _alone(root):
-        inside = _inside(root, video)
+    with _locked_clips(root):
+        inside = _path_inside(root, video)
         target, table = root / (inside or f"data/{name}{_suffix(video)}"), root / f"data/{name}.csv"
         entry: dict[str, Any] = {
             "video": target.relative_to(root).as_posix(),
@@ -91,37 +100,41 @@ def add(
         }
         _, params = add_clip(path, name, entry)
         decode_params = params.decode_for(name)
-        new = [place for place in (target, table) if not place.exists()]
+        created = [place for place in (target, table) if not place.exists()]
         try:
             with contextlib.ExitStack() as files:
                 if inside:
                     _probe(video, video, decode_params)
                 else:
                     _copy(files, video, target, decode_params)
-                if prompts or table in new:
+                if prompts or table in created:
                     _write_table(files, table, prompts or [entry["caption"]])
             names = [row.name for row in read_prompts(table)]
-            # Read again: to copy and to read a video takes a while, in which the user may have changed the file.
+            # Read the file again: the user may have changed it while the video was copied and read.
             text, params = add_clip(path, name, entry)
             write_text(path.resolve(), text)
         except BaseException:
-            for place in new:
+            for place in created:
                 _remove(place)
             raise
-    return _added(params, name, names)
+    clip, decode_params = params.clip(name), params.decode_for(name)
+    return ImportedClip(
+        name=name,
+        video=clip.video,
+        caption=clip.caption,
+        prompts=clip.prompts,
+        frames=decode_params.frames,
+        height=decode_params.height,
+        width=decode_params.width,
+        edits=names,
+    )
 
 
-def _added(params: Params, name: str, edits: list[str]) -> Added:
-    clip, decode = params.clip(name), params.decode_for(name)
-    size = {"frames": decode.frames, "height": decode.height, "width": decode.width}
-    return Added(name, clip.video, clip.caption, clip.prompts, **size, edits=edits)
-
-
-def _check_kind(video: Path) -> None:
-    """Whether the path is one that can be read to its end: a device or a pipe may have none.
+def _check_file_type(video: Path) -> None:
+    """Refuse what is not a regular file or a folder: reading a device or a pipe may never end.
 
     Raises:
-        TavError: it is not there, or neither a file nor a folder.
+        TavError: missing, unreadable, or neither a file nor a folder.
     """
     try:
         mode = video.stat().st_mode
@@ -133,28 +146,28 @@ def _check_kind(video: Path) -> None:
         raise TavError(f"{video}: neither a video file nor a folder of images")
 
 
-def _inside(root: Path, video: Path) -> str | None:
-    """How params.yaml calls a video that lies in the project already; None for one that is to be copied there."""
+def _path_inside(root: Path, video: Path) -> str | None:
+    """Return the path, relative to the project, of a video that is used where it is; None if it has to be copied."""
     real, top = video.resolve(), root.resolve()
     if not real.is_relative_to(top) or real == top:
         return None
     relative = real.relative_to(top)
-    if relative.parts[0] in NO_PLACE or relative.parts[0].startswith("."):
+    if relative.parts[0] in OUTPUT_FOLDERS or relative.parts[0].startswith("."):
         return None
     try:
         project_path(root, relative.as_posix(), "")
     except TavError:
-        return None  # A name that params.yaml does not allow; the copy gets a better one.
+        return None  # params.yaml does not allow this name; the copy gets a name that it allows.
     return relative.as_posix()
 
 
-def _slug(video: Path) -> str:
-    """The video's name as a clip's name."""
+def _name_from(video: Path) -> str:
+    """Return a clip name made from the name of a video."""
     name = video.resolve().name if video.is_dir() else video.stem
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
-    slug = re.sub(r"[^a-z0-9_]+", "-", plain)[:LONGEST_NAME].strip("-_")
+    slug = re.sub(r"[^a-z0-9_]+", "-", plain)[:LONGEST_CLIP_NAME].strip("-_")
     if not slug:
-        raise TavError(f"{video}: no clip's name can be made from this; give one (--name)")
+        raise TavError(f"{video}: cannot make a clip name from this; choose one (--name)")
     return slug
 
 
@@ -162,13 +175,13 @@ def _suffix(video: Path) -> str:
     if video.is_dir():
         return ""
     suffix = video.suffix.lower()
-    # Such a copy would lie where the prompts go.
+    # A copy with the suffix .csv would take the place of the prompts.
     return suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) and suffix != ".csv" else ".video"
 
 
 @contextlib.contextmanager
-def _alone(root: Path) -> Iterator[None]:
-    """One process at a time changes the list of clips; the lock goes with the process."""
+def _locked_clips(root: Path) -> Iterator[None]:
+    """Let one process at a time change the list of clips; the lock is released when the process ends."""
     path = root / ".tav" / "clips.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -177,15 +190,15 @@ def _alone(root: Path) -> Iterator[None]:
 
 
 def _copy(files: contextlib.ExitStack, video: Path, target: Path, decode_params: DecodeParams) -> None:
-    """The video at its place, when `files` is left; what is probed is the copy, which nobody changes any more."""
+    """Copy the video to `target`, where it appears when `files` closes; the copy is tested, which no one else changes."""
     if target.exists():
         if digest(target) != digest(video):
-            raise TavError(f"{target}: is another file already; give another name (--name), or take it away")
+            raise TavError(f"{target}: another file exists there; choose another name (--name), or remove it")
         _probe(target, video, decode_params)
     elif video.is_dir():
         folder = files.enter_context(atomic_folder(target))
         for image in sorted(video.iterdir()):
-            if image.suffix.lower() in IMAGES and image.is_file() and not image.name.startswith("."):
+            if image.suffix.lower() in IMAGE_SUFFIXES and image.is_file() and not image.name.startswith("."):
                 shutil.copyfile(image, folder / image.name)
         _probe(folder, video, decode_params)
     else:
@@ -195,6 +208,7 @@ def _copy(files: contextlib.ExitStack, video: Path, target: Path, decode_params:
 
 
 def _probe(path: Path, video: Path, decode_params: DecodeParams) -> None:
+    """Test that the file at `path` can be decoded; messages name `video`, the user's own file."""
     try:
         read_frames(path, decode_params)
     except TavError as error:
@@ -203,11 +217,11 @@ def _probe(path: Path, video: Path, decode_params: DecodeParams) -> None:
 
 
 def _write_table(files: contextlib.ExitStack, target: Path, prompts: Sequence[str]) -> None:
-    """The CSV at its place, when `files` is left."""
+    """Write the prompt CSV to `target`, where it appears when `files` closes."""
     text = csv_text([["prompt"], *([prompt] for prompt in prompts)])
     if target.exists():
         if target.read_bytes() != text.encode():
-            raise TavError(f"{target}: holds other prompts already; add yours there, or give another name (--name)")
+            raise TavError(f"{target}: has other prompts already; add yours there, or choose another name (--name)")
         return
     temporary = files.enter_context(atomic_file(target))
     temporary.write_text(text, encoding="utf-8", newline="")

@@ -1,14 +1,15 @@
-"""The LOVEU-TGVE-2023 benchmark as it lies on disk: 76 clips with a caption and four edits each, read and checked.
+"""Read the LOVEU-TGVE-2023 benchmark from disk: 76 clips with a caption and four edits each.
 
-Two forms of the same content are read. The data set itself (showlab/loveu-tgve-2023) has a table at its top:
+Its content exists in two forms. The data set (showlab/loveu-tgve-2023) has a table in its top folder:
 
     LOVEU-TGVE-2023_Dataset.csv
-    DAVIS_480p/480p_frames/gold-fish/*.jpg     numbered frames of 480x480, 32 or 128 of them
-    DAVIS_480p/480p_videos/gold-fish.mp4       the same as a video, taken where there are no frames
+    DAVIS_480p/480p_frames/gold-fish/*.jpg     32 or 128 numbered frames of 480x480
+    DAVIS_480p/480p_videos/gold-fish.mp4       the same as a video, used where there are no frames
     youtube_480p/...  videvo_480p/...
 
-In the table a line `DAVIS Videos:` says which set the clips below it are of; empty lines part the sets. The repository's
-configs are the other form: `SET/CLIP.yaml`, anywhere below the folder, one a clip, as Tune-A-Video's code takes them.
+In the table, a line such as `DAVIS Videos:` is the heading of a set, and empty lines separate the sets. The other form is
+the repository's configuration files: one `SET/CLIP.yaml` for each clip, anywhere below the folder, in the format of
+Tune-A-Video's code.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from tav.config.paths import project_path
-from tav.media.decoding import IMAGES
-from tav_model.errors import TavError
+from tav.media.frame_readers import IMAGE_SUFFIXES
+from tav_model.errors import TavError, first_line
 from tav_model.files import read_text
 
 TABLE = "LOVEU-TGVE-2023_Dataset.csv"
@@ -37,10 +38,11 @@ COLUMNS = {
     "background": "Background Change Caption",
     "multiple": "Multiple Changes Caption",
 }
-SIDE = 480  # pixels of a frame, there and in a submission
+SIDE = 480  # Pixels of a frame, in the data set and in a submission.
 HEADING = re.compile(r"(\w+) videos:?", re.IGNORECASE)
-CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")  # with its set before it, at most as long as params.yaml allows
-LARGEST_CSV = 32 * 2**20
+# With the name of its set in front, such a name has at most the length that params.yaml allows.
+CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
+LARGEST_CSV = 32 * 2**20  # Bytes.
 LARGEST_YAML = 2**20
 
 
@@ -49,10 +51,12 @@ class Entry:
     """One clip of the benchmark.
 
     Attributes:
-        caption: what is seen in it.
-        prompts: the edit of each category in `EDITS`.
+        set: one of `SETS`.
+        clip: its name within the set.
+        caption: description of the video.
+        prompts: the prompt of each category in `EDITS`.
         frames: its folder of numbered images, or its video; None where the benchmark's folder has neither.
-        source: the file and line, or the file, that it stands in.
+        source: where it is defined, for messages: a file, or a file and a line.
     """
 
     set: str
@@ -64,52 +68,52 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """As the benchmark's users write it: `DAVIS_480p/gold-fish`."""
+        """Return the name in the benchmark: `DAVIS_480p/gold-fish`."""
         return f"{self.set}/{self.clip}"
 
     @property
     def clip_name(self) -> str:
-        """As a clip of params.yaml: `davis_480p-gold-fish`."""
+        """Return the name of the clip in params.yaml: `davis_480p-gold-fish`."""
         return f"{self.set.lower()}-{self.clip}"
 
 
 def read_benchmark(folder: Path) -> list[Entry]:
-    """The clips of a benchmark in their order: those of the CSV at its top, or without one those of its YAML files.
+    """Return the clips of a benchmark in order: from the table in its top folder or, without one, from its YAML files.
 
     Raises:
-        TavError: no such folder, neither form in it; with the file and the line or key: a column, caption or prompt that
-            is missing, a clip twice, a name or a path that is not allowed, or frames outside the folder.
+        TavError: no such folder, or neither form in it; with the file and the line or key: a missing column, caption or
+            prompt, a duplicate clip, a name or a path that is not allowed, or frames outside the folder.
     """
     if not folder.is_dir():
-        raise TavError(f"{folder}: no such folder; give the one that LOVEU-TGVE-2023 was unpacked into")
+        raise TavError(f"{folder}: no such folder; must be the one that LOVEU-TGVE-2023 was unpacked into")
     table = folder / TABLE
     entries = list(_read_table(table) if table.is_file() else _read_configs(folder))
     if not entries:
-        raise TavError(f"{folder}: no clips: it must have {TABLE}, or SET/CLIP.yaml for SET in {', '.join(SETS)}")
+        raise TavError(f"{folder}: no clips: must contain {TABLE}, or SET/CLIP.yaml for SET in {', '.join(SETS)}")
     first: dict[str, str] = {}
     for entry in entries:
         other = first.setdefault(entry.name, entry.source)
         if other != entry.source:
-            raise TavError(f"{entry.source}: {entry.name} is in {other} already")
+            raise TavError(f"{entry.source}: {entry.name} is already defined in {other}")
     return entries
 
 
 def choose(entries: Sequence[Entry], only: Sequence[str] = ()) -> list[Entry]:
-    """The entries named in `only` (SET/CLIP), or all; each has its frames.
+    """Return the entries that `only` names (SET/CLIP), or all entries.
 
     Raises:
-        TavError: no such clip, or one without frames.
+        TavError: no such clip, or a clip without frames.
     """
     names = {entry.name: entry for entry in entries}
     for name in only:
         if name not in names:
-            some = ", ".join(list(names)[:4]) + (", ..." if len(names) > 4 else "")
-            raise TavError(f"--only: no clip {name!r}; must be SET/CLIP, one of: {some}")
+            examples = ", ".join(list(names)[:4]) + (", ..." if len(names) > 4 else "")
+            raise TavError(f"--only: no clip {name!r}; must be SET/CLIP, one of: {examples}")
     chosen = [entry for entry in entries if not only or entry.name in only]
     for entry in chosen:
         if entry.frames is None:
             raise TavError(
-                f"{entry.source}: {entry.name} has no frames: there must be images in {entry.set}/480p_frames/"
+                f"{entry.source}: {entry.name} has no frames; needs images in {entry.set}/480p_frames/"
                 f"{entry.clip}/, or {entry.set}/480p_videos/{entry.clip}.mp4"
             )
     return chosen
@@ -121,12 +125,12 @@ def choose(entries: Sequence[Entry], only: Sequence[str] = ()) -> list[Entry]:
 def _read_table(path: Path) -> Iterable[Entry]:
     lines = _table_rows(path)
     if not lines:
-        raise TavError(f"{path.name}: is empty; must have the columns {', '.join((NAME, CAPTION, *COLUMNS.values()))}")
+        raise TavError(f"{path.name}: is empty; needs the columns {', '.join((NAME, CAPTION, *COLUMNS.values()))}")
     number, cells = lines[0]
     header = [cell.strip() for cell in cells]
     for column in (NAME, CAPTION, *COLUMNS.values()):
         if header.count(column) != 1:
-            how = "is missing" if column not in header else "is there twice"
+            how = "is missing" if column not in header else "appears twice"
             raise TavError(f"{path.name}: line {number}: the column {column!r} {how}; there are: {', '.join(header)}")
     of_set: str | None = None
     for number, cells in lines[1:]:
@@ -144,7 +148,7 @@ def _read_table(path: Path) -> Iterable[Entry]:
 
 
 def _table_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """The rows that are not empty, with the line that each begins on."""
+    """Return the rows that are not empty, each with the line on which it begins."""
     try:
         text = read_text(path, LARGEST_CSV).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -164,14 +168,14 @@ def _table_rows(path: Path) -> list[tuple[int, list[str]]]:
 
 
 def _set_of_heading(text: str, where: str) -> str:
-    """`DAVIS_480p` of `DAVIS Videos:`."""
+    """Return the set of a heading: `DAVIS_480p` for `DAVIS Videos:`."""
     sets = {name.partition("_")[0].lower(): name for name in SETS}
     found = HEADING.fullmatch(text)
     if found is None:
-        raise TavError(f"{where}: {text[:80]!r} has no caption and no prompts; a clip must have all five")
+        raise TavError(f"{where}: {text[:80]!r} has no caption and no prompts; a clip needs all five")
     if found[1].lower() not in sets:
         headings = ", ".join(f"'{name.partition('_')[0]} Videos:'" for name in SETS)
-        raise TavError(f"{where}: {text!r} is no set of the benchmark; allowed: {headings}")
+        raise TavError(f"{where}: {text!r} is not a set of the benchmark; allowed: {headings}")
     return sets[found[1].lower()]
 
 
@@ -183,12 +187,12 @@ def _table_entry(folder: Path, of_set: str, row: dict[str, str], where: str) -> 
         clip=clip,
         caption=_text(row[CAPTION], f"{where}: {CAPTION}"),
         prompts={edit: _text(row.get(column, ""), f"{where}: {column}") for edit, column in COLUMNS.items()},
-        frames=_first_there(folder, places, where),
+        frames=_first_existing(folder, places, where),
         source=where,
     )
 
 
-# One YAML a clip
+# One YAML file per clip
 
 
 def _read_configs(folder: Path) -> Iterable[Entry]:
@@ -211,14 +215,14 @@ def _config_entry(folder: Path, path: Path) -> Entry:
     what = f"{where}: train_data.video_path"
     video_path = _text(_value(content, where, "train_data", "video_path"), what)
     project_path(folder, video_path, what)
-    # The path counts from where the original code was run: of its endings, the longest one that is in this folder.
+    # The path is relative to where the original code was run. Use its longest ending that exists in this folder.
     parts = Path(video_path).parts
     return Entry(
         set=path.parent.name,
         clip=_clip_name(path.stem, where),
         caption=_text(_value(content, where, "train_data", "prompt"), f"{where}: train_data.prompt"),
         prompts={edit: _text(prompts[edit], f"{where}: validation_data.prompts.{edit}") for edit in EDITS},
-        frames=_first_there(folder, (folder.joinpath(*parts[i:]) for i in range(len(parts))), what),
+        frames=_first_existing(folder, (folder.joinpath(*parts[i:]) for i in range(len(parts))), what),
         source=where,
     )
 
@@ -227,14 +231,14 @@ def _load_config(path: Path, where: str) -> Any:
     import yaml
 
     if path.stat().st_size > LARGEST_YAML:
-        raise TavError(f"{where}: is larger than 1 MiB; not a clip's config")
+        raise TavError(f"{where}: is larger than 1 MiB; not a clip's configuration")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         raise TavError(f"{where}:{line} not YAML ({error.problem})") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise TavError(f"{where}: not YAML ({str(error).partition(chr(10))[0]})") from None
+        raise TavError(f"{where}: not YAML ({first_line(error)})") from None
 
 
 def _value(content: Any, where: str, *keys: str) -> Any:
@@ -245,7 +249,7 @@ def _value(content: Any, where: str, *keys: str) -> Any:
     return content
 
 
-# Both
+# Both forms
 
 
 def _clip_name(text: str, where: str) -> str:
@@ -255,23 +259,25 @@ def _clip_name(text: str, where: str) -> str:
 
 
 def _text(value: Any, where: str) -> str:
-    """A caption or prompt on one line; line ends and runs of spaces, which tokenizers do not see, as single spaces."""
+    """Return a caption or prompt on one line: tokenizers ignore line ends and repeated spaces, so each becomes a space."""
     if not isinstance(value, str) or not value.strip():
-        raise TavError(f"{where}: must be a text that is not empty")
+        raise TavError(f"{where}: must be a non-empty string")
     text = " ".join(value.split())
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
-        raise TavError(f"{where}: {text[:80]!r} is not allowed: must be a text without control characters")
+        raise TavError(f"{where}: {text[:80]!r} is not allowed: must be a string without control characters")
     return text
 
 
-def _first_there(folder: Path, places: Iterable[Path], where: str) -> Path | None:
-    """The first of the places with a video or with images, which no link may lead out of the folder.
+def _first_existing(folder: Path, places: Iterable[Path], where: str) -> Path | None:
+    """Return the first of the places that is a video, or a folder with images, with symbolic links resolved.
 
     Raises:
-        TavError: it lies outside.
+        TavError: it is outside the folder.
     """
     for place in places:
-        if place.is_file() or (place.is_dir() and any(path.suffix.lower() in IMAGES for path in place.iterdir())):
+        if place.is_file() or (
+            place.is_dir() and any(path.suffix.lower() in IMAGE_SUFFIXES for path in place.iterdir())
+        ):
             resolved = place.resolve()
             if not resolved.is_relative_to(folder.resolve()):
                 raise TavError(f"{where}: {place} leads out of {folder}, to {resolved}; must be inside")

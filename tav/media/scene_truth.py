@@ -1,4 +1,4 @@
-"""The ground truth of a clip's edits, where the clip was rendered by toyworld and has a scene file."""
+"""Load the ground truth of a clip's edits, which is known for clips that toyworld has rendered."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ if TYPE_CHECKING:
 
 
 def load_clip_truth(root: Path, clip: str, params: Params) -> tuple[Truth | None, list[int]]:
-    """What the edits of a clip should come to, where it has a scene file, and which frames of the clip they have.
+    """Return the ground truth of a clip and the indexes of the frames that its edits show.
+
+    Both are empty (None and no indexes) for a clip without a scene file.
 
     Raises:
-        TavError: not a scene file, or fewer frames than the parameters ask for.
+        TavError: the scene file is invalid, or has fewer frames than the parameters select.
     """
     from tav.media.frame_selection import select_frames
     from toyworld.scenes import load_truth

@@ -18,7 +18,7 @@ import pytest
 
 from tav.config.stages import STAGES
 from tests.support import killing
-from tests.support.killing import CLIP, Command, Forked, check_whole, wait
+from tests.support.killing import CLIP, Command, check_whole, wait
 from tests.support.projects import run
 
 OUTPUTS = {
@@ -33,12 +33,10 @@ LARGEST = 3000  # bytes: each stage has a file that is larger
 ROOM = re.compile(r"\(\d+\.\d of \d+\.\d [MG]B free\)")
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project after a run."""
-    project = killing.make_project(tmp_path_factory.mktemp("finished") / "project", tracking={"uri": None})
-    wait(Forked(project))
-    return project
+@pytest.fixture
+def finished(forked: tuple[Path, Path, float]) -> Path:
+    """Return a project after a run."""
+    return forked[1]
 
 
 def stage_in(project: Path, stage: str, output: Path, most: int | None = None) -> tuple[int, str]:

@@ -87,9 +87,9 @@ def test_both_servers_are_killed_in_the_middle_of_a_run(tmp_path: Path, prefect:
         wait_for("Prefect's server again", lambda: answers(api))
         before_the_end = step()
         with mlflow_server(project, port):
-            wait_for("the end", lambda: flow_states(prefect, project) != ["RUNNING"], 200)
-            assert flow_states(prefect, project) == ["COMPLETED"], (project / "logs/prefect-worker.log").read_text()
-            known = task_runs(prefect, project)
+            wait_for("the end", lambda: flow_states(prefect) != ["RUNNING"], 200)
+            assert flow_states(prefect) == ["COMPLETED"], (project / "logs/prefect-worker.log").read_text()
+            known = task_runs(prefect)
     assert {"decode: ball", "tune: ball", "score: ball"} <= set(known) and len(known) == len(set(known))
     assert [step for step, _ in losses(project)] == list(range(1, STEPS + 1))
     assert statuses(project) == {"FINISHED"}

@@ -88,7 +88,7 @@ def write_rows(project: Path, count: int) -> None:
 
 
 def test_tav_run(tmp_path: Path) -> None:
-    count = 24
+    count = 16
     project = make_project(tmp_path / "project", tune={"steps": 2}, invert={"steps": 1}, edit={"steps": 1})
     write_rows(project, count)
     home = str(tmp_path / "prefect")
@@ -112,7 +112,7 @@ def test_edit_batch(tmp_path: Path, prefect: dict[str, str]) -> None:
         run(project, "prefect", "deployment", "run", "tav/edit-batch", **prefect)
         engine = wait_for_engine(project)
         samples = watch(engine, project, lambda: not engine.is_running())
-        assert flow_states(prefect, project) == ["COMPLETED"]
+        assert flow_states(prefect) == ["COMPLETED"]
     assert len(list((project / "results" / CLIP / "edits").glob("*.mp4"))) == count
     print(check_level(samples, count))
 

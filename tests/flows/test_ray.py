@@ -96,7 +96,7 @@ def test_same_bits_as_in_one_process(tmp_path: Path, prefect: dict[str, str], cl
     change_params(driver, {"runtime": {"ray": cluster}})
     with serving(driver, prefect | ONE_THREAD):
         run_deployment(driver, prefect)
-        names = task_runs(prefect, driver)
+        names = task_runs(prefect)
         assert sum(name.startswith("edit: ") for name in names) == 5 and f"score: {CLIP}" in names
     assert files(driver) == files(alone)
     assert "up to date" in run(driver, "dvc", "status").stdout

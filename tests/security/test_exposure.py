@@ -96,7 +96,7 @@ def test_no_secret_is_in_the_stores_of_a_whole_run(tmp_path: Path, prefect: dict
     plant(project)
     settings = prefect | SECRETS
     with serving(project, settings):
-        run_deployment(project, settings, 'clips=["ball"]')
+        run_deployment(project, settings, clips=["ball"])
     assert (project / "mlflow.db").exists() and (tmp_path / "prefect").exists()
     assert found(tmp_path) == [f"project/{name}" for name in (".dvc/config.local",)]
 

@@ -24,7 +24,7 @@ from tav.media.decoding import read_frames
 from tav.media.videos import write_mp4
 from tav_model.errors import TavError
 from tests.support.projects import ROOT
-from tests.tav.media.test_decoding import decode, moving_square
+from tests.support.videos import decode, moving_square
 
 SECONDS = 60
 READ = "it is read"
@@ -130,7 +130,7 @@ CORPUS: dict[str, tuple[Callable[[Path], object], str]] = {
     "wrong-suffix.avi": (mp4, READ),
     "no-suffix": (lambda path: mp4(path.with_suffix(".mp4")).rename(path), READ),
     "cut.mp4": (lambda path: path.write_bytes(mp4(path).read_bytes()[:1500]), "not a video that can be read"),
-    "sound.mp4": (sound, "has no video in it"),
+    "sound.mp4": (sound, "has no video stream"),
     "one-frame.mp4": (lambda path: video(path, moving_square(1)), "has 1 frames, but 6 are needed"),
     "odd.mp4": (lambda path: video(path, moving_square(6, 63, 95), pixels="yuv444p"), READ),
     "ten-bit.mp4": (lambda path: video(path, moving_square(), pixels="yuv420p10le"), READ),
@@ -250,9 +250,9 @@ def test_a_decoder_that_nobody_waits_for_ends_itself(tmp_path: Path) -> None:
     """As where the parent was killed."""
     script = (
         "import time\n"
-        "from tav.media import decoding\n"
-        "decoding._read = lambda *arguments: time.sleep(600)\n"
-        "decoding.main()\n"
+        "from tav.media import decoder_process\n"
+        "decoder_process.read_source = lambda *arguments: time.sleep(600)\n"
+        "decoder_process.main()\n"
     )
     settings = {"reader": "av", "seconds": 0.5, "memory": 2**33, "decode": decode().model_dump()}
     child = subprocess.run(

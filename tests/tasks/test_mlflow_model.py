@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.killing import Forked, wait
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 
 LOAD = """
@@ -31,7 +32,7 @@ def test_loaded_from_the_run_it_renders_the_same_bits(tmp_path: Path) -> None:
     (project / "data/ball.csv").write_text(
         "name,prompt,seed\nblue,a blue ball is bouncing,\ncube,a red cube is bouncing,7\n"
     )
-    run(project, "tav", "run", "ball")
+    wait(Forked(project))
     run(project, "python", "-c", LOAD, TAV_DEVICE="cpu")
     for i, name in enumerate(("blue", "cube")):
         assert (project / f"{i}.mp4").read_bytes() == (project / f"results/ball/edits/{name}.mp4").read_bytes()
@@ -44,7 +45,7 @@ def test_loaded_from_the_run_it_renders_the_same_bits(tmp_path: Path) -> None:
     run(project, "python", "-m", "tasks", "score", "--clip", "ball")
     assert [path.stat().st_mtime_ns for path in models] == [stamp]
     change_params(project, {"tracking": {"log_model": False}, "edit": {"guidance_scale": 2.0}})
-    run(project, "tav", "run", "ball")
+    wait(Forked(project))
     assert sorted((project / "mlartifacts").rglob("MLmodel")) == models
     with sqlite3.connect(project / "mlflow.db") as store:
         (parents,) = store.execute("select count(*) from tags where key = 'tav.kind' and value = 'pipeline'").fetchone()

@@ -1,4 +1,4 @@
-"""Reading clips that nobody vouches for, and the videos that we write."""
+"""Reading untrusted videos: formats, errors, and damaged files."""
 
 from __future__ import annotations
 
@@ -6,34 +6,17 @@ import os
 import random
 import resource
 from fractions import Fraction
-from itertools import pairwise
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image
 
-from tav.config import DecodeParams
 from tav.media.decoding import read_frames
-from tav.media.frame_selection import playback_rate, select_frames
-from tav.media.videos import contact_sheet, read_mp4, write_mp4, write_preview
+from tav.media.videos import write_mp4
 from tav_model.errors import TavError
-
-
-def decode(**changes) -> DecodeParams:
-    return DecodeParams(**{"frames": 6, "width": 64, "height": 64} | changes)
-
-
-def moving_square(frames: int = 6, height: int = 64, width: int = 96) -> np.ndarray:
-    """A bright square on a gradient, further right in each frame."""
-    video = np.zeros((frames, height, width, 3), np.uint8)
-    video[..., 2] = np.linspace(40, 160, width).astype(np.uint8)
-    for i, frame in enumerate(video):
-        frame[20:36, 8 + 8 * i : 24 + 8 * i] = (230, 120, 30)
-    return video
+from tests.support.videos import decode, moving_square
 
 
 @pytest.fixture
@@ -41,33 +24,6 @@ def clip(tmp_path: Path) -> Path:
     path = tmp_path / "clip.mp4"
     write_mp4(path, moving_square(), Fraction(12))
     return path
-
-
-# Which frames
-
-
-@given(available=st.integers(1, 400), frames=st.integers(1, 40), start=st.integers(0, 50), stride=st.integers(1, 9))
-def test_selected_frames_exist_and_go_forward(available: int, frames: int, start: int, stride: int) -> None:
-    for sampling in ("uniform", "stride"):
-        chosen = decode(frames=frames, start=start, stride=stride, sampling=sampling)
-        try:
-            indexes = select_frames(chosen, available)
-        except TavError:
-            assert start + (frames if sampling == "uniform" else (frames - 1) * stride + 1) > available
-            continue
-        assert len(set(indexes)) == frames and indexes == sorted(indexes)
-        assert start == indexes[0] and indexes[-1] < available
-        if sampling == "stride":
-            assert all(b - a == stride for a, b in pairwise(indexes))
-        elif frames > 1:
-            assert indexes[-1] == available - 1
-
-
-def test_the_rate_keeps_the_speed_of_the_source() -> None:
-    every_third = decode(sampling="stride", stride=3)
-    assert playback_rate(Fraction(30000, 1001), select_frames(every_third, 91)) == Fraction(10000, 1001)
-    assert playback_rate(Fraction(24), [0, 1, 2, 3, 4, 5]) == 24
-    assert playback_rate(Fraction(25), [7]) == 25
 
 
 # From files
@@ -149,7 +105,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path, clip: Path) -> None:
     assert "no such file" in refused(tmp_path / "missing.mp4")
     assert "is empty" in refused(empty)
     assert "not a video" in refused(text)
-    refused(broken)
+    assert "not a video that can be read" in refused(broken)
 
 
 def test_sound_alone_is_refused(tmp_path: Path) -> None:
@@ -159,7 +115,7 @@ def test_sound_alone_is_refused(tmp_path: Path) -> None:
         frame.sample_rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    refused(tmp_path / "sound.mp4")
+    assert refused(tmp_path / "sound.mp4").endswith(": has no video stream")
 
 
 def test_a_clip_that_is_too_short_says_how_long_it_is(clip: Path) -> None:
@@ -208,10 +164,13 @@ def test_damaged_videos_are_read_or_refused(tmp_path: Path, suffix: str, count: 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for seed in range(count):
         clip.write_bytes(damaged(data, seed))
+        frames, message = None, ""
         try:
             frames, _ = read_frames(clip, decode(), seconds=60)
         except TavError as error:
-            assert "\n" not in str(error) and "took more than" not in str(error), (seed, error)
+            message = str(error)
+        if frames is None:
+            assert "\n" not in message and "took more than" not in message, (seed, message)
         else:
             assert frames.shape == (6, 64, 64, 3)
         assert os.listdir(tmp_path) == [clip.name]
@@ -233,42 +192,3 @@ def test_real_clips() -> None:
     assert (frames.shape, fps) == ((8, 64, 64, 3), Fraction(30000, 1001) * 7 / 90)
     frames, fps = read_frames(clips / "car-turn.mp4", decode(frames=80))
     assert (len(frames), fps) == (80, 10)
-
-
-# What we write
-
-
-def test_the_same_frames_give_the_same_mp4(tmp_path: Path) -> None:
-    noise = np.random.default_rng(0).integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
-    written = set()
-    for name in ("a.mp4", "b.mp4"):
-        write_mp4(tmp_path / name, noise, Fraction(1))
-        written.add((tmp_path / name).read_bytes())
-    assert len(written) == 1
-
-
-@pytest.mark.parametrize(("height", "width"), [(64, 96), (63, 95)])
-def test_an_mp4_is_h264_that_plays_everywhere(tmp_path: Path, height: int, width: int) -> None:
-    video = moving_square(height=height, width=width)
-    write_mp4(tmp_path / "a.mp4", video, Fraction(30000, 1001))
-    with av.open(str(tmp_path / "a.mp4")) as container:
-        stream = container.streams.video[0]
-        assert (stream.codec_context.name, stream.pix_fmt) == ("h264", "yuv420p")
-        assert stream.average_rate == Fraction(30000, 1001)
-    frames, _ = read_mp4(tmp_path / "a.mp4")
-    assert frames.shape == (6, 64, 96, 3)
-    assert np.abs(frames[:, :height, :width].astype(int) - video).mean() < 4
-
-
-def test_a_preview_moves(tmp_path: Path) -> None:
-    write_preview(tmp_path / "a.webp", moving_square(), Fraction(10))
-    with Image.open(tmp_path / "a.webp") as image:
-        assert (image.n_frames, image.size) == (6, (96, 64))
-
-
-def test_a_contact_sheet_has_a_row_for_each_video(tmp_path: Path) -> None:
-    rows = [("the source", moving_square()), ("ein Würfel, 立方体 " * 30, 255 - moving_square())]
-    contact_sheet(tmp_path / "one.png", rows[:1])
-    contact_sheet(tmp_path / "two.png", rows)
-    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "two.png") as two:
-        assert one.width == two.width and two.height > one.height * 1.4

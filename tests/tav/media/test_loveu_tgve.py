@@ -1,4 +1,4 @@
-"""The benchmark's layout: both of its forms, and everything in it that is refused."""
+"""The benchmark: both of its forms, and everything that is refused."""
 
 from pathlib import Path
 
@@ -81,7 +81,7 @@ def test_table_as_other_programs_save_it(folder: Path, table: Path):
 
 def test_video_where_there_are_no_frames(folder: Path, table: Path):
     (folder / "DAVIS_480p" / "480p_frames" / "gold-fish" / "00000.jpg").unlink()
-    with pytest.raises(TavError, match=r"line 3: DAVIS_480p/gold-fish has no frames: .*480p_videos/gold-fish\.mp4"):
+    with pytest.raises(TavError, match=r"line 3: DAVIS_480p/gold-fish has no frames; .*480p_videos/gold-fish\.mp4"):
         choose(read_benchmark(folder))
     assert [e.clip for e in choose(read_benchmark(folder), ["videvo_480p/swan"])] == ["swan"]
     video = folder / "DAVIS_480p" / "480p_videos" / "gold-fish.mp4"
@@ -123,18 +123,26 @@ def test_configs_are_the_same_clips(folder: Path, table: Path, inside: bool):
     ("old", "new", "error"),
     [
         ("Style Change Caption,", "", "line 1: the column 'Style Change Caption' is missing; there are: Video name"),
-        ("Source", "Video name", "line 1: the column 'Video name' is there twice"),
-        ("DAVIS Videos:", "TikTok Videos:", "line 2: 'TikTok Videos:' is no set .*allowed: 'DAVIS Videos:', 'youtube"),
+        ("Source", "Video name", "line 1: the column 'Video name' appears twice"),
+        (
+            "DAVIS Videos:",
+            "TikTok Videos:",
+            "line 2: 'TikTok Videos:' is not a set .*allowed: 'DAVIS Videos:', 'youtube",
+        ),
         ("DAVIS Videos:", "", "line 3: a clip before the first heading"),
         ("gold-fish", "../gold-fish", r"line 3: Video name: '\.\./gold-fish' is not allowed: must be 1 to 48 of a-z"),
         ("gold-fish", "/etc/passwd", "line 3: Video name: '/etc/passwd' is not allowed"),
         ("gold-fish", "", "line 3: Video name: '' is not allowed"),
         ("gold-fish", "f" * 49, "line 3: Video name: 'ffff.*' is not allowed: must be 1 to 48"),
-        ("Sharks swim.", " ", "line 3: Object Change Caption: must be a text that is not empty"),
-        ("Fish swim.", "", "line 3: Our GT caption: must be a text that is not empty"),
+        ("Sharks swim.", " ", "line 3: Object Change Caption: must be a non-empty string"),
+        ("Fish swim.", "", "line 3: Our GT caption: must be a non-empty string"),
         ("Sharks swim.", "Sharks \x07swim.", "line 3: Object Change Caption: .*without control characters"),
-        (",".join(FISH[1:]), ",,,,", "line 3: 'gold-fish' has no caption and no prompts; a clip must have all five"),
-        ("swan,A swan.", "lotus,A swan.", r"line 9: videvo_480p/lotus is in LOVEU-TGVE-2023_Dataset\.csv: line 8 alre"),
+        (",".join(FISH[1:]), ",,,,", "line 3: 'gold-fish' has no caption and no prompts; a clip needs all five"),
+        (
+            "swan,A swan.",
+            "lotus,A swan.",
+            r"line 9: videvo_480p/lotus is already defined in LOVEU-TGVE-2023_Dataset\.csv: l",
+        ),
         ("Sharks swim.", '"Sharks', r"line 3: not CSV \("),
     ],
 )
@@ -161,8 +169,8 @@ def test_refused_encodings(folder: Path, table: Path):
     [
         ({"train_data__video_path": "/data/gold-fish"}, "train_data.video_path: '/data/gold-fish' is not allowed"),
         ({"train_data__video_path": "../../gold-fish"}, r"train_data.video_path: '\.\./\.\./gold-fish' is not allowed"),
-        ({"train_data__video_path": 3}, "train_data.video_path: must be a text that is not empty"),
-        ({"train_data__prompt": None}, "train_data.prompt: must be a text that is not empty"),
+        ({"train_data__video_path": 3}, "train_data.video_path: must be a non-empty string"),
+        ({"train_data__prompt": None}, "train_data.prompt: must be a non-empty string"),
         ({"validation_data__prompts": ["a", "b"]}, "validation_data.prompts: must be a mapping with the keys style"),
         ({"validation_data__prompts": {"style": "a"}}, "validation_data.prompts: must be .*multiple; is: style"),
         (
@@ -208,8 +216,8 @@ def test_links_may_not_lead_out(folder: Path, table: Path, tmp_path: Path):
 def test_folders_without_a_benchmark(tmp_path: Path):
     with pytest.raises(TavError, match="no such folder"):
         read_benchmark(tmp_path / "nowhere")
-    with pytest.raises(TavError, match=r"no clips: it must have LOVEU-TGVE-2023_Dataset\.csv, or SET/CLIP\.yaml"):
+    with pytest.raises(TavError, match=r"no clips: must contain LOVEU-TGVE-2023_Dataset\.csv, or SET/CLIP\.yaml"):
         read_benchmark(tmp_path)
     (tmp_path / "LOVEU-TGVE-2023_Dataset.csv").touch()
-    with pytest.raises(TavError, match="is empty; must have the columns Video name, Our GT caption"):
+    with pytest.raises(TavError, match="is empty; needs the columns Video name, Our GT caption"):
         read_benchmark(tmp_path)
