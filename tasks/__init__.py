@@ -1,10 +1,10 @@
-"""The stages of the pipeline, each a function over paths and parameters, and their command line."""
+"""The stages of the pipeline as functions of paths and parameters, and their command line, `python -m tasks`."""
 
 import os
 
 from tav.runtime.allocator import keep_freed_memory
 
-# OpenMP's threads spin while they wait. Beside other work on the same cores that costs a factor of ten and more; to sleep
-# costs nothing to speak of. It has to be said before torch is imported.
+# By default OpenMP's threads spin while they wait, which takes ten times as long and more beside other work on the same
+# cores; sleeping threads cost next to nothing. The variable must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 keep_freed_memory()

@@ -10,25 +10,26 @@ from tav.runtime.exit_status import RESUMABLE, ExitStatus, explain_error
 
 HELP = {
     "decode": "read the clip's frames, at the size and rate of params.yaml",
-    "encode": "the VAE's latents of the frames, and the caption's embeddings",
+    "encode": "encode the frames with the VAE, and the caption with the text encoder",
     "tune": "tune the inflated UNet on the clip",
-    "invert": "the noise that the tuned model turns into the clip (DDIM inversion)",
+    "invert": "compute the noise that the tuned model turns into the clip (DDIM inversion)",
     "edit": "render each row of the clip's prompt CSV",
-    "score": "score the edits, and put them on a contact sheet",
-    "show": "print the scores there are, and where the pictures and the report lie",
+    "score": "score the edits, and write a contact sheet",
+    "show": "print the scores, and where the videos, the contact sheet and the report are",
 }
 
 
 def main(arguments: list[str] | None = None) -> ExitStatus:
+    """Run the command line; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m tasks",
-        description="Run one stage of the pipeline, as dvc.yaml does. `dvc repro` runs all that is needed.",
+        description="Run one stage of the pipeline, as dvc.yaml does. `dvc repro` runs every stage that is out of date.",
         epilog="example: python -m tasks tune --clip ball",
     )
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
     for stage, text in HELP.items():
         one = stages.add_parser(stage, help=text, description=text)
-        one.add_argument("--clip", metavar="NAME", help="a clip of params.yaml (default: all of them)")
+        one.add_argument("--clip", metavar="NAME", help="a clip of params.yaml (default: every clip)")
     chosen = parser.parse_args(arguments)
     try:
         run(chosen.stage, chosen.clip)
@@ -47,6 +48,12 @@ def main(arguments: list[str] | None = None) -> ExitStatus:
 
 
 def run(stage: str, clip: str | None) -> None:
+    """Run one stage of one clip of the current folder's project, or of every clip.
+
+    Raises:
+        TavError: a user's mistake.
+        FullDiskError: the disk is full.
+    """
     from tav.config import load_params
 
     root = Path.cwd()

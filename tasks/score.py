@@ -1,4 +1,4 @@
-"""Score every edit of a clip, and the clip itself as the reference they are read against."""
+"""Score: metrics of every edit of a clip, and of the clip itself as their reference."""
 
 from __future__ import annotations
 
@@ -42,19 +42,20 @@ def score(
 ) -> dict[str, Any]:
     """Write ``metrics.json`` (source and mean) and ``scores.csv`` (each edit) into ``out``, and return what both hold.
 
-    A third file, ``consistency.json``, has what frame consistency is the mean of: the cosine similarity of each frame
-    with each, as ``{"source": ROWS, "edits": {NAME: ROWS}}``. Without a CLIP model: ``{"source": null, "edits": {}}``.
+    A third file, ``consistency.json``, holds the cosine similarities of all pairs of frames, whose mean is the frame
+    consistency, as ``{"source": ROWS, "edits": {NAME: ROWS}}``. Without a CLIP model: ``{"source": null, "edits": {}}``.
 
     Args:
         frames: folder of the source clip: ``frames.safetensors``, and ``source.mp4`` with the same frames.
-        edits: folder of ``NAME.mp4`` with ``NAME.json`` (prompt and category); as many frames as the source, as large.
-        out: folder that is replaced whole.
+        edits: folder of ``NAME.mp4`` with ``NAME.json`` (prompt and category), with the source's number and size of frames.
+        out: folder to write; an existing one is replaced.
         caption: the prompt that describes the source.
-        params: the models that score; None leaves one out.
-        resolve_model: from the name of a model in the parameters to a folder or hub id.
-        truth: of a clip that was rendered. Edits that it knows are also compared with it, if there is a CLIP model.
-        indexes: of the frames in the whole clip; wanted with ``truth``.
-        progress: updated after each video; its total is set here.
+        params: the models that score; None leaves out one.
+        device: the device that the models run on.
+        resolve_model: turns the name of a model in the parameters into a folder or hub id.
+        truth: the ground truth of a rendered clip. With a CLIP model, edits that it knows are also compared with it.
+        indexes: the indexes of the frames in the complete clip; needed with ``truth``.
+        progress: updated after each video; this function sets its total.
 
     Returns:
         ``{"source": {METRIC: number}, "mean": {METRIC: number}, "edits": {NAME: {METRIC: number}}}``, rounded to six
@@ -64,7 +65,7 @@ def score(
 
     Raises:
         TavError: no edit; an edit without its JSON, without a prompt, or of another length or size than the source;
-            a model that is missing or gives NaN.
+            a model that is missing or returns NaN.
     """
     import pandas as pd
 
@@ -86,7 +87,7 @@ def score(
     if progress is not None:
         progress.total = 1 + len(paths)
 
-    # The edits went through the video codec, which smooths; their reference is the source that went there too.
+    # The video codec smooths the edits, so their reference is the source after the same codec.
     with progress or contextlib.nullcontext():
         source, similarities = judge.measure(frames / "source.mp4", caption, progress)
         measured = {path.stem: judge.measure(path, prompts[path]["prompt"], progress, source) for path in paths}
@@ -103,7 +104,7 @@ def score(
         "edits": {name: _rounded(values) for name, values in scores.items()},
     }
     with atomic_folder(out) as folder:
-        # Few numbers, so that `dvc metrics show` fits a screen; those of each edit are in the table.
+        # Few numbers, so that `dvc metrics show` fits on a screen; the table has those of each edit.
         write_json(folder / "metrics.json", {"source": metrics["source"], "mean": metrics["mean"]})
         rows = [{"name": path.stem, **prompts[path], **metrics["edits"][path.stem]} for path in paths]
         pd.DataFrame(rows).to_csv(folder / "scores.csv", index=False, lineterminator="\n")

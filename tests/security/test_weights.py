@@ -20,6 +20,7 @@ from tasks.invert import invert
 from tasks.rows import RowBatch
 from tav.config import AttentionParams
 from tav.config.prompts import PromptRow
+from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
 from tav_model import UNet3DConditionModel
 from tav_model.base_models import base_digest, load_part
@@ -281,7 +282,7 @@ def test_weights_of_another_clip_are_refused(base: Path, tuned: Path, tmp_path: 
             attention=ATTENTION,
             params=params,
             device="cpu",
-            progress=Progress("invert", total=1),
+            progress=Progress(EventStream(), stage="invert", total=1),
         )
     assert tree(tmp_path) == before
 

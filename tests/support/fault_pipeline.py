@@ -18,6 +18,8 @@ import tav_model.tuning  # noqa: F401
 from tasks.__main__ import main
 from tasks.clip_stages import ClipStages
 from tav.config.stages import STAGES
+from tav.runtime.events import EventStream
+from tav.runtime.progress_display import standard_error_display
 from tav.versioning.dvc_pipeline import DvcPipeline
 from tav_model import TuneAVideoPipeline, UNet3DConditionModel  # noqa: F401
 
@@ -32,7 +34,7 @@ def run_pipeline(root: Path, clip: str, output: Path) -> None:
         if versions.is_current(stage, clip) or versions.restore(stage, clip):
             continue
         before = versions.snapshot(stage, clip)
-        ClipStages(root, clip).run(stage)
+        ClipStages(root, clip, EventStream(*standard_error_display())).run(stage)
         versions.commit(stage, clip, before)
 
 

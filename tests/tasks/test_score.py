@@ -13,6 +13,7 @@ from tasks.score import score
 from tav.config import ScoreParams
 from tav.config.results import read_scores
 from tav.media.videos import read_mp4, write_mp4
+from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
 from tav_model.errors import TavError
 from tav_model.files import write_json
@@ -183,16 +184,15 @@ def test_without_a_model_there_are_no_similarities(clip):
     assert json.loads((clip / "scores/consistency.json").read_text()) == {"source": None, "edits": {}}
 
 
-def test_scores_of_an_earlier_run_are_replaced_whole(clip):
+def test_scores_of_an_earlier_run_are_replaced(clip):
     (clip / "scores").mkdir()
     (clip / "scores/old.csv").write_text("old")
     run(clip)
     assert not (clip / "scores/old.csv").exists()
 
 
-def test_progress_counts_videos(clip, monkeypatch):
-    monkeypatch.setenv("TAV_QUIET", "1")
-    progress = Progress("score", None, "video")
+def test_progress_counts_videos(clip):
+    progress = Progress(EventStream(), stage="score", unit="video")
     run(clip, progress=progress)
     assert progress.done == progress.total == 3  # the source and two edits
 
