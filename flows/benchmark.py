@@ -6,18 +6,16 @@ The output folder holds
     results.md                           mean scores by category
     submission/SET/CLIP/CATEGORY/        00000.jpg, 00001.jpg, ...: the folder that the benchmark accepts
     benchmark.log                        what was done when, as `tav benchmark` reports it
-    work/                                a project of its own: params.yaml, results, logs, MLflow's store
+    work/                                a project of its own: params.yaml, dvc.yaml, results, logs, MLflow's store
 
-A stage of a clip is done for an identity: a digest of its frames, captions and parameters. What is done is not repeated, so
-that a killed run resumes, and a changed guidance scale renders and scores again without tuning again.
+DVC decides which stages of the work project are out of date, the models' files included. What is up to date is not
+repeated, so that a killed run resumes, and a changed guidance scale renders and scores again without tuning again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
-import json
 import os
 import shutil
 import statistics
@@ -25,6 +23,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tasks.clip_stages import ClipStages
 from tav.config import Params, load_params, parse_overrides
@@ -34,14 +34,24 @@ from tav.config.prompts import csv_text
 from tav.config.results import read_scores
 from tav.config.stages import STAGES
 from tav.media.loveu_tgve import EDITS, SIDE, Entry, choose, read_benchmark
+from tav.reports.report import update_reports
 from tav.runtime.devices import DevicePool, choose_device, choose_devices, release_memory
 from tav.runtime.events import EventStream
+from tav.versioning.dvc_pipeline import DvcPipeline
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, read_json, write_json, write_text
 
 JPEG_QUALITY = 95
 SUBMISSION = "submission"
+# Linked files where the file system can: the cache of some hundred tunings must not double their size.
+DVC_CONFIG = """\
+[core]
+    analytics = false
+    no_scm = true
+[cache]
+    type = "reflink,hardlink,copy"
+"""
 ClipScores = dict[str, dict[str, float]]
 """The scores of a clip's edits, by category and metric."""
 
@@ -173,88 +183,32 @@ def run_clip(project: Path, clip: str, exclusive: bool = True, events: EventStre
     Raises:
         TavError: what a stage reports of a mistake in the clip; a stage may raise other errors too.
     """
-    identities = _identities(project, clip)
-    device = load_params(project / "params.yaml").runtime.device
-    pool = DevicePool(choose_devices(device), exclusive)
-    for stage in STAGES:
-        if _is_stage_done(project, clip, stage, identities[stage]):
-            continue
-        ClipStages(project, clip, events, pool).run(stage)
-        if stage == "score":
-            from tav.reports.report import update_reports
-
-            update_reports(project, clip)
-        write_json(_record_path(project, clip), _read_record(project, clip) | {stage: identities[stage]})
+    with contextlib.chdir(project):
+        dvc = DvcPipeline(project)
+        stages = ClipStages(project, clip, events, _pool(project, exclusive))
+        for stage in STAGES:
+            if dvc.is_current(stage, clip) or dvc.restore(stage, clip):
+                continue
+            before = dvc.snapshot(stage, clip)
+            stages.run(stage)
+            if stage == "score":
+                update_reports(project, clip)
+            dvc.commit(stage, clip, before)
     return _read_clip_scores(project, clip)
 
 
+def _pool(project: Path, exclusive: bool) -> DevicePool:
+    return DevicePool(choose_devices(load_params(project / "params.yaml").runtime.device), exclusive)
+
+
 def is_done(project: Path, entry: Entry) -> bool:
-    """Return whether every stage of the clip is done for its present inputs and parameters."""
-    try:
-        identities = _identities(project, entry.clip_name)
-    except OSError:
-        return False  # Frames that cannot be read are reported when the clip runs.
-    return all(_is_stage_done(project, entry.clip_name, stage, identities[stage]) for stage in STAGES)
-
-
-# Which stages are done
-
-
-def _identities(project: Path, clip: str) -> dict[str, str]:
-    """Return a digest for each stage of everything that its outputs depend on."""
-    params = load_params(project / "params.yaml")
-    settings = params.clip(clip)
-    sections = params.model_dump(mode="json")
-    scorers = [name for name in (params.score.clip_model, params.score.pickscore_model) if name]
-    inputs: dict[str, list[Any]] = {
-        "decode": [project / settings.video, sections["decode"]],
-        "encode": [_model_digest(project, params.base_model), settings.caption, sections["encode"]],
-        "tune": [sections["attention"], sections["tune"], params.seed],
-        "invert": [sections["invert"]],
-        "edit": [project / settings.prompts, sections["edit"]],
-        "score": [sections["score"], *(_model_digest(project, name) for name in scorers)],
-    }
-    identities, previous = {}, ""
-    for stage in STAGES:
-        parts = [part if isinstance(part, Path) else json.dumps(part, sort_keys=True) for part in inputs[stage]]
-        identities[stage] = previous = digest(previous, stage, *parts)
-    return identities
-
-
-def _model_digest(project: Path, name: str) -> str:
-    return _weights_digest(resolve_model(project, name))
-
-
-@functools.lru_cache
-def _weights_digest(model: str) -> str:
-    """Return a digest of a model's files: gigabytes that are not expected to change while the benchmark runs."""
-    return digest(Path(model)) if Path(model).is_dir() else f"hub:{model}"
-
-
-def _is_stage_done(project: Path, clip: str, stage: str, identity: str) -> bool:
-    layout = Project(project)
-    outputs = {
-        "decode": layout.frames,
-        "encode": layout.latents,
-        "tune": layout.tuned,
-        "invert": layout.inverted,
-        "edit": layout.edits,
-        "score": layout.scores,
-    }
-    return _read_record(project, clip).get(stage) == identity and outputs[stage](clip).is_dir()
-
-
-def _record_path(project: Path, clip: str) -> Path:
-    return project / ".tav" / "benchmark" / f"{clip}.json"
-
-
-def _read_record(project: Path, clip: str) -> dict[str, str]:
-    """Return the identity that each stage is done for; empty where the file is missing or damaged."""
-    try:
-        record = read_json(_record_path(project, clip))
-    except TavError:
-        return {}
-    return record if isinstance(record, dict) else {}
+    """Return whether every stage of the clip is up to date."""
+    with contextlib.chdir(project):
+        dvc = DvcPipeline(project)
+        try:
+            return all(dvc.is_current(stage, entry.clip_name) for stage in STAGES)
+        except (OSError, TavError):
+            return False  # Frames that cannot be read are reported when the clip runs.
 
 
 def _read_clip_scores(project: Path, clip: str) -> ClipScores:
@@ -313,15 +267,43 @@ def _write_project(project: Path, root: Path, params: Params, entries: Sequence[
         clips[name] = {"video": frames, "caption": entry.caption, "prompts": prompts, "decode": {}}
         _link(project / frames, entry.frames)
         _write_if_changed(project / prompts, _prompts_csv(entry))
+    folders = {}
     for model in models:
-        folder = project_path(root, model, "params.yaml: model")
-        if folder.is_dir() and Path(model).parts[0] != EMBEDDED:
-            _link(project / model, folder.resolve())
-    import yaml
-
+        folder = Path(resolve_model(root, model))
+        if folder.is_dir():
+            is_own = project_path(root, model, "params.yaml: model").is_dir() and Path(model).parts[0] != EMBEDDED
+            folders[model] = model if is_own else f"weights/{model}"
+            _link(project / folders[model], folder.resolve())
     content = params.model_dump(mode="json") | {"clips": clips}
-    _write_if_changed(project / "params.yaml", yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+    _write_if_changed(project / "params.yaml", _yaml(content))
     load_params(project / "params.yaml")
+    _write_if_changed(project / "dvc.yaml", _yaml(_dvc_stages(root, params, folders)))
+    _write_if_changed(project / ".dvc/config", DVC_CONFIG)
+    _write_if_changed(project / "data/scenes/README", "No scene files: the ground truth of these edits is unknown.\n")
+
+
+def _dvc_stages(root: Path, params: Params, folders: Mapping[str, str]) -> dict[str, Any]:
+    """Return the project's dvc.yaml with the models' folders as further dependencies.
+
+    The weights of a benchmark are to be those of its scores, while a project may leave them to their name.
+
+    Raises:
+        TavError: the project has no dvc.yaml.
+    """
+    path = root / "dvc.yaml"
+    if not path.is_file():
+        raise TavError(f"{path}: no such file; restore it: git checkout dvc.yaml")
+    content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    scorers = [name for name in (params.score.clip_model, params.score.pickscore_model) if name]
+    for stage, used in {"encode": [params.base_model], "score": scorers}.items():
+        deps = [folders[name] for name in dict.fromkeys(used) if name in folders]
+        content["stages"][stage]["do"]["deps"] += deps
+    return content
+
+
+def _yaml(content: Any) -> str:
+    text: str = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    return text
 
 
 def _prompts_csv(entry: Entry) -> str:
@@ -355,20 +337,21 @@ def _write_submission(project: Path, entry: Entry, folder: Path) -> None:
 
     from tav.media.videos import read_mp4
 
-    record = _read_record(project, entry.clip_name)
-    target = folder / entry.name
-    if target.is_dir() and record.get(SUBMISSION) == record["edit"]:
+    edits = Project(project).edits(entry.clip_name)
+    target, record = folder / entry.name, project / ".tav" / "submitted" / f"{entry.clip_name}.json"
+    identity = digest(edits)
+    if target.is_dir() and record.exists() and read_json(record) == identity:
         return
     with atomic_folder(target) as temporary:
         for category in EDITS:
             (temporary / category).mkdir()
-            frames: np.ndarray = read_mp4(Project(project).edits(entry.clip_name) / f"{category}.mp4")[0]
+            frames: np.ndarray = read_mp4(edits / f"{category}.mp4")[0]
             for index, frame in enumerate(frames):
                 image = Image.fromarray(frame)
                 if image.size != (SIDE, SIDE):
                     image = image.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
                 image.save(temporary / category / f"{index:05}.jpg", quality=JPEG_QUALITY, subsampling=0)
-    write_json(_record_path(project, entry.clip_name), record | {SUBMISSION: record["edit"]})
+    write_json(record, identity)
 
 
 def _write_results(out: Path, table: Path, entries: Sequence[Entry], scores: Mapping[str, ClipScores]) -> None:

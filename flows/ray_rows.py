@@ -105,6 +105,9 @@ def run_clips(
 
     Args:
         run_clip: called with the project, the clip, and whether it has the GPU for itself.
+        project: the folder of the project.
+        clips: the clips to run.
+        runtime: the section `runtime` of params.yaml.
         device: the driver's device, assumed for the workers too.
 
     Raises:

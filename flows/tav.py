@@ -114,7 +114,7 @@ def run_clip(run: PipelineRun, clip: str) -> str | None:
         logger.info("%s: %s", clip, scores)
     except (TavError, FullDiskError) as failure:
         error = first_line(failure)
-        logger.error("%s: %s", clip, failure)  # noqa: TRY400 (a user's mistake has no traceback)
+        logger.error("%s: %s", clip, failure)
     run.events.publish(ClipFinished(clip=clip, stage="", error=error))
     return error
 

@@ -133,9 +133,9 @@ class ClipStages:
         Raises:
             TavError: another process works on the clip.
         """
-        with explained_full_disk(self.root), self._locked(what):
-            with stage_log(self.project.log(self.clip, log), self.events, self.clip):
-                yield
+        path = self.project.log(self.clip, log)
+        with explained_full_disk(self.root), self._locked(what), stage_log(path, self.events, self.clip):
+            yield
 
     @contextlib.contextmanager
     def reported(self, stage: str) -> Iterator[None]:

@@ -17,6 +17,7 @@ def decode(video: Path, out: Path, params: DecodeParams) -> None:
 
     Args:
         video: a video, or a folder of numbered images.
+        out: the folder to write; an existing one is replaced.
         params: the section `decode` of params.yaml.
 
     Raises:

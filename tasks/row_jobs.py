@@ -87,6 +87,7 @@ def render(job: RowJob, events: EventStream) -> dict[str, bytes]:
     """Render the row of a job; returns its files by suffix, as the driver puts them into its store.
 
     Args:
+        job: the job.
         events: receives the row's progress.
 
     Raises:

@@ -192,7 +192,8 @@ class RowBatch:
         """Render rows together into the store; returns those rendered, which are fewer where memory does not suffice.
 
         Args:
-            rows: that agree in `EditRow.batch_key`.
+            rows: rows that agree in `EditRow.batch_key`.
+            on_step: called after each sampling step.
         """
         from tav_model.latents import decode_latents, to_frames
 
@@ -302,7 +303,10 @@ def render_rows(
     its rows are rendered one by one.
 
     Args:
+        batch: the rows of the clip, with their store.
+        rows: those of them to render.
         events: receives the progress of each row, and `RowFinished`.
+        clip: the clip's name, for events.
         progress: counts the steps of all rows together.
 
     Raises:

@@ -114,7 +114,7 @@ def score(
 
 @dataclass(frozen=True)
 class _Judge:
-    """What all videos of one clip are measured with."""
+    """Measure the videos of one clip: the models, the source's motion, and the ground truth where it is known."""
 
     caption: str
     motion: Motion
@@ -126,9 +126,9 @@ class _Judge:
     def measure(
         self, path: Path, prompt: str, progress: Progress | None, source: Mapping[str, float] | None = None
     ) -> tuple[dict[str, float], list[list[float]] | None]:
-        """The metrics of one video; given those of its source, also the ones that compare an edit with it.
+        """Measure one video; given the metrics of its source, also by those that compare an edit with it.
 
-        Beside them the similarity of each frame with each, if there is a CLIP model.
+        With a CLIP model, return the cosine similarities of all pairs of frames too.
         """
         from tav.media.videos import read_mp4
         from tav_model.metrics.clip import frame_similarities
@@ -190,7 +190,7 @@ class _Judge:
 
 
 def _read_prompt(path: Path) -> dict[str, Any]:
-    """The prompt and the category of one edit."""
+    """Return the prompt and the category of one edit. Raises TavError where it has no prompt."""
     edit = read_json(path)
     if not isinstance(edit, dict) or not isinstance(edit.get("prompt"), str):
         raise TavError(f"{path}: no prompt; it must be an object with the text 'prompt'")

@@ -45,7 +45,17 @@ def tune(
     with gradient checkpointing from there on.
 
     Args:
-        base: the folder or hub id of the base model; `base_name` is its name in the parameters.
+        latents: the output of the stage `encode`.
+        out: the folder to write; an existing one is replaced.
+        base: the folder or hub id of the base model.
+        base_name: its name in the parameters.
+        attention: the section `attention` of params.yaml.
+        params: the section `tune` of params.yaml.
+        seed: of the first weights of the temporal attention, and of all draws.
+        device: the device to compute on.
+        gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        checkpoints: a folder for checkpoints, outside of the results.
+        checkpoint_every: steps between two checkpoints.
         progress: counts the steps; its records are `tav_model.tuning.StepRecord`.
     """
     import pandas as pd

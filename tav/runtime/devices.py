@@ -224,6 +224,8 @@ def retry_with_smaller_batch(action: Callable[[int], Result], size: int, what: s
     """Return the result of `action(size)`, at half the size each time memory runs out, and the size that sufficed.
 
     Args:
+        action: called with the size of a batch.
+        size: the size to begin with.
         what: what there are fewer of, for the log: `frames at a time`.
 
     Raises:

@@ -27,6 +27,7 @@ def file_lock(path: Path, **holder: Any) -> Iterator[None]:
     """Hold the lock of a file, and write into the file, as JSON, which process that is.
 
     Args:
+        path: the lock file; its folder is made where it is missing.
         holder: what others may read about the holder, beside `process`, the process's id.
 
     Raises:

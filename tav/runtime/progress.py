@@ -56,15 +56,17 @@ class Progress:
         """Count from `done`: another process or attempt did so many before, which rates leave out.
 
         Args:
+            done: how many were done.
             records: what those steps measured.
         """
         self.done = done
         self.events.publish(LoopResumed(**self._state(), records=records))
 
     def update(self, n: int = 1, record: Any = None, **values: Any) -> None:
-        """Count `n` more; negative where an attempt failed and its steps are done again.
+        """Count `n` more.
 
         Args:
+            n: how many; negative where an attempt failed and its steps are done again.
             record: everything that the step measured, for subscribers that keep it.
             values: what people see beside the count; the latest of each name stays.
         """

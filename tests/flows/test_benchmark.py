@@ -92,7 +92,8 @@ def recording(monkeypatch: pytest.MonkeyPatch, stop_at: tuple[str, str] | None =
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project in which the benchmark has run once."""
     root = tmp_path_factory.mktemp("finished")
-    shutil.copy(ROOT / "params.yaml", root)
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy(ROOT / name, root)
     write_benchmark(root / "tgve")
     shutil.copy(root / "params.yaml", root / "tgve" / "params.before")
     clips: list[str] = []
@@ -170,7 +171,7 @@ def test_submission_has_the_layout_of_the_benchmark(finished: Path) -> None:
 
 
 def test_nothing_is_written_elsewhere(finished: Path) -> None:
-    assert {path.name for path in finished.iterdir()} == {"params.yaml", "tgve", "results"}
+    assert {path.name for path in finished.iterdir()} == {"params.yaml", "dvc.yaml", "tgve", "results"}
     assert {path.name for path in (finished / "results" / "benchmarks").iterdir()} == {"tgve"}
     assert (finished / "params.yaml").read_text() == (finished / "tgve" / "params.before").read_text()
     assert {path.name for path in (finished / "tgve").iterdir()} == {
@@ -239,7 +240,8 @@ def test_one_clip_alone(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_run_clip_needs_only_the_work_folder_and_a_name(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work, clip = project / OUT / "work", "davis_480p-ball"
-    (work / ".tav" / "benchmark" / f"{clip}.json").write_text("damaged")
+    (work / "dvc.lock").unlink()
+    shutil.rmtree(work / ".dvc" / "cache")
     ran: list[str] = []
     monkeypatch.setattr(ClipStages, "run", lambda self, stage: ran.append(stage))
     scores = benchmark.run_clip(work, clip)
