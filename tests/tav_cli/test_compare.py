@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import re
 from pathlib import Path
@@ -75,6 +76,18 @@ def test_narrow_terminals_get_the_columns_in_several_tables(
     assert "ball, further columns" in narrow and "further columns" not in wide
     assert max(len(line.rstrip()) for line in narrow.splitlines()) <= columns
     assert set(re.sub("─", "", wide).split()) <= set(narrow.split())
+
+
+def test_long_names_are_wrapped_so_that_the_scores_fit(store: Path) -> None:
+    (comparison,) = compare(store, ["fish"])
+    name = " · ".join(["fish", *(f"setting {number}" for number in range(12))])
+    runs = [dataclasses.replace(run, name=name) for run in comparison.runs]
+    text = io.StringIO()
+    console = Console(file=text, width=80)
+    for table in tables(dataclasses.replace(comparison, runs=runs), console):
+        console.print(table)
+    assert "…" not in text.getvalue() and "0.2500" in text.getvalue()
+    assert {"setting", "0", "11"} <= set(text.getvalue().split())
 
 
 def test_an_unknown_clip_is_refused_in_one_line(tav: Tav, store: Path) -> None:
