@@ -19,6 +19,7 @@ from tav_cli.terminal import output_console, print_json
 
 MAX_VALUE_LENGTH = 28  # characters of a parameter; a full negative prompt would fill the screen
 SHORT_ID_LENGTH = 8
+MIN_NAME_WIDTH = 32  # columns of a run's name; longer ones are wrapped where they would fill half of the console
 
 
 def show_comparisons(root: Path, clips: list[str], by: str | None, include_unscored: bool, as_json: bool) -> None:
@@ -59,13 +60,17 @@ def tables(comparison: Comparison, console: Console) -> list[Table]:
     columns = _columns(comparison)
     blocks: list[list[_Column]] = [[]]
     unbounded = console.options.update(max_width=10_000)
+    name_width = max(MIN_NAME_WIDTH, console.width // 2)
     for column in columns:
         wider = [*blocks[-1], column]
-        if blocks[-1] and console.measure(_table(comparison, wider), options=unbounded).maximum > console.width:
+        if (
+            blocks[-1]
+            and console.measure(_table(comparison, wider, name_width), options=unbounded).maximum > console.width
+        ):
             blocks.append([column])
         else:
             blocks[-1] = wider
-    return [_table(comparison, block, is_first=number == 0) for number, block in enumerate(blocks)]
+    return [_table(comparison, block, name_width, is_first=number == 0) for number, block in enumerate(blocks)]
 
 
 def _columns(comparison: Comparison) -> list[_Column]:
@@ -83,12 +88,12 @@ def _columns(comparison: Comparison) -> list[_Column]:
     return columns
 
 
-def _table(comparison: Comparison, columns: list[_Column], is_first: bool = True) -> Table:
+def _table(comparison: Comparison, columns: list[_Column], name_width: int, is_first: bool = True) -> Table:
     order = f", best {comparison.by} first" if comparison.by else ""
     title = Text(f"{comparison.clip}{order}" if is_first else f"{comparison.clip}, further columns", style="bold")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
     table.add_column("", justify="right", no_wrap=True)
-    table.add_column("run", no_wrap=True)
+    table.add_column("run", max_width=name_width)
     for column in columns:
         table.add_column(Text(column.header), justify=column.justify, no_wrap=True, vertical="bottom")
     for rank, run in enumerate(comparison.runs, 1):

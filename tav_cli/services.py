@@ -16,7 +16,7 @@ def up(root: Path) -> None:
     started = services.start(root)
     print(f"Prefect   {started.prefect}")
     print(f"MLflow    {started.mlflow or 'none: tracking.uri is null in params.yaml'}")
-    print("ready: prefect deployment run tav/edit-batch --watch      (tav down stops the services)")
+    print("ready: prefect deployment run tav/edit-batch --watch      (stop: tav down)")
 
 
 def down(root: Path) -> None:

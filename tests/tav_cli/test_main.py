@@ -22,10 +22,10 @@ from tests.support.tav_command import COMMANDS, Tav
 
 @pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_fits_a_screen_and_has_an_example(name: str) -> None:
-    shown = CliRunner().invoke(command.app, [*name.split(), "--help"], env={"COLUMNS": "80"})
-    lines = shown.output.splitlines()
-    assert shown.exit_code == 0 and len(lines) <= 24 and max(map(len, lines)) <= 80
-    assert re.search(rf"^  Example: tav {name or 'run'}\b", shown.output, re.MULTILINE)
+    result = CliRunner().invoke(command.app, [*name.split(), "--help"], env={"COLUMNS": "80"})
+    lines = result.output.splitlines()
+    assert result.exit_code == 0 and len(lines) <= 24 and max(map(len, lines)) <= 80
+    assert re.search(rf"^  Example: tav {name or 'run'}\b", result.output, re.MULTILINE)
     if not name:
         for command_name in COMMANDS:
             (line,) = [line for line in lines if line.startswith(f"  {command_name} ")]
@@ -101,8 +101,8 @@ def test_completion(
 ) -> None:
     monkeypatch.chdir(fresh)
     typing = {"_TAV_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(typed.count(" "))}
-    shown = CliRunner().invoke(command.app, [], env=typing, prog_name="tav")
-    assert shown.exit_code == 0 and shown.output.split() == names
+    result = CliRunner().invoke(command.app, [], env=typing, prog_name="tav")
+    assert result.exit_code == 0 and result.output.split() == names
 
 
 def test_completion_of_a_broken_params_yaml_is_silent(
@@ -150,7 +150,7 @@ def test_defects_keep_their_traceback(new: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_colours_are_for_terminals_that_want_them(done: Path) -> None:
-    def shown(**settings: str) -> str:
+    def status_in_a_terminal(**settings: str) -> str:
         reader, terminal = pty.openpty()
         process = subprocess.Popen(
             [sys.executable, "-m", "tav_cli.main", "status"],
@@ -171,5 +171,5 @@ def test_colours_are_for_terminals_that_want_them(done: Path) -> None:
         os.close(reader)
         return output.decode()
 
-    assert "\x1b[32mup to date\x1b[0m" in shown()
-    assert not re.search(r"\x1b\[(3|9)\d", shown(NO_COLOR="1"))
+    assert "\x1b[32mup to date\x1b[0m" in status_in_a_terminal()
+    assert not re.search(r"\x1b\[(3|9)\d", status_in_a_terminal(NO_COLOR="1"))

@@ -32,7 +32,7 @@ def test_up_prints_the_addresses_and_what_to_do_next(
     assert ended.out.splitlines() == [
         "Prefect   http://127.0.0.1:4200",
         line,
-        "ready: prefect deployment run tav/edit-batch --watch      (tav down stops the services)",
+        "ready: prefect deployment run tav/edit-batch --watch      (stop: tav down)",
     ]
 
 

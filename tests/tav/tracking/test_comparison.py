@@ -1,7 +1,6 @@
-"""`tav compare` on real MLflow stores, written as the stages write them."""
+"""Comparisons of runs in real MLflow stores, through `tav compare`; its tables are in tests/tav_cli/test_compare.py."""
 
 import contextlib
-import io
 import json
 import shutil
 import socket
@@ -10,45 +9,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 from tav.tracking.comparison import compare
-from tav.tracking.stored_runs import read_runs
 from tav.tracking.tracker import Tracker
-from tav_cli.compare import tables
 from tav_cli.main import main
 from tav_model.errors import TavError
+from tests.support.compared_runs import BALL, SCORES, write_compared_runs
 from tests.support.projects import ROOT, change_params
-
-BALL = {"attention.spatial": "first,former", "tune.steps": 300, "edit.guidance_scale": 4.0, "caption": "a red ball"}
-SCORES = {"textual_alignment": 0.30, "frame_consistency": 0.90, "flicker": 0.02, "psnr_to_truth": 21.5}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project with four runs of one clip, of which one has no scores, and two of another that are as good."""
-    root = tmp_path_factory.mktemp("a projèct")
-    shutil.copy(ROOT / "params.yaml", root)
-    with Tracker("sqlite:///mlflow.db", "tav", root) as tracker:
-
-        def log(clip: str, changes: dict, scores: dict | None) -> None:
-            run = tracker.pipeline(clip, BALL | changes)
-            run.log_metrics({"seconds.tune": 12.0, "system/cpu_utilization_percentage": 50.0})
-            if scores is None:
-                run.finish("FAILED")
-                return
-            run.log_metrics(scores)
-            run.log_metrics({f"source.{name}": 1.0 for name in scores})
-            run.child("edit", "x", "edit blue").log_metrics(SCORES | {"textual_alignment": 0.99})
-            run.finish()
-
-        log("ball", {}, SCORES)
-        log("ball", {"attention.spatial": "self"}, SCORES | {"textual_alignment": 0.20, "flicker": 0.01})
-        log("ball", {"edit.guidance_scale": 9.0}, {"textual_alignment": 0.35, "frame_consistency": 0.8, "novelty": 7.0})
-        log("ball", {"tune.steps": 0}, None)
-        log("fish", {"caption": "a fish"}, {"textual_alignment": 0.25, "frame_consistency": 0.7})
-        log("fish", {"caption": "a fish", "tune.steps": 9}, {"textual_alignment": 0.25, "frame_consistency": 0.7})
-    return root
+    return write_compared_runs(tmp_path_factory.mktemp("a projèct"))
 
 
 @pytest.fixture
@@ -96,47 +68,10 @@ def test_lower_is_better_for_some(tav):
     assert [row["scores"].get("flicker") for row in json.loads(out)] == [0.01, 0.02, None]
 
 
-def test_table(tav, store: Path):
-    code, out, _ = tav("compare", "--clip", "ball")
-    lines = out.splitlines()
-    ids = {run.name: run.run_id[:8] for run in read_runs(store)}
-    assert code == 0 and lines[0].strip() == "ball, best textual_alignment first"
-    (row,) = [line.split() for line in lines if "· self ·" in line]
-    assert row[:6] == ["3", "ball", "·", "self", "·", "300"]
-    assert row[7:13] == ["self", "4.0", "0.2000", "0.9000", "21.50", "0.0100"]
-    assert row[-1] == ids["ball · self · 300 steps"]
-    assert "caption" not in out and "tune" not in out and "fish" not in out
-    assert "1 run without scores left out; --all shows them" in out
-
-
-def test_unfinished_runs_are_marked(tav):
-    _, out, _ = tav("compare", "--clip", "ball", "--all")
-    assert "left out" not in out
-    (line,) = [line for line in out.splitlines() if "no scores (failed)" in line]
-    assert line.split()[0] == "4" and " 0 steps" in line
+def test_unfinished_runs_are_listed_where_asked_for(tav):
     rows = json.loads(tav("compare", "--clip", "ball", "--all", "--json")[1])
     assert [row["finished"] for row in rows] == [True, True, True, False]
     assert rows[3]["differing"]["tune.steps"] == "0" and rows[3]["status"] == "failed"
-
-
-def test_the_best_of_each_metric_is_bold(store: Path):
-    (comparison,) = compare(store, ["ball"])
-    text = io.StringIO()
-    console = Console(file=text, force_terminal=True, color_system="standard", width=200)
-    for table in tables(comparison, console):
-        console.print(table)
-    bold = [part.partition("\x1b[0m")[0].strip() for part in text.getvalue().split("\x1b[1;32m")[1:]]
-    # The best of each metric, frame_consistency twice; a metric whose better side is not known has none.
-    assert sorted(bold) == sorted(["0.3500", "0.9000", "0.9000", "21.50", "21.50", "0.0100"])
-
-
-@pytest.mark.parametrize("columns", [60, 90])
-def test_narrow_terminals_get_the_columns_in_several_tables(tav, columns: int):
-    _, wide, _ = tav("compare", "--clip", "ball", columns=300)
-    _, narrow, _ = tav("compare", "--clip", "ball", columns=columns)
-    assert "ball, further columns" in narrow and "further columns" not in wide
-    assert max(len(line.rstrip()) for line in narrow.splitlines()) <= columns
-    assert set(wide.replace("─", "").split()) <= set(narrow.split())
 
 
 def test_reading_leaves_everything_as_it_was(tav, store: Path, tmp_path: Path):
