@@ -149,6 +149,8 @@ def _kind(annotation: Any) -> str:
         return "string"
     if "Annotated" in str(type(annotation)) or hasattr(annotation, "__metadata__"):
         return _kind(arguments[0])
+    if len(arguments) > 1:  # a union
+        return " or ".join(_kind(one) for one in arguments)
     return {bool: "true or false", int: "whole number", float: "number", str: "string"}[annotation]
 
 
@@ -247,7 +249,8 @@ def deployments() -> str:
             NOTICE,
             "# Prefect deployments\n",
             f"There is one flow, `{tav.name}`: {documented.partition(': ')[2].partition(chr(10))[0]} It runs for each clip. "
-            "Stages that are up to date according to `dvc.lock` are skipped, and outputs in DVC's cache are restored.\n",
+            "Clips run side by side, as far as there are devices. Stages that are up to date according to `dvc.lock` are not run "
+            "again, and outputs in DVC's cache are restored.\n",
             "## Deployments\n",
             _table(("Deployment", "Work pool", "Defined in", "Description"), rows),
             "`tav up` creates the work pool and the deployment in `prefect.yaml` and starts a worker for them. "
@@ -259,10 +262,11 @@ def deployments() -> str:
             "`prefect deployment run tav/edit-batch --watch --param 'clips=[\"ball\"]'` and "
             "`prefect deployment run tav/edit-batch --param 'overrides={\"edit.guidance_scale\": 5}'`.\n",
             "## What Prefect shows\n",
-            "A flow run has a task run for each stage that is out of date; for the stage `edit`, it has one for each row of "
-            "the prompt CSV that has to be rendered. Task runs that fail because of memory or the file system are retried "
-            "twice; invalid input is not. If a row fails, the others still finish, and the flow run then ends as failed and "
-            "names the failed rows. The page *Artifacts* shows scores, links and the contact sheet.\n",
+            "A flow run has a task run for each stage of each clip; for the stage `edit`, it has one for each row of the "
+            "prompt CSV. The page of the run draws what depends on what. A task run whose outputs are up to date, or come "
+            "back from DVC's cache, ends in the state `Cached`. Task runs that fail because of memory or the file system are "
+            "retried twice; invalid input is not. If a row fails, the others still finish, and the flow run then ends as "
+            "failed and names the failed rows. The page *Artifacts* shows scores, links and the contact sheet.\n",
         ]
     )
 

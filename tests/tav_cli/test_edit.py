@@ -126,4 +126,4 @@ def test_a_full_disk_ends_it_and_is_no_fault_of_a_prompt(tav: Tav, done: Path, m
     monkeypatch.setattr(RowBatch, "render", full)
     ended = tav("edit", "ball", "a cat", "a dog")
     assert ended.code == 1 and ended.out == ""
-    assert ended.error == "edit.mp4: no room left on the disk"
+    assert ended.err.splitlines()[-1] == "error: edit.mp4: no room left on the disk"
