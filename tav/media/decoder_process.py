@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from tav.config import DecodeParams
 from tav.media.frame_readers import read_source
-from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.disk_space import explained_full_disk
+from tav_model.errors import FullDiskError, TavError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
