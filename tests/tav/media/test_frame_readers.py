@@ -25,5 +25,5 @@ def test_both_decoders_return_the_same_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile x.mp4\n", "#EXTM3U\nx.mp4\n", "<?xml?><MPD></MPD>"])
 def test_playlists_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "clip.mp4").write_text(text)
-    with pytest.raises(TavError, match="^is a playlist, a list of other files"):
+    with pytest.raises(TavError, match=r"^is a playlist, a list of other files"):
         read_source(tmp_path / "clip.mp4", decode(), "av")
