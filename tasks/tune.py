@@ -62,8 +62,8 @@ def tune(
     import torch
 
     from tav_model import UNet3DConditionModel
+    from tav_model.checkpoints import Checkpoints
     from tav_model.tuning import StepRecord, Tuner, TuningConfig
-    from tav_model.tuning import tune as run_tuning
 
     tensors, _ = load_tensors(latents / "latents.safetensors", device)
     text, _ = load_tensors(latents / "text.safetensors", device)
@@ -86,14 +86,11 @@ def tune(
             scheduler = load_part(base, "scheduler")
         config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing)
         tuner = Tuner(unet, scheduler, config)
-        run_tuning(
-            tuner,
+        tuner.fit(
             tensors["mean"],
             tensors["deviation"],
             text["caption"],
-            checkpoints=checkpoints,
-            checkpoint_every=checkpoint_every,
-            identity=identity,
+            checkpoints=Checkpoints(checkpoints, identity, every=checkpoint_every),
             on_step=on_step,
             on_resume=on_resume,
         )

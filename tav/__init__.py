@@ -1,0 +1,1 @@
+"""What the entry points and stages share: configuration, media, versioning, tracking, reports, runtime."""

@@ -1,4 +1,4 @@
-"""DDIM inversion: from clean latents to the noise that DDIM sampling turns into them (Song et al., arXiv 2010.02502)."""
+"""DDIM inversion: from clean latents to the noise that DDIM sampling turns back into them (arXiv 2010.02502)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from tav_model.networks.unet import UNet3DConditionModel
 
 
-def ddim_changes(scheduler: SchedulerMixin) -> dict[str, Any]:
-    """What DDIM there and back must have otherwise than the configuration of `scheduler`, which is of any class.
+def ddim_overrides(scheduler: SchedulerMixin) -> dict[str, Any]:
+    """Return the config overrides that make DDIM sampling reverse the inversion, for the config of any scheduler.
 
-    Latents are not clipped to [-1, 1]: that is for images, but where a config says nothing of it, DDIM does. Timesteps
-    by `linspace`, the choice of other samplers, become `leading`: DDIM's steps lead from each to the next only there
-    and with `trailing`.
+    Latents are not clipped to [-1, 1]. Clipping is for images, but it is DDIM's default where a config does not mention
+    it. The timestep spacing `linspace`, which other samplers use, becomes `leading`, because only with `leading` and
+    `trailing` does each step of DDIM end at the timestep where the next one begins.
     """
-    changes: dict[str, Any] = {"clip_sample": False}
+    overrides: dict[str, Any] = {"clip_sample": False}
     if scheduler.config.get("timestep_spacing") == "linspace":
-        changes["timestep_spacing"] = "leading"
-    return changes
+        overrides["timestep_spacing"] = "leading"
+    return overrides
 
 
 @torch.no_grad()
@@ -38,28 +38,30 @@ def ddim_inversion(
 ) -> torch.Tensor:
     """Follow the DDIM equation from `latents` towards noise, without guidance (eta 0).
 
-    Each step, with `e` the noise that the model sees at the timestep it goes to, is equation 12 of the DDIM paper read
-    backwards:
+    Each step is equation 12 of the DDIM paper read backwards, with `e` the model's prediction of the noise at the
+    timestep that the step leads to:
 
         x_next = sqrt(a_next) * (x - sqrt(1 - a) * e) / sqrt(a) + sqrt(1 - a_next) * e
 
     Where the model predicts the velocity `v`, `e = sqrt(a) * v + sqrt(1 - a) * x`.
 
     Args:
-        scheduler: the base model's; its betas, prediction type and spacing are taken over (see `ddim_changes`).
+        unet: the tuned model.
+        scheduler: the base model's, which sets the betas, prediction type and spacing (see `ddim_overrides`).
         latents: clean latents, scaled, `b c f h w`.
-        encoder_hidden_states: the text to invert under, `b n c` (Tune-A-Video: that of the empty prompt).
+        encoder_hidden_states: embeddings of the prompt to invert under, `b n c` (Tune-A-Video: the empty prompt).
+        num_steps: steps from `latents` to noise.
         on_step: called after each step.
 
     Returns:
-        The trajectory, `(num_steps + 1) b c f h w`: it starts with `latents` and ends with the inverted latents.
+        The trajectory, `(num_steps + 1) b c f h w`, from `latents` to the inverted latents.
     """
-    inverse = DDIMInverseScheduler.from_config(scheduler.config, **ddim_changes(scheduler))
+    inverse = DDIMInverseScheduler.from_config(scheduler.config, **ddim_overrides(scheduler))
     inverse.set_timesteps(num_steps, device=latents.device)
     trajectory = [latents]
     encoder_hidden_states = encoder_hidden_states.to(unet.dtype)
     for timestep in inverse.timesteps:
-        # The trajectory stays in its own precision, whatever the network's.
+        # The trajectory keeps the precision of `latents`, whatever the network's is.
         prediction = unet(latents.to(unet.dtype), timestep, encoder_hidden_states).sample.to(latents.dtype)
         latents = inverse.step(prediction, timestep, latents).prev_sample
         trajectory.append(latents)

@@ -15,7 +15,7 @@ from einops import rearrange
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tav_model.inversion import ddim_changes
+from tav_model.inversion import ddim_overrides
 from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.text import encode_prompts
@@ -23,7 +23,12 @@ from tav_model.text import encode_prompts
 
 @dataclass
 class TuneAVideoPipelineOutput(BaseOutput):
-    """`frames`: np `b f h w c` in [0, 1], pt `b c f h w` in [0, 1], a list of PIL images per video, or the latents."""
+    """Output of `TuneAVideoPipeline`.
+
+    Attributes:
+        frames: NumPy array `b f h w c` in [0, 1], tensor `b c f h w` in [0, 1], one list of PIL images for each video, or
+            latents `b c f h w`, as `output_type` asks for.
+    """
 
     frames: np.ndarray | torch.Tensor | list[list[Image.Image]]
 
@@ -31,8 +36,8 @@ class TuneAVideoPipelineOutput(BaseOutput):
 class TuneAVideoPipeline(DiffusionPipeline):
     """Text to video with a tuned `UNet3DConditionModel` and the other parts of its Stable Diffusion base.
 
-    Any scheduler of the base is replaced by DDIM with the same betas, prediction type and spacing, because only DDIM
-    (deterministic at eta 0) leads back from the latents that DDIM inversion gave; see `tav_model.inversion.ddim_changes`.
+    Whatever scheduler the base has, sampling is by DDIM with the same betas, prediction type and spacing, because only
+    DDIM at eta 0 leads back from the latents of DDIM inversion; see `tav_model.inversion.ddim_overrides`.
     """
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
@@ -49,10 +54,10 @@ class TuneAVideoPipeline(DiffusionPipeline):
         super().__init__()
         if isinstance(unet, UNet2DConditionModel):
             raise ValueError("unet: an image UNet must be inflated first, by UNet3DConditionModel.from_pretrained_2d")
-        changes = ddim_changes(scheduler)
-        fits = all(scheduler.config.get(name) == value for name, value in changes.items())
+        overrides = ddim_overrides(scheduler)
+        fits = all(scheduler.config.get(name) == value for name, value in overrides.items())
         if not (isinstance(scheduler, DDIMScheduler) and fits):
-            scheduler = DDIMScheduler.from_config(scheduler.config, **changes)
+            scheduler = DDIMScheduler.from_config(scheduler.config, **overrides)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
 
@@ -73,23 +78,114 @@ class TuneAVideoPipeline(DiffusionPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
         output_type: str = "np",
         return_dict: bool = True,
-        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict], dict] | None = None,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         decode_chunk_size: int = 8,
-    ) -> TuneAVideoPipelineOutput | tuple:
-        """Render one video per prompt.
+    ) -> TuneAVideoPipelineOutput | tuple[Any]:
+        """Render one video for each prompt.
 
         Args:
-            prompt: one, or a list of b. `prompt_embeds` (`b n c`) may be given instead.
-            height, width, num_frames: of the video; by default those of `latents`, or the base model's size.
+            prompt: one, or a list of b. `prompt_embeds` (`b n c`) may take its place.
+            height: of the video in pixels; by default that of `latents`, or the base model's.
+            width: as `height`.
+            num_frames: by default that of `latents`.
+            num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance (Ho and Salimans, arXiv 2207.12598); 1 or less turns it off.
-            negative_prompt: what to steer away from, one for all or one per prompt; by default the empty prompt.
-            eta: the DDIM paper's; 0 is deterministic.
-            generator: one for all, or one per video; then each video's noise is its own, and the same in any batch.
-            latents: the start, `1 c f h w` shared by all prompts, or `b c f h w`. By default random noise.
+            negative_prompt: what to steer away from, one for all or one for each prompt; by default the empty prompt.
+            eta: as in the DDIM paper (arXiv 2010.02502, equation 16); 0 is deterministic.
+            generator: one for all, or one for each video, whose noise then does not depend on the rest of the batch.
+            latents: the first latents, `1 c f h w` for all prompts or `b c f h w`. By default random noise.
+            prompt_embeds: text embeddings in place of `prompt`.
+            negative_prompt_embeds: text embeddings in place of `negative_prompt`.
             output_type: "np", "pt", "pil" or "latent".
+            return_dict: return a `TuneAVideoPipelineOutput` rather than a tuple.
             callback_on_step_end: called as `(pipeline, step, timestep, tensors)`; may return changed tensors.
-            decode_chunk_size: frames that the VAE decodes at a time; bounds the memory.
+            callback_on_step_end_tensor_inputs: names of the tensors that it receives.
+            decode_chunk_size: frames that the VAE decodes at a time, which bounds the memory.
+
+        Raises:
+            ValueError: arguments that contradict each other or the model.
+        """
+        # 1. Check inputs
+        do_classifier_free_guidance = guidance_scale > 1.0
+        self.check_inputs(
+            prompt,
+            height,
+            width,
+            num_frames,
+            negative_prompt if do_classifier_free_guidance else None,
+            generator,
+            latents,
+            prompt_embeds,
+            negative_prompt_embeds if do_classifier_free_guidance else None,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        device = self._execution_device
+
+        # 2. Encode prompts
+        prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            prompt, negative_prompt, do_classifier_free_guidance, prompt_embeds, negative_prompt_embeds
+        )
+
+        # 3. Prepare latents
+        latents = self.prepare_latents(len(prompt_embeds), num_frames, height, width, device, generator, latents)
+
+        # 4. Prepare timesteps
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+
+        # 5. Denoise
+        with self.progress_bar(total=num_inference_steps) as progress:
+            for step, timestep in enumerate(self.scheduler.timesteps):
+                sample = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
+                if do_classifier_free_guidance and negative_prompt_embeds is not None:
+                    # e(x, "") + g * (e(x, prompt) - e(x, ""))
+                    embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
+                    noise_pred = self.unet(torch.cat([sample, sample]), timestep, embeds).sample.float()
+                    noise_pred_negative, noise_pred_text = noise_pred.chunk(2)
+                    noise_pred = noise_pred_negative + guidance_scale * (noise_pred_text - noise_pred_negative)
+                else:
+                    noise_pred = self.unet(sample, timestep, prompt_embeds).sample.float()
+
+                variance_noise = None
+                if eta > 0:
+                    variance_noise = randn_tensor(latents.shape, generator, device=latents.device, dtype=latents.dtype)
+                latents = self.scheduler.step(
+                    noise_pred, timestep, latents, eta=eta, variance_noise=variance_noise
+                ).prev_sample
+
+                # 6. Call back
+                if callback_on_step_end is not None:
+                    tensors: dict[str, Any] = {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "negative_prompt_embeds": negative_prompt_embeds,
+                    }
+                    selected = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors |= callback_on_step_end(self, step, timestep, selected) or {}
+                    latents, prompt_embeds, negative_prompt_embeds = tensors.values()
+                progress.update()
+
+        # 7. Decode
+        frames = latents if output_type == "latent" else self.decode_latents(latents, output_type, decode_chunk_size)
+        self.maybe_free_model_hooks()
+        return TuneAVideoPipelineOutput(frames=frames) if return_dict else (frames,)
+
+    def check_inputs(
+        self,
+        prompt: str | Sequence[str] | None,
+        height: int | None,
+        width: int | None,
+        num_frames: int | None,
+        negative_prompt: str | Sequence[str] | None,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        prompt_embeds: torch.Tensor | None,
+        negative_prompt_embeds: torch.Tensor | None,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Check the arguments of `__call__`.
 
         Raises:
             ValueError: arguments that contradict each other or the model.
@@ -100,120 +196,115 @@ class TuneAVideoPipeline(DiffusionPipeline):
             raise ValueError(
                 f"callback_on_step_end_tensor_inputs: {sorted(unknown)} not in {self._callback_tensor_inputs}"
             )
-        device = self._execution_device
-        prompt_embeds = self._embed(prompt, prompt_embeds, "prompt")
-        b = prompt_embeds.shape[0]
+        b = len(_texts(prompt, "prompt")) if prompt_embeds is None else len(prompt_embeds)
         if isinstance(generator, list) and len(generator) != b:
             raise ValueError(f"generator: {len(generator)} for {b} prompts")
-        guided = guidance_scale > 1.0
-        if guided:
-            negatives = negative_prompt or ""
-            negatives = [negatives] * b if isinstance(negatives, str) else negatives
-            negative_prompt_embeds = self._embed(negatives, negative_prompt_embeds, "negative_prompt")
-            if negative_prompt_embeds.shape != prompt_embeds.shape:
-                raise ValueError(f"negative_prompt: {negative_prompt_embeds.shape[0]} for {b} prompts")
-        latents = self._start(latents, generator, b, num_frames, height, width, device)
+        negatives: Sequence[Any] | torch.Tensor | None = negative_prompt_embeds
+        if negatives is None and negative_prompt and not isinstance(negative_prompt, str):
+            negatives = _texts(negative_prompt, "negative_prompt")
+        if negatives is not None and len(negatives) != b:
+            raise ValueError(f"negative_prompt: {len(negatives)} for {b} prompts")
 
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        with self.progress_bar(total=num_inference_steps) as progress:
-            for step, timestep in enumerate(self.scheduler.timesteps):
-                prediction = self._predict(
-                    latents, timestep, prompt_embeds, negative_prompt_embeds if guided else None, guidance_scale
-                )
-                latents = self._denoise(prediction, timestep, latents, eta, generator)
-                if callback_on_step_end is not None:
-                    tensors: dict[str, Any] = {
-                        "latents": latents,
-                        "prompt_embeds": prompt_embeds,
-                        "negative_prompt_embeds": negative_prompt_embeds,
-                    }
-                    chosen = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    tensors |= callback_on_step_end(self, step, timestep, chosen) or {}
-                    latents, prompt_embeds, negative_prompt_embeds = tensors.values()
-                progress.update()
+        channels, factor = self.unet.config.in_channels, self.vae_scale_factor
+        if latents is None:
+            if num_frames is None:
+                raise ValueError("num_frames is needed where no latents are given")
+            if (height or 0) % factor or (width or 0) % factor:
+                raise ValueError(f"height and width: {height} and {width} must be multiples of {factor}")
+            return
+        if latents.ndim != 5 or latents.shape[0] not in (1, b) or latents.shape[1] != channels:
+            raise ValueError(f"latents: {tuple(latents.shape)} must be 1 or {b}, {channels}, f, h, w")
+        requested = {"num_frames": num_frames, "height": height, "width": width}
+        actual = (latents.shape[2], latents.shape[3] * factor, latents.shape[4] * factor)
+        for (name, value), latents_value in zip(requested.items(), actual, strict=True):
+            if value is not None and value != latents_value:
+                raise ValueError(f"{name}: {value} asked for, but the latents have {latents_value}")
 
-        frames = latents if output_type == "latent" else self._finish(latents, output_type, decode_chunk_size)
-        self.maybe_free_model_hooks()
-        return TuneAVideoPipelineOutput(frames=frames) if return_dict else (frames,)
-
-    def _embed(self, prompt: Any, embeds: torch.Tensor | None, name: str) -> torch.Tensor:
-        if embeds is not None:
-            return embeds.to(self._execution_device, self.unet.dtype)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
-        if not prompts or not all(isinstance(text, str) for text in prompts):
-            raise ValueError(f"{name}: {prompt!r} must be a text or a list of texts")
-        return encode_prompts(self.tokenizer, self.text_encoder, prompts).to(self._execution_device, self.unet.dtype)
-
-    def _start(
+    def encode_prompt(
         self,
-        latents: torch.Tensor | None,
-        generator: torch.Generator | list[torch.Generator] | None,
-        b: int,
+        prompt: str | Sequence[str] | None,
+        negative_prompt: str | Sequence[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Return the text embeddings of prompts and negative prompts, each `b n c` in the UNet's precision.
+
+        Embeddings that are given are returned in place of those of the texts. Without guidance, the negative ones are
+        returned as they were given.
+
+        Raises:
+            ValueError: texts that are not texts, or numbers of them that do not agree.
+        """
+
+        def embed(texts: list[str]) -> torch.Tensor:
+            return encode_prompts(self.tokenizer, self.text_encoder, texts)
+
+        device, dtype = self._execution_device, self.unet.dtype
+        if prompt_embeds is None:
+            prompt_embeds = embed(_texts(prompt, "prompt"))
+        prompt_embeds = prompt_embeds.to(device, dtype)
+        if not do_classifier_free_guidance:
+            return prompt_embeds, negative_prompt_embeds
+        if negative_prompt_embeds is None:
+            negatives = negative_prompt or ""
+            negatives = [negatives] * len(prompt_embeds) if isinstance(negatives, str) else negatives
+            negative_prompt_embeds = embed(_texts(negatives, "negative_prompt"))
+        negative_prompt_embeds = negative_prompt_embeds.to(device, dtype)
+        if negative_prompt_embeds.shape != prompt_embeds.shape:
+            raise ValueError(
+                f"negative_prompt: embeddings of shape {tuple(negative_prompt_embeds.shape)} for prompts of "
+                f"shape {tuple(prompt_embeds.shape)}"
+            )
+        return prompt_embeds, negative_prompt_embeds
+
+    def prepare_latents(
+        self,
+        batch_size: int,
         num_frames: int | None,
         height: int | None,
         width: int | None,
         device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The first latents, `b c f h w`, in float32: the network may be in half precision, the trajectory is not."""
+        """Return the first latents, `b c f h w`: those that are given, or noise.
+
+        They are in float32, and so is the trajectory, even where the network is in half precision.
+        """
+        if latents is not None:
+            return latents.to(device, torch.float32).expand(batch_size, -1, -1, -1, -1)
+        size = self.unet.config.sample_size
+        default_height, default_width = (size, size) if isinstance(size, int) or size is None else size
         factor = self.vae_scale_factor
-        if latents is None:
-            size = self.unet.config.sample_size
-            size = (size, size) if isinstance(size, int) or size is None else size
-            height = height or (size[0] or 64) * factor
-            width = width or (size[1] or 64) * factor
-            if num_frames is None:
-                raise ValueError("num_frames is needed where no latents are given")
-            if height % factor or width % factor:
-                raise ValueError(f"height and width: {height} and {width} must be multiples of {factor}")
-            shape = (b, self.unet.config.in_channels, num_frames, height // factor, width // factor)
-            noise = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-            return noise * self.scheduler.init_noise_sigma
-        if latents.ndim != 5 or latents.shape[0] not in (1, b) or latents.shape[1] != self.unet.config.in_channels:
-            raise ValueError(
-                f"latents: {tuple(latents.shape)} must be 1 or {b}, {self.unet.config.in_channels}, f, h, w"
-            )
-        asked = (num_frames, height, width)
-        given = (latents.shape[2], latents.shape[3] * factor, latents.shape[4] * factor)
-        for name, want, have in zip(("num_frames", "height", "width"), asked, given, strict=True):
-            if want is not None and want != have:
-                raise ValueError(f"{name}: {want} asked for, but the latents have {have}")
-        return latents.to(device, torch.float32).expand(b, -1, -1, -1, -1)
+        shape = (
+            batch_size,
+            self.unet.config.in_channels,
+            num_frames,
+            height // factor if height else default_height or 64,
+            width // factor if width else default_width or 64,
+        )
+        return randn_tensor(shape, generator, device=device, dtype=torch.float32) * self.scheduler.init_noise_sigma
 
-    def _predict(
-        self,
-        latents: torch.Tensor,
-        timestep: torch.Tensor,
-        prompt_embeds: torch.Tensor,
-        negative_prompt_embeds: torch.Tensor | None,
-        guidance_scale: float,
-    ) -> torch.Tensor:
-        """`e(x, "") + g * (e(x, prompt) - e(x, ""))`, or `e(x, prompt)` without guidance."""
-        sample = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
-        if negative_prompt_embeds is None:
-            return self.unet(sample, timestep, prompt_embeds).sample.float()
-        text = torch.cat([negative_prompt_embeds, prompt_embeds])
-        unconditional, conditional = self.unet(torch.cat([sample, sample]), timestep, text).sample.float().chunk(2)
-        return unconditional + guidance_scale * (conditional - unconditional)
-
-    def _denoise(
-        self,
-        prediction: torch.Tensor,
-        timestep: torch.Tensor,
-        latents: torch.Tensor,
-        eta: float,
-        generator: torch.Generator | list[torch.Generator] | None,
-    ) -> torch.Tensor:
-        noise = None
-        if eta > 0:
-            noise = randn_tensor(latents.shape, generator=generator, device=latents.device, dtype=latents.dtype)
-        return self.scheduler.step(prediction, timestep, latents, eta=eta, variance_noise=noise).prev_sample
-
-    def _finish(self, latents: torch.Tensor, output_type: str, chunk_size: int) -> Any:
-        # The VAE is called by its methods, which the hooks of model offloading do not see.
+    def decode_latents(self, latents: torch.Tensor, output_type: str = "np", decode_chunk_size: int = 8) -> Any:
+        """Return the frames of latents `b c f h w`: "np" `b f h w c`, "pt" `b c f h w`, or "pil", lists of images."""
+        # `vae.decode` does not trigger the hooks of model offloading.
         self.vae.to(latents.device)
-        video = decode_latents(self.vae, latents, chunk_size)
+        video = decode_latents(self.vae, latents, decode_chunk_size)
         if output_type == "pt":
             return video
         if output_type == "np":
             return rearrange(video, "b c f h w -> b f h w c").numpy()
         return [[Image.fromarray(frame) for frame in to_frames(one)] for one in video]
+
+
+def _texts(prompt: str | Sequence[str] | None, name: str) -> list[str]:
+    """Return prompts as a list.
+
+    Raises:
+        ValueError: there is none, or something else than texts.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt or ())
+    if not prompts or not all(isinstance(text, str) for text in prompts):
+        raise ValueError(f"{name}: {prompt!r} must be a text or a list of texts")
+    return prompts

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from torch import nn
+from torch.nn import functional
 
+from tav_model.checkpoints import Checkpoints
 from tav_model.errors import TavError
-from tav_model.tensors import load_tensors, save_tensors
 from tav_model.tuned_weights import TRAINABLE_MODULES
 
 if TYPE_CHECKING:
@@ -25,17 +23,17 @@ if TYPE_CHECKING:
 
     from tav_model.networks.unet import UNet3DConditionModel
 
-# A loss this many times that of the first step is no learning any more: predicting nothing at all gives about 1.
+# A loss so many times the first one's means that tuning has failed: a prediction of zero has a loss of about 1.
 EXPLODED = 1000
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """How to tune. The defaults are the paper's settings.
+    """Settings of a tuning. The defaults are the paper's.
 
-    `precision` is that of the products: trained weights, their gradients and the loss stay in float32, frozen matrices
-    and kernels are kept in it. A step is one update of the weights, after `accumulation_steps` backward passes.
+    `precision` is that of matrix products and convolutions, and of frozen matrices and kernels in memory. Trained weights,
+    their gradients and the loss stay in float32. A step is one update, after `accumulation_steps` backward passes.
     """
 
     steps: int = 500
@@ -55,7 +53,10 @@ class TuningConfig:
 
 
 class StepRecord(NamedTuple):
-    """What one step showed. `updated` 0: float16 overflowed, the scale was halved and the weights left alone."""
+    """Measurements of one step.
+
+    `updated` is 0 where float16 overflowed: the loss scale was halved, and the weights did not change.
+    """
 
     step: int
     loss: float
@@ -73,18 +74,21 @@ def diffusion_loss(
     timesteps: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
 ) -> torch.Tensor:
-    """`|| target - prediction(sqrt(a_t) x + sqrt(1 - a_t) e, t, text) ||^2`, the mean over all elements, in float32.
+    """Return `|| target - prediction(sqrt(a_t) x + sqrt(1 - a_t) e, t, text) ||^2`, averaged over all elements, in float32.
 
     The target is the noise `e` (Ho et al., arXiv 2006.11239) or the velocity `sqrt(a_t) e - sqrt(1 - a_t) x` (Salimans
-    and Ho, arXiv 2202.00512), as the scheduler's `prediction_type` says.
+    and Ho, arXiv 2202.00512), depending on the scheduler's `prediction_type`.
 
     Args:
-        latents, noise: `b c f h w`.
+        unet: the model.
+        scheduler: the base model's.
+        latents: `x`, `b c f h w`.
+        noise: `e`, `b c f h w`.
         timesteps: `(b,)`.
         encoder_hidden_states: `b n c`.
 
     Raises:
-        TavError: another prediction type.
+        TavError: the scheduler has another prediction type.
     """
     kind = scheduler.config.prediction_type
     if kind == "epsilon":
@@ -94,13 +98,17 @@ def diffusion_loss(
     else:
         raise TavError(f"prediction_type: {kind!r} cannot be tuned; allowed: epsilon, v_prediction")
     prediction = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states).sample
-    return F.mse_loss(prediction.float(), target.float())
+    return functional.mse_loss(prediction.float(), target.float())
 
 
 class Tuner:
-    """The trained weights of `unet` with their optimizer; `step` is one update, `save` and `resume` are checkpoints.
+    """Tunes `unet` on a clip: `step` is one update, `fit` all of them, with checkpoints.
 
-    In half precision the frozen weights of `unet` are cast in place.
+    In half precision, the frozen weights of `unet` are cast in place.
+
+    Attributes:
+        parameters: the trained parameters by name.
+        history: the records of the steps so far.
     """
 
     def __init__(self, unet: UNet3DConditionModel, scheduler: SchedulerMixin, config: TuningConfig) -> None:
@@ -124,7 +132,7 @@ class Tuner:
             eps=config.adam_epsilon,
             fused=True,
         )
-        self._make_room()
+        self._allocate()
         self.schedule = get_scheduler(
             config.learning_rate_schedule,
             self.optimizer,
@@ -136,8 +144,8 @@ class Tuner:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[StepRecord] = []
 
-    def _make_room(self) -> None:
-        """Gradients and moments before the first step, so that they do not break up the memory of its activations."""
+    def _allocate(self) -> None:
+        """Allocate gradients and moments before the first step, whose activations would otherwise fragment the memory."""
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
             self.optimizer.state[parameter] = {
@@ -147,7 +155,7 @@ class Tuner:
             }
 
     def draw(self, mean: torch.Tensor, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """A sample of the posterior, noise of the same shape, and a timestep for each video, `(b,)`."""
+        """Draw a sample of the posterior, noise of the same shape, and a timestep for each video, `(b,)`."""
         latents = mean + deviation * torch.randn(mean.shape, generator=self.generator).to(mean)
         noise = torch.randn(mean.shape, generator=self.generator).to(mean)
         limit = self.scheduler.config.num_train_timesteps
@@ -157,7 +165,11 @@ class Tuner:
     def backward(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
     ) -> float:
-        """Add the gradient of one loss, divided by `accumulation_steps`; returns the loss."""
+        """Add the gradient of one loss, divided by `accumulation_steps`, and return the loss.
+
+        Raises:
+            TavError: the loss is not finite, or has exploded.
+        """
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
             loss = diffusion_loss(self.unet, self.scheduler, latents, noise, timesteps, encoder_hidden_states)
@@ -172,7 +184,11 @@ class Tuner:
         return value
 
     def update(self, loss: float, timestep: float) -> StepRecord:
-        """Clip the gradient, update the weights, go on in the learning-rate schedule."""
+        """Clip the gradient, update the weights, and advance the learning-rate schedule.
+
+        Raises:
+            TavError: the gradient is not finite, in float16 at any scale of the loss.
+        """
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_gradient_norm).item()
         learning_rate = self.schedule.get_last_lr()[0]
@@ -185,14 +201,16 @@ class Tuner:
             raise TavError("tune: float16 overflows at any scale; set tune.precision to bfloat16 or float32")
         self.optimizer.zero_grad(set_to_none=False)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # That the optimizer has not stepped yet: float16 may skip its first steps.
+            warnings.simplefilter(
+                "ignore"
+            )  # It warns that the optimizer has not stepped yet, because float16 may skip the first steps.
             self.schedule.step()
         record = StepRecord(len(self.history) + 1, loss, learning_rate, norm, timestep, float(updated))
         self.history.append(record)
         return record
 
     def step(self, mean: torch.Tensor, deviation: torch.Tensor, encoder_hidden_states: torch.Tensor) -> StepRecord:
-        """One update on a clip: its posterior (each `b c f h w`) and its caption's embeddings (`b n c`)."""
+        """Update the weights once on a clip, given its posterior (each `b c f h w`) and its caption's embeddings `b n c`."""
         losses, timesteps = [], []
         for _ in range(self.config.accumulation_steps):
             latents, noise, drawn = self.draw(mean, deviation)
@@ -201,125 +219,95 @@ class Tuner:
         return self.update(sum(losses) / len(losses), sum(timesteps) / len(timesteps))
 
     def check_finite(self) -> None:
-        """Raises TavError where a weight or what the optimizer keeps of it is infinite or no number."""
+        """Check the trained weights and the optimizer's state.
+
+        Raises:
+            TavError: a value is NaN or infinite.
+        """
         kept = (value for state in self.optimizer.state.values() for value in state.values())
         if not all(torch.isfinite(tensor).all() for tensor in (*self.parameters.values(), *kept)):
             raise TavError(f"tune: the weights of step {len(self.history)} are not finite; lower tune.learning_rate")
 
-    # Checkpoints
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything that the rest of the tuning depends on, as tensors and plain values.
 
-    def save(self, path: Path, identity: str) -> None:
-        """Everything that the rest of the tuning depends on, in one safetensors file, written atomically.
-
-        Args:
-            identity: what is being tuned and how; `resume` refuses a checkpoint of another identity.
-
-        Raises:
-            TavError: the weights or their moments are not finite; nothing is written.
+        Tensors are not copied. `tav_model.checkpoints` writes and reads this as a file.
         """
-        self.check_finite()
-        tensors = {f"weight.{name}": value.detach() for name, value in self.parameters.items()}
-        optimizer = self.optimizer.state_dict()
-        for index, state in optimizer["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-        tensors["random.generator"] = self.generator.get_state()
-        tensors["random.cpu"] = torch.get_rng_state()
+        generators = {"generator": self.generator.get_state(), "cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
-            tensors["random.cuda"] = torch.cuda.get_rng_state(self.device)
-        tensors["history"] = torch.tensor([list(record) for record in self.history], dtype=torch.float64)
-        state = {
-            "identity": identity,
-            "param_groups": optimizer["param_groups"],
+            generators["cuda"] = torch.cuda.get_rng_state(self.device)
+        return {
+            "parameters": {name: value.detach() for name, value in self.parameters.items()},
+            "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "generators": generators,
+            "history": [list(record) for record in self.history],
             "config": asdict(self.config),
         }
-        save_tensors(path, tensors, {"stage": "tune", "state": json.dumps(state)})
 
-    def resume(self, path: Path, identity: str) -> bool:
-        """Go on from a checkpoint, to the same bits as if never stopped. False, changing nothing, if it is another's.
-
-        Raises:
-            TavError: the file is damaged.
-        """
-        tensors, metadata = load_tensors(path)
-        state = json.loads(metadata.get("state", "{}"))
-        if state.get("identity") != identity:
-            return False
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state of a tuner with the same model and config, bit-identical to one that never stopped."""
         with torch.no_grad():
             for name, parameter in self.parameters.items():
-                parameter.copy_(tensors[f"weight.{name}"])
-        moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                moments.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict({"state": moments, "param_groups": state["param_groups"]})
+                parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
         self.scaler.load_state_dict(state["scaler"])
-        self.generator.set_state(tensors["random.generator"])
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda" and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"], self.device)
-        self.history = [StepRecord(int(step), *rest) for step, *rest in tensors["history"].tolist()]
-        return True
+        self.generator.set_state(state["generators"]["generator"])
+        torch.set_rng_state(state["generators"]["cpu"])
+        if self.device.type == "cuda" and "cuda" in state["generators"]:
+            torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
+        self.history = [StepRecord(int(step), *rest) for step, *rest in state["history"]]
 
+    def fit(
+        self,
+        mean: torch.Tensor,
+        deviation: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        checkpoints: Checkpoints | None = None,
+        on_step: Callable[[StepRecord], None] | None = None,
+        on_resume: Callable[[Sequence[StepRecord]], None] | None = None,
+    ) -> list[StepRecord]:
+        """Tune on one clip, resuming from the newest of `checkpoints` if there is one.
 
-def tune(
-    tuner: Tuner,
-    mean: torch.Tensor,
-    deviation: torch.Tensor,
-    encoder_hidden_states: torch.Tensor,
-    checkpoints: Path | None = None,
-    checkpoint_every: int = 100,
-    identity: str = "",
-    on_step: Callable[[StepRecord], None] | None = None,
-    on_resume: Callable[[Sequence[StepRecord]], None] | None = None,
-) -> list[StepRecord]:
-    """Tune on one clip, from the newest checkpoint in the folder `checkpoints` if there is one of this `identity`.
+        Args:
+            mean: of the posterior of the clip's latents, `1 c f h w`.
+            deviation: of the posterior, `1 c f h w`.
+            encoder_hidden_states: the embeddings of the clip's caption, `1 n c`.
+            checkpoints: where to save the state, and how often.
+            on_step: called with the record of each step.
+            on_resume: called once, before the first step, with the records of the steps before an interruption, if any.
 
-    Args:
-        mean, deviation: the posterior of the clip's latents, `1 c f h w`.
-        encoder_hidden_states: its caption, `1 n c`.
-        on_step: called with the record of each step.
-        on_resume: called once, before the first step, with the records of those before an interruption, if there are any.
+        Returns:
+            The records of all steps, including those before an interruption.
 
-    Returns:
-        The records of all steps, those before an interruption included.
-
-    Raises:
-        TavError: the loss, its gradient or a weight is not finite, or the loss has exploded. The checkpoints from
-            before are kept; none has such numbers in it.
-    """
-    if checkpoints is not None:
-        for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
-            try:
-                if tuner.resume(path, identity):
-                    break
-            except TavError:
-                path.unlink()  # Damaged from outside; the one before it still serves.
-    if on_resume is not None and tuner.history:
-        on_resume(tuple(tuner.history))
-    while len(tuner.history) < tuner.config.steps:
-        record = tuner.step(mean, deviation, encoder_hidden_states)
-        if on_step is not None:
-            on_step(record)
-        if checkpoints is not None and record.step % checkpoint_every == 0:
-            tuner.save(checkpoints / f"step-{record.step:06d}.safetensors", identity)
-            # By age: another tuning may have left later steps behind.
-            for old in sorted(checkpoints.glob("step-*.safetensors"), key=lambda path: path.stat().st_mtime_ns)[:-2]:
-                old.unlink()
-    tuner.check_finite()
-    tuner.unet.eval()
-    return tuner.history
+        Raises:
+            TavError: the loss, its gradient or a weight is not finite, or the loss has exploded. Earlier checkpoints are
+                kept; all their values are finite.
+        """
+        if checkpoints is not None:
+            checkpoints.restore(self)
+        if on_resume is not None and self.history:
+            on_resume(tuple(self.history))
+        while len(self.history) < self.config.steps:
+            record = self.step(mean, deviation, encoder_hidden_states)
+            if on_step is not None:
+                on_step(record)
+            if checkpoints is not None and record.step % checkpoints.every == 0:
+                self.check_finite()
+                checkpoints.save(self, record.step)
+        self.check_finite()
+        self.unet.eval()
+        return self.history
 
 
 def _cast(unet: nn.Module, frozen: torch.dtype) -> None:
-    """Keep frozen matrices and kernels in the precision `frozen`; what is trained, and the norms, in float32.
+    """Cast frozen matrices and kernels to `frozen`, and trained parameters and norms to float32, whatever they were.
 
-    Tensor by tensor, so that there are never two copies of the whole, also of a base that was loaded in half precision.
+    Tensors are cast one by one, so that there are never two copies of the model.
     """
     for module in unet.modules():
-        kernel = isinstance(module, (nn.Linear, nn.Conv2d))
+        has_matrix = isinstance(module, (nn.Linear, nn.Conv2d))
         for parameter in module.parameters(recurse=False):
-            parameter.data = parameter.data.to(frozen if kernel and not parameter.requires_grad else torch.float32)
+            parameter.data = parameter.data.to(frozen if has_matrix and not parameter.requires_grad else torch.float32)

@@ -1,4 +1,4 @@
-"""The embedded world: scenes and their pictures, captions, the truth of an edit, and a small base model that knows it."""
+"""The embedded world: scenes and pictures of them, captions, the ground truth of edits, and a small base model of it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Landscapes: one panorama for each ground, sky and style, as wide as two pictures, that joins at its ends."""
+"""Landscapes: a panorama for each ground, sky and style, two pictures wide, whose left and right ends join."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import functools
 
 import numpy as np
 
-from .scenes import HORIZON
+from toyworld.scenes import HORIZON
 
 SIDE = 128
-# Twice the picture: a scene's view is a window of it.
+# Twice the width of a picture: a scene shows one window of the panorama.
 WIDTH = 2 * SIDE
-# Drawn this many times as large and averaged down, which smooths the edges.
+# Landscapes are drawn at this multiple of their size and averaged down, which smooths edges.
 OVERSAMPLING = 3
-# Pixel art has blocks of this many pixels.
+# Side of a block of pixel art, in pixels.
 BLOCK = 4
 
-# Upper and lower end of the sky, by day, at sunset, at night.
+# Colours of the upper and lower end of the sky. All colours are RGB from 0 to 1.
 SKY = {
     "day": ((0.38, 0.66, 0.94), (0.84, 0.93, 0.98)),
     "sunset": ((0.42, 0.33, 0.58), (1.00, 0.74, 0.52)),
     "night": ((0.04, 0.05, 0.16), (0.16, 0.19, 0.38)),
 }
-# At the horizon and near, by day.
+# Colours of the ground at the horizon and at the lower edge, by day.
 GROUND = {
     "grass": ((0.62, 0.80, 0.42), (0.36, 0.62, 0.26)),
     "sand": ((0.96, 0.89, 0.70), (0.87, 0.75, 0.51)),
@@ -37,18 +37,18 @@ HILL = {
     "road": (0.55, 0.60, 0.62),
     "sea": (0.42, 0.62, 0.66),
 }
-# What the light of the hour does to ground and hills.
+# Factors by which the light of each time of day multiplies ground and hills.
 LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (0.98, 0.78, 0.70), "night": (0.42, 0.48, 0.66)}
 
 
 @functools.cache
 def backdrop(ground: str, sky: str, style: str) -> np.ndarray:
-    """The panorama, `h w c` float32 of 0 to 1, (SIDE, 2 SIDE, 3)."""
+    """Return the panorama as (SIDE, 2 SIDE, 3) float32, 0 to 1; it is cached and read-only."""
     if style != "pixel art":
         picture = _reduce(_landscape(ground, sky, style == "cartoon"), OVERSAMPLING)
     else:
         small = _reduce(backdrop(ground, sky, "plain"), BLOCK)
-        small = np.rint(small * 12) / 12  # few colours, as an old machine has
+        small = np.rint(small * 12) / 12  # Few colours, like those of old computers.
         picture = small.repeat(BLOCK, 0).repeat(BLOCK, 1)
     picture.flags.writeable = False
     return picture
@@ -66,18 +66,18 @@ def _landscape(ground: str, sky: str, cartoon: bool) -> np.ndarray:
     for height, colour in zip(_ridges(x), (0.75, 1.0), strict=True):
         ridge = HORIZON - height
         hill = (colour * np.array(HILL[ground], np.float32) + (1 - colour) * np.array(SKY[sky][1], np.float32)) * light
-        # The horizon lies low over the sea: far islands only.
+        # Over the sea, hills are low, like distant islands.
         low = 0.45 if ground == "sea" else 1.0
         ridge = HORIZON - height * low
         cover = _edge(y - ridge)
-        picture = _lay(picture, hill, cover)
+        picture = _blend(picture, hill, cover)
         if cartoon:
-            picture = _lay(picture, hill * 0.45, _line(y - ridge, 0.006))
+            picture = _blend(picture, hill * 0.45, _line(y - ridge, 0.006))
     near = ((y - HORIZON) / (1 - HORIZON)).clip(0, 1)
     land = _ground(x, near, ground, cartoon) * light
-    picture = _lay(picture, land, _edge(y - HORIZON))
+    picture = _blend(picture, land, _edge(y - HORIZON))
     if cartoon:
-        picture = _lay(picture, np.array(GROUND[ground][1], np.float32) * light * 0.45, _line(y - HORIZON, 0.006))
+        picture = _blend(picture, np.array(GROUND[ground][1], np.float32) * light * 0.45, _line(y - HORIZON, 0.006))
     return picture.clip(0, 1)
 
 
@@ -92,18 +92,18 @@ def _sky(x: np.ndarray, y: np.ndarray, sky: str, cartoon: bool) -> np.ndarray:
         for star_x, star_y, size in zip(2 * rng.random(16), 0.5 * rng.random(16), rng.random(16), strict=True):
             away = np.hypot(_around(x - star_x), y - star_y)
             glow = 1 - np.clip((away - 0.007 - 0.006 * size) / 0.007, 0, 1)
-            picture = _lay(picture, (0.95, 0.95, 0.85), (0.5 + 0.5 * size) * glow)
-        # One moon in each half, so that nearly every view has one.
+            picture = _blend(picture, (0.95, 0.95, 0.85), (0.5 + 0.5 * size) * glow)
+        # One moon in each half, so that nearly every window shows one.
         for moon in (0.72, 1.72):
             away, bite = np.hypot(_around(x - moon), y - 0.17), np.hypot(_around(x - moon + 0.035), y - 0.15)
-            picture = _lay(picture, (0.99, 0.96, 0.80), _edge(0.075 - away) * _edge(bite - 0.062))
+            picture = _blend(picture, (0.99, 0.96, 0.80), _edge(0.075 - away) * _edge(bite - 0.062))
         return picture
     for sun in (0.74, 1.74):
         height, radius = (0.17, 0.075) if sky == "day" else (0.44, 0.12)
         away = np.hypot(_around(x - sun), y - height)
         if not cartoon:
-            picture = _lay(picture, (1.0, 0.93, 0.72), 0.6 * np.exp(-((away / (2.2 * radius)) ** 2)))
-        picture = _lay(picture, (1.0, 0.95, 0.70) if sky == "day" else (1.0, 0.87, 0.55), _edge(radius - away))
+            picture = _blend(picture, (1.0, 0.93, 0.72), 0.6 * np.exp(-((away / (2.2 * radius)) ** 2)))
+        picture = _blend(picture, (1.0, 0.95, 0.70) if sky == "day" else (1.0, 0.87, 0.55), _edge(radius - away))
     white = np.array((1.0, 1.0, 1.0) if sky == "day" else (1.0, 0.82, 0.76), np.float32)
     for cloud_x, cloud_y, scale in ((0.25, 0.20, 1.0), (1.08, 0.13, 0.8), (1.42, 0.32, 0.75)):
         cover = np.zeros_like(x)
@@ -115,13 +115,13 @@ def _sky(x: np.ndarray, y: np.ndarray, sky: str, cartoon: bool) -> np.ndarray:
         ):
             away = np.hypot(_around(x - cloud_x - scale * dx), (y - cloud_y - scale * dy) * 1.15) - scale * radius
             cover = np.maximum(cover, _edge(-away, 0.004 if cartoon else 0.02))
-        cover *= 1 - np.clip((y - cloud_y - 0.03 * scale) / 0.012, 0, 1)  # flat below
-        picture = _lay(picture, white, 0.95 * cover)
+        cover *= 1 - np.clip((y - cloud_y - 0.03 * scale) / 0.012, 0, 1)  # Clouds are flat at the bottom.
+        picture = _blend(picture, white, 0.95 * cover)
     return picture
 
 
 def _ridges(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Heights of the far and the near hills above the horizon; whole waves over the panorama, so that it joins."""
+    """Return the heights of the far and the near hills above the horizon; their period divides the panorama."""
     turn = np.pi * x
     far = 0.10 + 0.045 * np.sin(2 * turn + 0.4) + 0.02 * np.sin(5 * turn + 2.0)
     near = 0.05 + 0.03 * np.sin(3 * turn + 3.4) + 0.012 * np.sin(7 * turn)
@@ -133,7 +133,7 @@ def _ground(x: np.ndarray, near: np.ndarray, ground: str, cartoon: bool) -> np.n
     share = np.floor(near * 2.999) / 2 if cartoon else near
     land = far + share[..., None] * (close - far)
     turn = np.pi * x
-    depth = 1 / (1.15 - near)  # rows lie closer together towards the horizon
+    depth = 1 / (1.15 - near)  # Rows are closer together towards the horizon.
     if ground == "grass":
         stripes = np.tanh(4 * np.sin(8 * turn + 3.0 * near))
         land = land * (1 + 0.05 * stripes[..., None])
@@ -145,23 +145,23 @@ def _ground(x: np.ndarray, near: np.ndarray, ground: str, cartoon: bool) -> np.n
         land = land * (1 + np.multiply.outer(0.03 * drifts, np.array((1.0, 0.8, 0.5), np.float32)))
     elif ground == "road":
         verge = 1 - _edge(near - 0.14, 0.02)
-        land = _lay(land, (0.50, 0.62, 0.42), verge)
-        land = _lay(land, (0.88, 0.88, 0.86), _line(near - 0.2, 0.025))
+        land = _blend(land, (0.50, 0.62, 0.42), verge)
+        land = _blend(land, (0.88, 0.88, 0.86), _line(near - 0.2, 0.025))
         dashes = _edge(np.sin(6 * turn) - 0.1, 0.15) * _line(near - 0.80, 0.045)
-        land = _lay(land, (0.95, 0.93, 0.80), dashes)
+        land = _blend(land, (0.95, 0.93, 0.80), dashes)
     else:
         waves = np.sin(16 * depth + 1.6 * np.sin(4 * turn + 5 * near))
-        land = _lay(land, (0.80, 0.93, 0.95), 0.30 * _edge(waves - 0.72, 0.5))
+        land = _blend(land, (0.80, 0.93, 0.95), 0.30 * _edge(waves - 0.72, 0.5))
     return land.astype(np.float32)
 
 
 def _around(dx: np.ndarray) -> np.ndarray:
-    """The shorter way around the panorama, which is 2 wide."""
+    """Return the signed distance along the shorter way around the panorama, whose width is 2."""
     return (dx + 1) % 2 - 1
 
 
 def _edge(inside: np.ndarray, softness: float = 0.002) -> np.ndarray:
-    """1 where positive, 0 where negative, over ``softness`` in between."""
+    """Return 1 where `inside` is positive and 0 where it is negative, with a ramp of width `softness` between them."""
     return (0.5 + inside / softness).clip(0, 1)
 
 
@@ -169,8 +169,8 @@ def _line(away: np.ndarray, width: float) -> np.ndarray:
     return _edge(width / 2 - np.abs(away))
 
 
-def _lay(below: np.ndarray, above: np.ndarray | tuple[float, ...], cover: np.ndarray) -> np.ndarray:
-    """``above`` over ``below`` (`h w c`), as dense as ``cover`` (`h w`, 0 to 1)."""
+def _blend(below: np.ndarray, above: np.ndarray | tuple[float, ...], cover: np.ndarray) -> np.ndarray:
+    """Blend `above` over `below` (`h w c`) with the opacity `cover` (`h w`, 0 to 1)."""
     return below + cover[..., None].astype(np.float32) * (np.asarray(above, np.float32) - below)
 
 

@@ -1,10 +1,10 @@
-"""Sentences about a scene, in several wordings, and what a sentence leaves open."""
+"""Captions of a scene in several wordings, complete or partial, and the vocabulary they use."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .scenes import ATTRIBUTES, COLOURS, OBJECTS, Scene
+from toyworld.scenes import ATTRIBUTES, COLOURS, OBJECTS, Scene
 
 MOVING = {
     "bouncing": ("bouncing", "hopping"),
@@ -21,7 +21,7 @@ GROUND = {
     "road": ("on the road", "on a street", "along the road"),
     "sea": ("on the sea", "over the water", "on the waves"),
 }
-# The first wording of a day and of a plain picture is to say nothing of it.
+# By default, a caption does not mention daylight or the plain style: the first wording is empty.
 SKY = {
     "day": ("", "by day", "on a sunny day"),
     "sunset": ("at sunset", "in the evening", "as the sun goes down"),
@@ -36,7 +36,7 @@ STYLE_LAST = {"cartoon": ("cartoon style", "as a cartoon"), "pixel art": ("pixel
 
 
 def caption(scene: Scene) -> str:
-    """The plain wording: "a red ball is bouncing on the grass", "a cartoon of a blue fish rolling on the sea at night"."""
+    """Return the default caption, such as "a cartoon of a blue fish rolling on the sea at night"."""
     style, sky = STYLE[scene.style][0], SKY[scene.sky][0]
     verb = scene.motion if style else f"is {scene.motion}"
     words = (style, f"{_article(scene.colour)} {scene.colour} {scene.object}", verb, GROUND[scene.ground][0], sky)
@@ -44,7 +44,7 @@ def caption(scene: Scene) -> str:
 
 
 def random_caption(scene: Scene, rng: np.random.Generator) -> str:
-    """Any of some thousand wordings for all that can be said of the scene."""
+    """Return one of several thousand wordings of a caption; one in five leaves out the motion."""
 
     def one_of(wordings: tuple[str, ...]) -> str:
         return wordings[rng.integers(len(wordings))]
@@ -69,7 +69,7 @@ def random_caption(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def phrase(attribute: str, value: str) -> str:
-    """What says this one attribute and nothing else: "a ball", "something red", "on the grass", "at night"."""
+    """Return a phrase for one attribute alone: "a ball", "something red", "on the grass", "at night"."""
     if attribute == "object":
         return f"{_article(value)} {value}"
     if attribute == "colour":
@@ -82,32 +82,32 @@ def phrase(attribute: str, value: str) -> str:
 
 
 def partial_caption(scene: Scene, rng: np.random.Generator) -> tuple[str, dict[str, str]]:
-    """A caption that says some of the scene, and what it says by attribute."""
+    """Return a caption that mentions some of the attributes, and the values that it mentions, by attribute."""
     if rng.random() < 0.5:
         name = tuple(ATTRIBUTES)[rng.integers(len(ATTRIBUTES))]
         return phrase(name, getattr(scene, name)), {name: getattr(scene, name)}
-    said = {"object": scene.object}
+    mentioned = {"object": scene.object}
     words = [scene.object]
     if rng.random() < 0.6:
-        said["colour"] = scene.colour
+        mentioned["colour"] = scene.colour
         words.insert(0, scene.colour)
     words.insert(0, _article(words[0]))
     if rng.random() < 0.5:
-        said["ground"] = scene.ground
+        mentioned["ground"] = scene.ground
         words.append(GROUND[scene.ground][0])
     if rng.random() < 0.5:
-        said["sky"] = scene.sky
+        mentioned["sky"] = scene.sky
         words.append(phrase("sky", scene.sky))
-    return " ".join(words), said
+    return " ".join(words), mentioned
 
 
 def described(scene: Scene) -> dict[str, str]:
-    """All that a full caption says of a single picture, by attribute."""
+    """Return the values that a complete caption mentions about a single picture, by attribute."""
     return {name: getattr(scene, name) for name in ATTRIBUTES}
 
 
 def vocabulary() -> set[str]:
-    """Every word that a caption can hold."""
+    """Return every word that a caption may contain."""
     wordings = [*OBJECTS, *COLOURS, "a an is something"]
     for table in (MOVING, GROUND, SKY, STYLE, STYLE_LAST):
         wordings += [wording for options in table.values() for wording in options]

@@ -1,6 +1,6 @@
-"""The sample clips: for each a video, its prompts, and the scene file that the truth of each edit is rendered from.
+"""Write the sample clips: videos, prompt CSVs, and the scene files from which the ground truth of edits is rendered.
 
-python -m toyworld.clips data
+Usage: `python -m toyworld.clips data`
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 
 from tav_model.errors import TavError
 from tav_model.files import atomic_file
-
-from .captions import caption
-from .scenes import Scene, save_truth
+from toyworld.captions import caption
+from toyworld.scenes import Scene, save_truth
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +25,13 @@ FRAMES, FPS = 24, 12
 
 @dataclass(frozen=True)
 class Edit:
-    """A row of a clip's CSV: its name, its category, and what changes."""
+    """A row of a clip's CSV.
+
+    Attributes:
+        name: name of the edit.
+        category: one of the categories of prompt CSVs.
+        changes: new values, by attribute of the scene.
+    """
 
     name: str
     category: str
@@ -35,7 +40,7 @@ class Edit:
 
 @dataclass(frozen=True)
 class Clip:
-    """A sample clip and what is tried on it: one edit of each category at least."""
+    """A sample clip and its edits, at least one of each category."""
 
     scene: Scene
     edits: tuple[Edit, ...]
@@ -86,12 +91,15 @@ CLIPS = {
 
 
 def write_clip(folder: Path, name: str) -> list[Path]:
-    """Write NAME.mp4 (H.264, 12 frames a second), NAME.csv (prompt, name, category) and scenes/NAME.json.
+    """Write NAME.mp4 (H.264, 12 frames per second), NAME.csv (prompt, name, category) and scenes/NAME.json.
+
+    Returns:
+        The three files.
 
     Raises:
-        TavError: ``folder`` cannot be written.
+        TavError: the folder cannot be written.
     """
-    from .renderer import render_clip
+    from toyworld.renderer import render_clip
 
     clip = CLIPS[name]
     video, prompts, scenes = folder / f"{name}.mp4", folder / f"{name}.csv", folder / "scenes" / f"{name}.json"
@@ -109,7 +117,7 @@ def write_clip(folder: Path, name: str) -> list[Path]:
 def _write_video(path: Path, frames: np.ndarray) -> None:
     import av
 
-    # The same bytes on a busy machine: one thread, and no second one that looks ahead.
+    # One thread and no lookahead: otherwise the file depends on the machine's load.
     x264 = {
         "crf": "12",
         "preset": "veryslow",
@@ -132,8 +140,9 @@ def _write_prompts(path: Path, clip: Clip) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Write all sample clips to the folder that the command line names, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m toyworld.clips", description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="where to write the clips, for example data")
+    parser.add_argument("folder", type=Path, help="folder to write the clips to, such as data")
     folder = parser.parse_args(arguments).folder
     try:
         for name in CLIPS:

@@ -1,4 +1,4 @@
-"""How well an edit came out, against the rendered truth: the object's track, what was to change, what was to stay."""
+"""Compare an edited video with its rendered ground truth: the object's track, and the attributes changed and kept."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import numpy as np
 from PIL import Image
 
 from tav_model.metrics.clip import ClipScorer, frame_consistency
-
-from .backdrops import SIDE
-from .captions import phrase
-from .renderer import render
-from .scenes import ATTRIBUTES, Scene
-from .truth import track_error
+from toyworld.backdrops import SIDE
+from toyworld.captions import phrase
+from toyworld.renderer import render
+from toyworld.scenes import ATTRIBUTES, Scene
+from toyworld.truth import track_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one edited video; every number is a mean over its frames.
+    """The scores of one edited video against its ground truth; each is a mean over the frames.
 
     Attributes:
-        track_error: distance of the object from its true place, as a share of the picture's width.
-        attributes_edited: share of the edited attributes that the scorer names right.
-        attributes_kept: share of the other attributes that the scorer names as they were.
-        consistency_to_truth: frame consistency (arXiv 2212.11565), less that of the true video.
-        psnr_to_truth: in decibels.
+        track_error: distance of the object from its true position, as a share of the picture's width.
+        attributes_edited: share of the edited attributes that the scorer recognizes in the frames.
+        attributes_kept: share of the other attributes that the scorer recognizes unchanged.
+        consistency_to_truth: frame consistency (arXiv 2212.11565) minus that of the true video.
+        psnr_to_truth: peak signal-to-noise ratio to the true video, in decibels.
     """
 
     track_error: float
@@ -40,10 +39,12 @@ class Verdict:
 
 
 class Judge:
-    """Names attributes with a scorer: by which of the phrases for its values a picture is closest to.
+    """Recognizes the attributes of pictures, and scores edited videos with that.
+
+    The value of an attribute is the one whose phrase has the embedding closest to the picture's.
 
     Args:
-        scorer: a CLIP of the world.
+        scorer: a CLIP model trained on pictures and captions of the world, such as `toyworld/scorer`.
     """
 
     def __init__(self, scorer: ClipScorer) -> None:
@@ -53,25 +54,27 @@ class Judge:
         }
 
     def named(self, frames: np.ndarray) -> dict[str, list[str]]:
-        """The value of each attribute in each frame; ``frames``: `f h w c` uint8."""
+        """Return the recognized value of each attribute in each of the frames, `f h w c` in uint8."""
         images = self.scorer.embed_frames(frames)
         return {
             name: [ATTRIBUTES[name][i] for i in (images @ texts.T).argmax(1)] for name, texts in self.phrases.items()
         }
 
     def shares(self, frames: np.ndarray, scenes: Sequence[Scene]) -> dict[str, float]:
-        """Share of the frames, each of its own scene, in which an attribute is named as the scene has it."""
+        """Return, by attribute, the share of frames in which it is recognized as in the scene of that frame."""
         return {
             name: float(np.mean([value == getattr(s, name) for value, s in zip(values, scenes, strict=True)]))
             for name, values in self.named(frames).items()
         }
 
     def verdict(self, frames: np.ndarray, source: Scene, truth: Scene, times: Sequence[float]) -> Verdict:
-        """Of the edited video ``frames`` (`f h w c` uint8, of any size), which shows ``times`` of the clip.
+        """Score an edited video against the rendered ground truth.
 
         Args:
-            source: the clip's scene.
-            truth: what the edit should come to; it must differ from the source in some attribute.
+            frames: the edited video, `f h w c` in uint8, of any size.
+            source: scene of the source clip.
+            truth: scene of the ground truth; differs from the source in at least one attribute.
+            times: time of each frame, 0 to 1.
         """
         frames = np.stack([_resized(frame) for frame in frames])
         true_frames = np.stack([render(truth, time) for time in times])
@@ -89,7 +92,7 @@ class Judge:
 
 
 def _resized(frame: np.ndarray) -> np.ndarray:
-    """At the world's size."""
+    """Return a frame at the size of the world's pictures."""
     if frame.shape[:2] == (SIDE, SIDE):
         return frame
     return np.asarray(Image.fromarray(frame).resize((SIDE, SIDE), Image.Resampling.BICUBIC))

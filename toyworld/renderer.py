@@ -1,4 +1,4 @@
-"""Pictures of a scene at any moment, 128x128, the same from the same scene."""
+"""Render pictures of a scene at any time, 128x128; equal scenes result in bit-identical pictures."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import functools
 import numpy as np
 from PIL import Image, ImageDraw
 
-from .backdrops import BLOCK, SIDE, WIDTH, backdrop
-from .scenes import GROUND_LINE, HORIZON, Pose, Scene
-from .shapes import SHAPES
+from toyworld.backdrops import BLOCK, SIDE, WIDTH, backdrop
+from toyworld.scenes import GROUND_LINE, HORIZON, Pose, Scene
+from toyworld.shapes import SHAPES
 
-# Objects are drawn this many times as large and averaged down, which smooths their edges.
+# Objects are drawn at this multiple of their size and averaged down, which smooths their edges.
 OVERSAMPLING = 4
 
 PAINT = {
@@ -23,7 +23,7 @@ PAINT = {
     "purple": (0.50, 0.18, 0.72),
     "pink": (0.97, 0.44, 0.72),
 }
-# A part's colour, where it does not follow the object's.
+# Colours of parts that do not depend on the object's colour.
 FIXED = {
     "glass": (0.80, 0.92, 0.98),
     "tyre": (0.13, 0.13, 0.16),
@@ -39,28 +39,28 @@ OUTLINE = (0.10, 0.08, 0.12)
 
 
 def render(scene: Scene, time: float) -> np.ndarray:
-    """The picture at ``time`` (0 to 1): (128, 128, 3) uint8 RGB."""
+    """Return the picture at a time from 0 to 1 as (128, 128, 3) uint8 RGB."""
     return render_with_mask(scene, time)[0]
 
 
 def render_clip(scene: Scene, frames: int) -> np.ndarray:
-    """``frames`` pictures evenly from time 0 to 1: `f h w c` uint8."""
+    """Return pictures evenly spaced from time 0 to 1, `f h w c` in uint8."""
     return np.stack([render(scene, time) for time in times(frames)])
 
 
 def times(frames: int) -> np.ndarray:
-    """The moments of a clip's frames, 0 to 1, (frames,)."""
+    """Return the times of a clip's frames, evenly spaced from 0 to 1, with shape (frames,)."""
     return np.linspace(0, 1, frames)
 
 
 def render_with_mask(scene: Scene, time: float) -> tuple[np.ndarray, np.ndarray]:
-    """The picture at ``time``, and how much of each pixel the object covers: (128, 128) float32, 0 to 1."""
+    """Return the picture at a time, and the share of each pixel that the object covers: (128, 128) float32, 0 to 1."""
     picture = empty_picture(scene)
     pose = scene.pose(time)
     picture = _with_shadow(picture, pose, scene)
     colours, cover, corner = _object_patch(scene, pose)
     mask = np.zeros((SIDE, SIDE), np.float32)
-    # The part of the patch that lies in the picture.
+    # The part of the patch that is inside the picture.
     left, top = corner
     right, bottom = min(SIDE, left + cover.shape[1]), min(SIDE, top + cover.shape[0])
     x, y = max(0, left), max(0, top)
@@ -73,9 +73,9 @@ def render_with_mask(scene: Scene, time: float) -> tuple[np.ndarray, np.ndarray]
 
 
 def empty_picture(scene: Scene) -> np.ndarray:
-    """The landscape alone: (128, 128, 3) float32, 0 to 1, writeable."""
+    """Return the landscape without the object as (128, 128, 3) float32, 0 to 1; a copy that may be changed."""
     panorama = backdrop(scene.ground, scene.sky, scene.style)
-    left = round(scene.view * SIDE / BLOCK) * BLOCK  # whole blocks, so that pixel art keeps its grid
+    left = round(scene.view * SIDE / BLOCK) * BLOCK  # A multiple of blocks, so that pixel art keeps its grid.
     return panorama[:, left : left + SIDE].copy() if left + SIDE <= WIDTH else np.roll(panorama, -left, 1)[:, :SIDE]
 
 
@@ -93,7 +93,7 @@ def _with_shadow(picture: np.ndarray, pose: Pose, scene: Scene) -> np.ndarray:
 
 
 def _shadow(side: int, x: float, wide: float, strength: float, hard: bool) -> np.ndarray:
-    """How dark the rows below the horizon are, (rows, side)."""
+    """Return how much the shadow darkens the rows below the horizon, with shape (rows, side)."""
     top = int(HORIZON * SIDE) // BLOCK * side // (SIDE // BLOCK)
     rows = ((np.arange(top, side, dtype=np.float32) + 0.5) / side - GROUND_LINE) / (0.24 * wide)
     columns = ((np.arange(side, dtype=np.float32) + 0.5) / side - x) / wide
@@ -102,9 +102,9 @@ def _shadow(side: int, x: float, wide: float, strength: float, hard: bool) -> np
 
 
 def _object_patch(scene: Scene, pose: Pose) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
-    """The object: its colours, how much it covers each pixel, and where the patch's upper left corner lies."""
+    """Return a patch with the object: colours, the share of each pixel that it covers, and its upper left corner (x, y)."""
     pixels = scene.style == "pixel art"
-    # Pixel art is drawn on its coarse grid without smoothing.
+    # Pixel art is drawn on a coarse grid, without smoothing.
     scale = SIDE // BLOCK if pixels else SIDE
     oversampling = 1 if pixels else OVERSAMPLING
     reach = int(1.25 * pose.radius * scale) + 2
@@ -116,7 +116,7 @@ def _object_patch(scene: Scene, pose: Pose) -> tuple[np.ndarray, np.ndarray, tup
     cos, sin = np.cos(pose.rotation), np.sin(pose.rotation)
     turn = pose.radius * scale * oversampling * np.array(((cos, sin), (-sin, cos)))
     centre = (np.array((pose.x, pose.y)) * scale - (left, top)) * oversampling
-    # Pillow's coordinates name the pixel, not its corner.
+    # Pillow's coordinates refer to the centre of a pixel, not to its corner.
     outlines = [part.points @ turn + centre - 0.5 for part in SHAPES[scene.object]]
     fills = [_fill(part.paint, scene.colour, scene.sky) for part in SHAPES[scene.object]]
     if scene.style == "cartoon":
@@ -138,7 +138,7 @@ def _object_patch(scene: Scene, pose: Pose) -> tuple[np.ndarray, np.ndarray, tup
 
 
 def _shaded(colours: np.ndarray, scene: Scene, pose: Pose, left: int, top: int) -> np.ndarray:
-    """Light from the upper right, where the sun and the moon stand."""
+    """Return the colours of a patch, lit from the upper right, where the sun and the moon are."""
     size = len(colours)
     steps = np.arange(size, dtype=np.float32) + 0.5
     x = ((steps + left) / SIDE - pose.x) / pose.radius

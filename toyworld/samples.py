@@ -1,23 +1,23 @@
-"""Random scenes, and which of them the training never sees."""
+"""Draw random scenes, and hold some of them out from training."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .scenes import ATTRIBUTES, COLOURS, GROUNDS, MOTIONS, OBJECTS, Scene
+from toyworld.scenes import ATTRIBUTES, COLOURS, GROUNDS, MOTIONS, OBJECTS, Scene
 
 
 def held_out(scene: Scene) -> bool:
-    """Whether the scene's combination of object, colour and ground is kept from the training: one in seven is.
+    """Return whether the scene is held out from training, as one in seven combinations of object, colour and ground is.
 
-    Every object, colour and ground is seen, and so is every pair of them; only these triples are not.
+    Training sees every object, colour and ground, and every pair of them; only these triples are held out.
     """
     place = OBJECTS.index(scene.object) + 2 * COLOURS.index(scene.colour) + 3 * GROUNDS.index(scene.ground)
     return place % 7 == 0
 
 
 def random_scene(rng: np.random.Generator, unseen: bool = False) -> Scene:
-    """A scene of the training set, or with ``unseen`` one that it holds out. Attributes are equally likely."""
+    """Return a scene of the training set or, if `unseen`, one that is held out. All values are equally likely."""
     while True:
         words = {name: allowed[rng.integers(len(allowed))] for name, allowed in ATTRIBUTES.items()}
         scene = Scene(

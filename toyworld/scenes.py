@@ -1,6 +1,7 @@
-"""What a scene of the world is: typed records, the motions, and how an edit changes a scene.
+"""Define scenes of the world: attributes, motions, edits, and scene files.
 
-Places and lengths are shares of the picture's side, from its upper left corner; time runs from 0 to 1 over a clip.
+Positions and lengths are shares of the picture's side, with the origin in the upper left corner. Time runs from 0 to 1
+over a clip.
 """
 
 from __future__ import annotations
@@ -20,17 +21,24 @@ GROUNDS = ("grass", "sand", "snow", "road", "sea")
 SKIES = ("day", "sunset", "night")
 STYLES = ("plain", "cartoon", "pixel art")
 MOTIONS = ("bouncing", "rolling", "rising", "swinging", "zigzagging", "growing")
-# What a caption can say of a single frame.
+# The attributes that a single frame shows, and their values.
 ATTRIBUTES = {"object": OBJECTS, "colour": COLOURS, "ground": GROUNDS, "sky": SKIES, "style": STYLES}
 
 HORIZON = 0.62
-# Where things that stand touch the ground.
+# Where objects touch the ground.
 GROUND_LINE = 0.87
 
 
 @dataclass(frozen=True)
 class Pose:
-    """Where an object is at a moment: its centre, its radius, and its rotation (radians, clockwise)."""
+    """The pose of an object at one time.
+
+    Attributes:
+        x: horizontal position of its centre.
+        y: vertical position of its centre.
+        radius: its radius.
+        rotation: its rotation in radians, clockwise.
+    """
 
     x: float
     y: float
@@ -40,16 +48,22 @@ class Pose:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip of the world: what is in it and how it moves. The same record gives the same pictures.
+    """A clip of the world: what it shows and how the object moves. It determines every picture of the clip.
 
     Attributes:
-        object, colour, ground, sky, style, motion: words of the tuples above.
-        radius: of the object, 0.1 to 0.25.
-        start, end: the object's x at time 0 and 1, 0 to 1. What stays in its place is at the middle of the two.
-        view: which part of the landscape is seen, 0 to 1.
+        object: one of `OBJECTS`.
+        colour: colour of the object, one of `COLOURS`.
+        ground: one of `GROUNDS`.
+        sky: one of `SKIES`.
+        style: one of `STYLES`.
+        motion: one of `MOTIONS`.
+        radius: radius of the object, 0.1 to 0.25.
+        start: x of the object at time 0, from 0 to 1.
+        end: x of the object at time 1, from 0 to 1. An object that does not travel is in the middle between the two.
+        view: position of the visible part of the landscape, 0 to 1.
 
     Raises:
-        TavError: a word or number that is none of these.
+        TavError: a value that is not one of these.
     """
 
     object: str = "ball"
@@ -74,14 +88,17 @@ class Scene:
                 raise TavError(f"scene: {name} {value!r} must be a number from {low} to {high}")
 
     def pose(self, time: float) -> Pose:
-        """Where the object is at ``time``, 0 to 1."""
+        """Return the pose of the object at a time from 0 to 1."""
         return _PATHS[self.motion](self, time)
 
     def edited(self, **changes: Any) -> Scene:
-        """The same clip with other attributes: what an edit should come to, motion and view unchanged.
+        """Return the scene with other attributes, the ground truth of an edit; motion and view are unchanged.
+
+        Args:
+            **changes: new values, by attribute.
 
         Raises:
-            TavError: not an attribute, or not a word of it.
+            TavError: an unknown attribute, or a value that it does not have.
         """
         unknown = sorted(set(changes) - set(ATTRIBUTES))
         if unknown:
@@ -108,7 +125,7 @@ def _rising(scene: Scene, time: float) -> Pose:
 
 
 def _swinging(scene: Scene, time: float) -> Pose:
-    # A pendulum hung above the picture.
+    # A pendulum that hangs from a point above the picture.
     length, middle = 0.85, (scene.start + scene.end) / 2
     reach = (scene.end - scene.start) / 2 / length
     angle = math.asin(max(-1.0, min(1.0, reach))) * -math.cos(2 * math.pi * time)
@@ -116,7 +133,7 @@ def _swinging(scene: Scene, time: float) -> Pose:
 
 
 def _zigzagging(scene: Scene, time: float) -> Pose:
-    wave = abs(4 * (1.5 * time % 1) - 2) - 1  # from 1 down to -1 and back
+    wave = abs(4 * (1.5 * time % 1) - 2) - 1  # From 1 to -1 and back.
     return Pose(_between(scene.start, scene.end, time), 0.47 + 0.2 * wave, scene.radius, 0.25 * wave)
 
 
@@ -134,12 +151,12 @@ _PATHS = dict(zip(MOTIONS, (_bouncing, _rolling, _rising, _swinging, _zigzagging
 
 @dataclass(frozen=True)
 class Truth:
-    """A clip that was rendered, and what its edits should come to: what a scene file holds.
+    """The content of a scene file: a rendered clip, and the ground truth of its edits.
 
     Attributes:
-        scene: of the clip.
-        frames: of the whole clip, evenly from time 0 to 1.
-        edits: by name, the scene that the edit should come to.
+        scene: scene of the clip.
+        frames: number of frames of the complete clip, evenly spaced from time 0 to 1.
+        edits: the scene of each edit's ground truth, by the edit's name.
     """
 
     scene: Scene
@@ -147,20 +164,20 @@ class Truth:
     edits: dict[str, Scene]
 
     def times(self, indexes: Sequence[int]) -> list[float]:
-        """The moments that some of the clip's frames show."""
+        """Return the times, 0 to 1, of the clip's frames with these indexes."""
         return [index / max(self.frames - 1, 1) for index in indexes]
 
 
 def save_truth(path: Path, scene: Scene, frames: int, edits: dict[str, dict[str, str]]) -> None:
-    """Write a scene file: the scene, the number of frames, and by name what each edit changes."""
+    """Write a scene file: the scene, the number of frames, and the changes of each edit by name."""
     write_json(path, {"scene": asdict(scene), "frames": frames, "edits": edits})
 
 
 def load_truth(path: Path) -> Truth:
-    """Read a scene file.
+    """Return the content of a scene file.
 
     Raises:
-        TavError: not a scene file, or words and numbers that are not allowed.
+        TavError: missing, not a scene file, or values that are not allowed.
     """
     shape = '{"scene": {...}, "frames": NUMBER, "edits": {NAME: {...}}}'
     try:
@@ -171,7 +188,7 @@ def load_truth(path: Path) -> Truth:
             raise TavError(f"scene: {unknown[0]!r} must be one of {', '.join(sorted(known))}")
         scene, frames = Scene(**record["scene"]), record["frames"]
         if isinstance(frames, bool) or not isinstance(frames, int) or frames < 1:
-            raise TavError(f"frames {frames!r} must be a whole number from 1")
+            raise TavError(f"frames {frames!r} must be a whole number of at least 1")
         edits = {name: scene.edited(**changes) for name, changes in record["edits"].items()}
         for name, edited in edits.items():
             if edited == scene:
@@ -181,4 +198,4 @@ def load_truth(path: Path) -> Truth:
         text = str(error)
         raise TavError(text if text.startswith(str(path)) else f"{path}: {text}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise TavError(f"{path}: not a scene file; it must be {shape}") from error
+        raise TavError(f"{path}: not a scene file; must be {shape}") from error

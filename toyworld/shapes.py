@@ -1,6 +1,6 @@
-"""The objects, as polygons around the origin: x rightwards, y downwards, about as large as the unit circle.
+"""The objects as polygons around the origin, with x to the right and y downwards, about the size of the unit circle.
 
-Each is a list of parts, drawn in order. A part's paint says how its colour follows from the object's own.
+An object is a sequence of parts, drawn in order. The paint of a part determines its colour.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Part:
-    """A filled polygon, (n, 2), and its paint: a key of `renderer.PAINTS`."""
+    """A filled polygon.
+
+    Attributes:
+        points: its corners, with shape (n, 2).
+        paint: "body", "dark" or "light" for shades of the object's colour, or a key of `renderer.FIXED`.
+    """
 
     points: np.ndarray
     paint: str

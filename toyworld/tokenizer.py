@@ -1,4 +1,4 @@
-"""A tokenizer in CLIP's layout, whose words are whole tokens."""
+"""Build a tokenizer in CLIP's format in which every word of the vocabulary is one token."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def byte_pairs(words: Iterable[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte pair encoding (Sennrich et al., arXiv 1508.07909) in CLIP's manner, with one token for each of ``words``.
+    """Return a byte pair encoding (Sennrich et al., arXiv 1508.07909) as in CLIP, with one token for each of `words`.
 
-    The vocabulary starts with every byte, within a word and at its end, so any text can be encoded; then come the
-    merges in their order, then the two special tokens.
+    The vocabulary starts with every byte, within a word and at its end, so that any text can be encoded. The merges
+    follow in order, then the two special tokens.
 
     Returns:
         The vocabulary (token to id), and the merges, first to last.
@@ -43,7 +43,7 @@ def _merge(word: list[str], pair: tuple[str, str]) -> list[str]:
 
 
 def _byte_characters() -> list[str]:
-    """A printable character for each byte, in the order of CLIP's vocabulary: those that are printable come first."""
+    """Return a printable character for each byte, in the order of CLIP's vocabulary: printable bytes come first."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     return [chr(byte) for byte in printable] + [chr(0x100 + i) for i in range(256 - len(printable))]
 
@@ -51,7 +51,15 @@ def _byte_characters() -> list[str]:
 def write_tokenizer(
     folder: Path, vocabulary: dict[str, int], merges: list[tuple[str, str]], pad: str, max_tokens: int
 ) -> None:
-    """Write a `CLIPTokenizer` to ``folder``: ``pad`` is the token that fills prompts up to ``max_tokens``."""
+    """Write the files of a `CLIPTokenizer` to a folder.
+
+    Args:
+        folder: created if missing.
+        vocabulary: token to id.
+        merges: pairs of tokens, first to last.
+        pad: token that fills prompts up to `max_tokens`.
+        max_tokens: length of a padded prompt, including the two special tokens.
+    """
     folder.mkdir(exist_ok=True)
     special = {"bos_token": BEGIN, "eos_token": END, "unk_token": END, "pad_token": pad}
     write_json(folder / "vocab.json", vocabulary)

@@ -1,7 +1,7 @@
-"""Train the base model's parts, from the repository alone.
+"""Train the parts of the embedded base model; nothing but the repository is needed.
 
-python -m toyworld.train all          everything, as the weights in the repository were made
-python -m toyworld.train vae|clip|unet
+python -m toyworld.train all             everything, as for the weights in the repository
+python -m toyworld.train vae|clip|unet   one part
 """
 
 from __future__ import annotations
@@ -14,36 +14,49 @@ from pathlib import Path
 
 from tav_model.errors import TavError
 
-# Steps, batch, learning rate, averaging, weight decay.
+# Steps, batch size, learning rate, decay of the averaged weights, weight decay.
 DEFAULTS = {
     "vae": (6000, 8, 4e-3, 0.999, 0.0),
     "clip": (1200, 96, 2e-3, 0.998, 0.01),
     "unet": (5500, 32, 2e-3, 0.999, 0.01),
 }
-# Each needs those before it.
+# Each part needs the ones before it.
 PARTS = tuple(DEFAULTS)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Train the parts that the command line names, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m toyworld.train", description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=(*PARTS, "all"), help="what to train; all: one after the other")
+    parser.add_argument("part", choices=(*PARTS, "all"), help="part to train; all: one after the other")
     parser.add_argument("--steps", type=int, help=f"optimizer steps (default: {_default(0)})")
-    parser.add_argument("--batch", type=int, help=f"samples a step (default: {_default(1)})")
-    parser.add_argument("--learning-rate", type=float, help=f"at its height (default: {_default(2)})")
-    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: the GPU where there is one")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: all)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw samples; 0 for a CPU, 8 for a GPU")
-    parser.add_argument("--evaluate-every", type=int, default=500, metavar="STEPS", help="(default: %(default)s)")
-    parser.add_argument("--save-every", type=int, default=500, metavar="STEPS", help="(default: %(default)s)")
+    parser.add_argument("--batch", type=int, help=f"samples per step (default: {_default(1)})")
+    parser.add_argument("--learning-rate", type=float, help=f"peak learning rate (default: {_default(2)})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (default: %(default)s)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, ...; auto: a GPU if there is one")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all)")
     parser.add_argument(
-        "--base", type=Path, default=Path("toyworld/weights"), help="of the model (default: %(default)s)"
+        "--workers", type=int, default=0, help="processes that draw samples; 0 is best for a CPU, 8 for a GPU"
     )
     parser.add_argument(
-        "--work", type=Path, default=Path("models/training"), help="of the checkpoints (default: %(default)s)"
+        "--evaluate-every",
+        type=int,
+        default=500,
+        metavar="STEPS",
+        help="steps between evaluations (default: %(default)s)",
     )
     parser.add_argument(
-        "--tracking-uri", default="sqlite:///mlflow.db", help="of MLflow; none: off (default: %(default)s)"
+        "--save-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--base", type=Path, default=Path("toyworld/weights"), help="folder of the model (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("models/training"), help="folder of the checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tracking-uri",
+        default="sqlite:///mlflow.db",
+        help="MLflow tracking URI; none: no tracking (default: %(default)s)",
     )
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
@@ -56,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("interrupted; the same command resumes from the last checkpoint", file=sys.stderr)
         return 130
     return 0
 
@@ -68,7 +81,7 @@ def _default(place: int) -> str:
 def _train(name: str, options: argparse.Namespace) -> None:
     import torch
 
-    from .training.loop import Part, Settings, Training
+    from toyworld.training.loop import Part, Settings, Training
 
     if options.threads:
         torch.set_num_threads(options.threads)
@@ -86,15 +99,15 @@ def _train(name: str, options: argparse.Namespace) -> None:
     )
     part: Part
     if name == "vae":
-        from .training.vae import VaePart
+        from toyworld.training.vae import VaePart
 
         part = VaePart(settings)
     elif name == "clip":
-        from .training.clip import ClipPart
+        from toyworld.training.clip import ClipPart
 
         part = ClipPart(settings)
     else:
-        from .training.unet import UnetPart
+        from toyworld.training.unet import UnetPart
 
         part = UnetPart(settings, options.base, options.work, device)
     training = Training(

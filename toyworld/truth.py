@@ -1,4 +1,4 @@
-"""What can be seen in a picture without any network: ground, sky, the object's colour, and where the object is."""
+"""Read ground, sky, and the object's colour and position off a picture, without any network."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .backdrops import SIDE, backdrop
-from .renderer import LIGHT, PAINT, render_with_mask
-from .scenes import GROUNDS, SKIES, STYLES, Scene
+from toyworld.backdrops import SIDE, backdrop
+from toyworld.renderer import LIGHT, PAINT, render_with_mask
+from toyworld.scenes import GROUNDS, SKIES, STYLES, Scene
 
-# Rows that the object seldom reaches, from the top and from the bottom: sky, and the ground's near end.
+# Rows that the object rarely covers: the sky at the top, and the ground at the bottom.
 SKY_ROWS, GROUND_ROWS = slice(0, 10), slice(SIDE - 14, SIDE)
-# Colours further apart than this (Euclidean, of 0 to 255) are not the landscape's.
+# A pixel further than this from the landscape's colours (Euclidean, 0 to 255) does not belong to the landscape.
 FOREIGN = 45.0
-# A smaller region than this many pixels is no object.
+# A region with fewer pixels is not an object.
 SMALLEST = 60
 COLUMN_STEP = 4
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a picture shows; ``colour`` is None where there is no object, and ``region`` is then empty.
+    """What a picture shows.
 
     Attributes:
-        region: which pixels are the object's, (128, 128) bool.
+        ground: the nearest of the world's grounds.
+        sky: the nearest of the world's skies.
+        colour: colour of the object, or None if there is no object.
+        region: the pixels of the object, (128, 128) bool; all False if there is no object.
     """
 
     ground: str
@@ -37,17 +40,22 @@ class Seen:
 
 
 def look(picture: np.ndarray) -> Seen:
-    """Read a picture, (128, 128, 3) uint8, by the palette of the world: what is rendered serves as reference."""
+    """Return what a picture, (128, 128, 3) in uint8, shows, by comparison with the rendered landscapes and colours."""
     ground, sky, style = _landscape_of(picture)
     region = _foreign_region(picture, ground, sky, style)
     return Seen(ground, sky, _colour_of(picture[region], sky), region)
 
 
 def track_error(picture: np.ndarray, truth: Scene, time: float) -> float:
-    """How far the object is from where it is in the true picture, as a share of the picture's width.
+    """Return the distance of the object from its true position, as a share of the picture's width.
 
-    The object's pixels are those that are not the landscape's; where the true object's mask fits them best (by
-    normalised correlation) is where the object is. A picture without an object counts as 0.5.
+    The object's pixels are those that do not belong to the landscape. The object is where the true object's mask fits
+    these pixels best, by normalized correlation. A picture without an object counts as 0.5.
+
+    Args:
+        picture: (128, 128, 3) in uint8.
+        truth: scene of the ground truth.
+        time: time of the picture, 0 to 1.
     """
     import cv2
 
@@ -63,15 +71,15 @@ def track_error(picture: np.ndarray, truth: Scene, time: float) -> float:
     field = np.pad(region.astype(np.float32), 2 * reach)
     fit = cv2.matchTemplate(field, np.ascontiguousarray(template, np.float32), cv2.TM_CCOEFF_NORMED)
     best_y, best_x = np.unravel_index(np.nanargmax(fit), fit.shape)
-    # A template's place names its corner, `reach` before the object's centre.
+    # The match is the corner of the template, `reach` before the object's centre.
     return float(np.hypot(best_x - reach - x, best_y - reach - y) / SIDE)
 
 
 @functools.cache
 def _landscapes() -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarray]:
-    """Every ground, sky and style, with the colours of its top and bottom rows: (n, 2, 3), and of all rows."""
+    """Return every (ground, sky, style), the colours of its top and bottom rows as (n, 2, 3), and of all rows."""
     names = list(itertools.product(GROUNDS, SKIES, STYLES))
-    with ThreadPoolExecutor() as pool:  # They take seconds, and numpy leaves other threads their turn.
+    with ThreadPoolExecutor() as pool:  # This takes seconds, and numpy releases the interpreter lock.
         list(pool.map(lambda name: backdrop(*name), names))
     ends = [[np.median(backdrop(*n)[rows], axis=(0, 1)) for rows in (SKY_ROWS, GROUND_ROWS)] for n in names]
     return names, 255 * np.array(ends), np.array([255 * backdrop(*n)[:, ::COLUMN_STEP] for n in names])
@@ -81,7 +89,7 @@ def _landscape_of(picture: np.ndarray) -> tuple[str, str, str]:
     names, ends, rows = _landscapes()
     seen = np.array([np.median(picture[rows], axis=(0, 1)) for rows in (SKY_ROWS, GROUND_ROWS)])
     away = np.abs(ends - seen).sum((1, 2))
-    # Ground and sky by the ends; the style by which landscape explains most of the picture.
+    # The ends determine ground and sky; the style is the one whose landscape explains most of the picture.
     ground, sky, _ = names[int(away.argmin())]
     fits = {}
     for style in STYLES:
@@ -91,7 +99,7 @@ def _landscape_of(picture: np.ndarray) -> tuple[str, str, str]:
 
 
 def _from_landscape(picture: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Each pixel's distance to the nearest colour of the landscape in its row and those beside it: (128, 128)."""
+    """Return the distance of each pixel to the nearest colour of the landscape in nearby rows, as (128, 128)."""
     padded = np.pad(rows, ((2, 2), (0, 0), (0, 0)), mode="edge")
     near = np.concatenate([padded[i : i + SIDE] for i in (0, 2, 4)], axis=1)  # h n c
     pixels = picture.astype(np.float32)
@@ -104,12 +112,12 @@ def _from_landscape(picture: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def _foreign_region(picture: np.ndarray, ground: str, sky: str, style: str) -> np.ndarray:
-    """The largest connected region that is not the landscape's; empty if there is none of some size."""
+    """Return the largest connected region that does not belong to the landscape, all False if it is too small."""
     import cv2
 
     names, _, rows = _landscapes()
     distances = _from_landscape(picture, rows[names.index((ground, sky, style))])
-    # A shadow is the ground's colour, darkened: it counts as ground.
+    # A shadow has the darkened colour of the ground, and counts as ground.
     shadow = _from_landscape(picture, 0.68 * rows[names.index((ground, sky, style))])
     lower = np.arange(SIDE)[:, None] > 0.7 * SIDE
     distances = np.where(lower, np.minimum(distances, 1.5 * shadow), distances)
@@ -124,7 +132,7 @@ def _foreign_region(picture: np.ndarray, ground: str, sky: str, style: str) -> n
 
 
 def _colour_of(pixels: np.ndarray, sky: str) -> str | None:
-    """The palette's colour that most pixels, (n, 3), are shades of: its direction is nearest, darkness left out."""
+    """Return the colour of the palette whose shades are the nearest to most of the pixels, (n, 3)."""
     if not len(pixels):
         return None
     shades = []
@@ -134,7 +142,7 @@ def _colour_of(pixels: np.ndarray, sky: str) -> str | None:
         shades.append([body, 0.72 * body, 1.12 * body, light])
     values = pixels.astype(np.float64)
     chroma = values.max(-1) - values.min(-1)
-    values = values[chroma > 40]  # wheels, windows, wood and outlines are grey
+    values = values[chroma > 40]  # Leaves out grey parts: wheels, windows, wood and outlines.
     if not len(values):
         return None
     away = np.sqrt(np.square(values[:, None, None] - np.array(shades)[None]).sum(-1)).min(-1)

@@ -1,6 +1,6 @@
-"""The report of a clip: one HTML page that holds all it shows, videos too, and opens anywhere without a network.
+"""The report of a clip: one HTML page that contains everything, including videos, and opens anywhere without a network.
 
-It is made of what lies in the results at that moment, and says of each part that is missing what would make it.
+It shows what the results contain when it is written, and names the command for each part that is missing.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 PAGES = Path(__file__).parent / "page"
-# Each is let in by its hash in the page's policy, and nothing else is.
+# The page's content security policy allows these by their hashes, and nothing else.
 ASSETS = {"style": "style.css", "theme": "theme.js", "script": "report.js"}
-# Pixels; a browser shows the one that fits, because letters in a drawing that is made smaller cannot be read.
+# In pixels. A browser shows the one that fits, because the text of a scaled-down drawing would be unreadable.
 CHART_WIDTHS = {"wide": 760, "narrow": 330}
 
 
@@ -52,10 +52,10 @@ def update_reports(root: Path, clip: str) -> None:
 
 
 def write_report(root: Path, clip: str) -> Path:
-    """Write `results/CLIP/report.html` from what the results hold now, and return its path.
+    """Write `results/CLIP/report.html` from the current results, and return its path.
 
     Raises:
-        TavError: no such clip, nothing in its results yet, or a file there that is damaged.
+        TavError: There is no such clip, it has no results yet, or a file of its results is damaged.
     """
     from tav_model.tuned_weights import INFO_FILE, read_info
 
@@ -64,7 +64,7 @@ def write_report(root: Path, clip: str) -> Path:
     project = Project(root)
     parts = (project.frames(clip), project.tuned(clip), project.edits(clip), project.scores(clip))
     if not any(part.is_dir() and any(part.iterdir()) for part in parts):
-        raise TavError(f"results/{clip}: nothing to report yet; dvc repro score@{clip} makes it")
+        raise TavError(f"results/{clip}: nothing to report yet; run dvc repro score@{clip}")
 
     source = read_video(project.frames(clip) / "source.mp4")
     edits = read_edits(root, clip, params, source.fps if source else None)
@@ -92,7 +92,7 @@ def write_report(root: Path, clip: str) -> Path:
         timings=_timings(project.timings(clip)),
         parameters=_parameters(params, clip),
         differences=_differences(tuned, params),
-        **_surroundings(root),
+        **_common(root),
     )
     write_text(project.report(clip), text)
     return project.report(clip)
@@ -102,14 +102,14 @@ def write_index(root: Path) -> Path:
     """Write `results/index.html`, with a card for each clip that has a report, and return its path.
 
     Raises:
-        TavError: no clip has a report, or a file of its results is damaged.
+        TavError: No clip has a report, or a file of its results is damaged.
     """
     params = load_params(root / "params.yaml")
     project = Project(root)
     cards = []
     for path in sorted(project.reports().parent.glob("*/report.html")):
         clip = path.parent.name
-        known = params.clips.get(clip)  # It may have gone from there since.
+        known = params.clips.get(clip)  # It may have been removed from params.yaml since.
         videos = edit_paths(project.edits(clip))
         cards.append(
             {
@@ -117,13 +117,13 @@ def write_index(root: Path) -> Path:
                 "caption": known.caption if known else "",
                 "edits": len(videos),
                 "scores": read_clip_scores(project.scores(clip)),
-                "picture": mosaic(project.frames(clip) / "source.mp4", videos),
+                "image": mosaic(project.frames(clip) / "source.mp4", videos),
             }
         )
     if not cards:
         raise TavError(f"{project.reports().parent}: no report of any clip yet")
     page = _environment().get_template("index.html")
-    write_text(project.reports(), page.render(cards=cards, **_surroundings(root)))
+    write_text(project.reports(), page.render(cards=cards, **_common(root)))
     return project.reports()
 
 
@@ -137,19 +137,20 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"clock": clock, "plain": _plain}
+    environment.filters |= {"duration": duration, "yaml": _yaml_value}
     return environment
 
 
-def _surroundings(root: Path) -> dict[str, Any]:
-    """What every page has: styles, scripts and their hashes, when it was written, and of which revision."""
+def _common(root: Path) -> dict[str, Any]:
+    """Return what every page has: styles, scripts and their hashes, the time, and the git revision."""
     from markupsafe import Markup
 
     texts = {name: (PAGES / file).read_text(encoding="utf-8") for name, file in ASSETS.items()}
     digests = {name: hashlib.sha256(text.encode()).digest() for name, text in texts.items()}
     tags = environment_tags(root)
     return {
-        "assets": {name: Markup(text) for name, text in texts.items()},
+        # Styles and scripts must not be escaped; they come from this package.
+        "assets": {name: Markup(text) for name, text in texts.items()},  # noqa: S704
         "hashes": {name: f"sha256-{base64.b64encode(digest).decode()}" for name, digest in digests.items()},
         "written": datetime.now().astimezone(),
         "revision": tags.get("mlflow.source.git.commit"),
@@ -159,7 +160,7 @@ def _surroundings(root: Path) -> dict[str, Any]:
 
 
 def _loss_charts(path: Path) -> dict[str, LossChart]:
-    """The loss curve in each width; empty before the tuning, or where that had no steps."""
+    """Return the loss curve in each width; empty before the tuning, or if it had no steps."""
     if not path.exists():
         return {}
     names = ("step", "loss", "learning_rate", "timestep")
@@ -172,7 +173,7 @@ def _loss_charts(path: Path) -> dict[str, LossChart]:
 
 
 def _timings(path: Path) -> list[tuple[str, float, float]]:
-    """Each stage that has run here, its seconds, and how many the stages before it took."""
+    """Return each stage that has run here, its duration and that of the stages before it, in seconds."""
     if not path.exists():
         return []
     record = read_json(path)
@@ -185,7 +186,7 @@ def _timings(path: Path) -> list[tuple[str, float, float]]:
 
 
 def _parameters(params: Params, clip: str) -> dict[str, list[tuple[str, Any, str]]]:
-    """What decides the result, by section: key, value and description of each parameter."""
+    """Return the parameters that determine the result, by section: key, value and description of each."""
     own = params.clip(clip)
     single = [(own, name) for name in ("video", "caption", "prompts")] + [
         (params, name) for name in ("base_model", "seed")
@@ -204,7 +205,7 @@ def _description(section: BaseModel, key: str) -> str:
 
 
 def _differences(tuned: dict[str, Any], params: Params) -> list[tuple[str, Any, Any]]:
-    """Parameters that are others by now than those of the tuning: key, the tuning's, today's."""
+    """Return the parameters that have changed since the tuning: key, the tuning's value, the current value."""
     now = {
         "base_model": params.base_model,
         "seed": params.seed,
@@ -220,24 +221,24 @@ def _differences(tuned: dict[str, Any], params: Params) -> list[tuple[str, Any, 
     ]
 
 
-def clock(seconds: float) -> str:
-    """`4.2 s`, `3 min 7 s`, `2 h 5 min`."""
+def duration(seconds: float) -> str:
+    """Write a duration as `4.2 s`, `3 min 7 s` or `2 h 5 min`."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _plain(value: Any) -> str:
-    """A parameter's value as params.yaml would have it."""
+def _yaml_value(value: Any) -> str:
+    """Write a parameter's value as in params.yaml."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value))
+        return ", ".join(map(_yaml_value, value))
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_plain(one)}" for name, one in value.items())
+        return ", ".join(f"{name}: {_yaml_value(inner)}" for name, inner in value.items())
     if value == "":
         return '""'
     return f"{value:g}" if isinstance(value, float) else str(value)

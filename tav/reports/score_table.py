@@ -1,4 +1,4 @@
-"""The scores of the clips as a table for a terminal."""
+"""The scores of clips as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from tav_model.files import read_json
 
 
 def show(root: Path, clips: list[str]) -> str:
-    """A table for each clip that has scores, the source first and the mean last, and where its pictures
-    and its report are.
+    """Return a table for each clip that has scores, from the source to the mean, and the paths of its images and report.
 
     Raises:
-        TavError: none of the clips has scores.
+        TavError: None of the clips has scores.
     """
     import pandas as pd
 
@@ -37,13 +36,13 @@ def show(root: Path, clips: list[str]) -> str:
         edits = project.edits(clip).relative_to(root)
         numbers = table.to_string(na_rep="", float_format="{:.4f}".format, line_width=_width())
         report = project.report(clip).relative_to(root)
-        made = report if (root / report).exists() else f"none here yet; tav report {clip} makes it"
-        parts.append(f"{title}\n\n{numbers}\n\nvideos:  {edits}/\npicture: {sheet}\nreport:  {made}")
+        report_text = report if (root / report).exists() else f"not written yet; run tav report {clip}"
+        parts.append(f"{title}\n\n{numbers}\n\nvideos:  {edits}/\npicture: {sheet}\nreport:  {report_text}")
     if not parts:
-        raise TavError(f"no scores yet for {', '.join(clips)}: dvc repro")
+        raise TavError(f"no scores yet for {', '.join(clips)}; run dvc repro")
     return "\n\n".join(parts)
 
 
 def _width() -> int | None:
-    """Of the terminal; columns that do not fit go below the others. Elsewhere each row stays one line."""
+    """Return the terminal's width, at which pandas wraps columns; None if the output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

@@ -1,4 +1,4 @@
-"""The videos of a report: source, edits and their rendered truths, each whole in the page as a data: URI."""
+"""The videos of a report: source, edits and their rendered truths, each embedded in the page as a data: URI."""
 
 from __future__ import annotations
 
@@ -23,14 +23,19 @@ if TYPE_CHECKING:
     import numpy as np
 
 POSTER_SIDE = 320
-MOSAIC_SIDE, GAP = 240, 4
-# Settings of an edit, in the order of the page.
+MOSAIC_SIDE, MOSAIC_GAP = 240, 4
+# An edit's settings, in the order of the page.
 SETTINGS = ("seed", "steps", "guidance_scale", "negative_prompt")
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video as the page holds it; `poster` is its first frame."""
+    """A video as it is embedded in the page.
+
+    Attributes:
+        data: the MP4 file as a data: URI.
+        poster: the first frame as a data: URI.
+    """
 
     data: str
     poster: str
@@ -42,11 +47,11 @@ class Video:
 
 @dataclass(frozen=True)
 class RenderedEdit:
-    """An edit of the results.
+    """An edit that has been rendered.
 
     Attributes:
-        words: the prompt in parts, and whether each is other than in the caption.
-        truth: what it should look like, where that is known.
+        words: the prompt in runs of words, and whether each differs from the caption.
+        truth: what the edit should look like, if that is known.
     """
 
     name: str
@@ -59,12 +64,12 @@ class RenderedEdit:
 
 
 def edit_paths(folder: Path) -> list[Path]:
-    """The videos of the edits, by name."""
+    """Return the videos of the edits in a folder, ordered by name."""
     return sorted(path for path in folder.glob("*.mp4") if not path.name.startswith("."))
 
 
 def read_video(path: Path) -> Video | None:
-    """One of the project's videos; None where there is no such file."""
+    """Read one of the project's videos; None if there is no such file."""
     return _read_video(path) if path.exists() else None
 
 
@@ -76,13 +81,16 @@ def _read_video(path: Path) -> Video:
 
 
 def read_edits(root: Path, clip: str, params: Params, fps: Fraction | None) -> list[RenderedEdit]:
-    """The edits of a clip by name.
+    """Read the edits of a clip, ordered by name.
 
     Args:
-        fps: the source's rate, at which the truths are to play; None leaves them out.
+        root: the project's folder.
+        clip: the clip's name.
+        params: the project's parameters.
+        fps: the source's frame rate, at which the truths play; None leaves them out.
 
     Raises:
-        TavError: an edit without its JSON or without a prompt, or a video that is damaged.
+        TavError: An edit has no JSON file or no prompt, or a video is damaged.
     """
     truths = _render_truths(root, clip, params, fps) if fps else {}
     edits = []
@@ -99,7 +107,7 @@ def read_edits(root: Path, clip: str, params: Params, fps: Fraction | None) -> l
                 settings={name: record[name] for name in SETTINGS if name in record},
                 words=changed_words(params.clip(clip).caption, record["prompt"]),
                 video=video,
-                # Other frames than now are asked for: nothing to play beside these.
+                # If the number of frames has changed since, the truth cannot play beside the edit.
                 truth=truth if truth and truth.frames == video.frames else None,
             )
         )
@@ -124,7 +132,7 @@ def _render_truths(root: Path, clip: str, params: Params, fps: Fraction) -> dict
 
 
 def changed_words(caption: str, prompt: str) -> list[tuple[str, bool]]:
-    """The prompt in runs of words, and whether each run is other than in the caption."""
+    """Return the prompt in runs of words, and whether each run differs from the caption."""
     before, after = caption.lower().split(), prompt.split()
     matcher = difflib.SequenceMatcher(None, before, [word.lower() for word in after], autojunk=False)
     return [
@@ -133,32 +141,32 @@ def changed_words(caption: str, prompt: str) -> list[tuple[str, bool]]:
 
 
 def mosaic(source: Path, edits: Sequence[Path]) -> str | None:
-    """A frame of the source, and beside it the same of up to four edits, as a small picture; None without a source."""
+    """Return a small image of a frame of the source beside the same frame of up to four edits; None without a source."""
     import numpy as np
     from PIL import Image, ImageOps
 
     if not source.exists():
         return None
 
-    def picture(path: Path, width: int, height: int) -> Image.Image:
+    def tile(path: Path, width: int, height: int) -> Image.Image:
         frames, _ = read_mp4(path)
         return ImageOps.fit(Image.fromarray(frames[len(frames) // 3]), (width, height), Image.Resampling.LANCZOS)
 
-    # Always as wide, so that cards beside each other are as high: fewer edits take more room.
+    # The image always has the same size, so that cards are equally high: fewer edits get larger tiles.
     side, half = MOSAIC_SIDE, MOSAIC_SIDE // 2
-    places = {
+    layout = {
         0: [],
         1: [(0, 0, side, side)],
         2: [(0, 0, side, half), (0, half, side, half)],
         3: [(0, 0, side, half), (0, half, half, half), (half, half, half, half)],
         4: [(0, 0, half, half), (half, 0, half, half), (0, half, half, half), (half, half, half, half)],
     }[min(len(edits), 4)]
-    whole = Image.new("RGBA", (2 * side, side))  # The gaps let through what is behind.
-    whole.paste(picture(source, side - GAP if places else 2 * side, side), (0, 0))
-    for path, (left, top, width, height) in zip(edits, places, strict=False):
-        width, height = width - GAP * (left + width < side), height - GAP * (top + height < side)
-        whole.paste(picture(path, width, height), (side + left, top))
-    return _webp(np.asarray(whole), 2 * side)
+    canvas = Image.new("RGBA", (2 * side, side))  # The gaps are transparent.
+    canvas.paste(tile(source, side - MOSAIC_GAP if layout else 2 * side, side), (0, 0))
+    for path, (left, top, width, height) in zip(edits, layout, strict=False):
+        width, height = width - MOSAIC_GAP * (left + width < side), height - MOSAIC_GAP * (top + height < side)
+        canvas.paste(tile(path, width, height), (side + left, top))
+    return _webp(np.asarray(canvas), 2 * side)
 
 
 def _webp(pixels: np.ndarray, side: int) -> str:

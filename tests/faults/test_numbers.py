@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tav_model import TavError, Tuner, TuningConfig
+from tav_model.checkpoints import Checkpoints
 from tav_model.tensors import load_tensors
-from tav_model.tuning import tune
 from tests.support.models import CONTEXT_DIM, noise, scheduler, video_unet
 
 MEAN, DEVIATION = noise(1, 4, 2, 8, 8), 0.1 * noise(1, 4, 2, 8, 8, seed=1).abs()
@@ -23,7 +23,7 @@ def fresh() -> Tuner:
 
 
 def run(tuner: Tuner, checkpoints: Path) -> list:
-    return tune(tuner, MEAN, DEVIATION, CAPTION, checkpoints=checkpoints, checkpoint_every=1, identity="clip")
+    return tuner.fit(MEAN, DEVIATION, CAPTION, checkpoints=Checkpoints(checkpoints, "clip", every=1))
 
 
 def kept(folder: Path) -> list[int]:
@@ -96,4 +96,4 @@ def test_a_weight_that_breaks_in_the_last_step_is_no_result(tmp_path: Path, monk
     tuner = Tuner(video_unet(), scheduler(), TuningConfig(steps=FAULT, learning_rate=1e-3))
     spoil_weights(tuner, monkeypatch)
     with pytest.raises(TavError, match=f"the weights of step {FAULT} are not finite"):
-        tune(tuner, MEAN, DEVIATION, CAPTION)
+        tuner.fit(MEAN, DEVIATION, CAPTION)

@@ -15,6 +15,8 @@ from toyworld.renderer import render
 from toyworld.scenes import load_truth
 
 CLIP = "ball"
+REPORT = f"results/{CLIP}/report.html"
+HOSTILE = "</script><script>alert(1)</script>\"'><img src=x onerror=alert(2)> {{ 7 * 7 }}"
 FRAMES, FPS = 8, Fraction(84, 23)
 CAPTION = "a red ball is bouncing on the grass"
 PROMPTS = {

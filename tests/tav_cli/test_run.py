@@ -97,7 +97,7 @@ def test_a_report_that_fails_fails_no_run(
     monkeypatch.setattr(reports, "write_report", write_report)
     (done / "results/ball/report.html").unlink()
     ended = tav("run", "ball")
-    assert ended.code == 0 and "report:  none here yet; tav report ball makes it" in ended.out
+    assert ended.code == 0 and "report:  not written yet; run tav report ball" in ended.out
     assert ended.err == "ball: up to date\n"
     assert caplog.messages == ["no report of ball: no room"]
 

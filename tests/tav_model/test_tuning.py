@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from tav_model import TavError, Tuner, TuningConfig
-from tav_model.tuning import diffusion_loss, tune
+from tav_model.tuning import diffusion_loss
 from tests.support.models import CONTEXT_DIM, SCHEDULER, SD2, noise, relative, scheduler, seeded, video_unet
 
 MEAN, DEVIATION = noise(1, 4, 3, 8, 8), 0.1 * noise(1, 4, 3, 8, 8, seed=1).abs()
@@ -113,7 +113,7 @@ def test_tuning_lowers_the_loss_on_its_clip():
         return sum(diffusion_loss(unet, base, MEAN, e, t, CAPTION).item() for e, t in draws) / len(draws)
 
     before = loss()
-    tune(tuner(unet, base, steps=30, learning_rate=3e-3), MEAN, DEVIATION, CAPTION)
+    tuner(unet, base, steps=30, learning_rate=3e-3).fit(MEAN, DEVIATION, CAPTION)
     assert loss() < 0.97 * before
 
 
@@ -150,13 +150,13 @@ def test_gradient_norm_is_recorded_before_it_is_clipped():
 )
 def test_learning_rates_of_a_schedule(schedule, warmup, rates):
     one = tuner(steps=4, learning_rate=1e-2, learning_rate_schedule=schedule, warmup_steps=warmup)
-    history = tune(one, MEAN, DEVIATION, CAPTION)
+    history = one.fit(MEAN, DEVIATION, CAPTION)
     assert [record.learning_rate for record in history] == pytest.approx([1e-2 * rate for rate in rates])
 
 
 def test_records_count_the_steps_and_are_told_as_they_come():
     told = []
-    history = tune(tuner(), MEAN, DEVIATION, CAPTION, on_step=told.append)
+    history = tuner().fit(MEAN, DEVIATION, CAPTION, on_step=told.append)
     assert told == history
     assert [record.step for record in history] == [1, 2, 3]
     assert all(math.isfinite(record.loss) and record.updated for record in history)
@@ -164,7 +164,7 @@ def test_records_count_the_steps_and_are_told_as_they_come():
 
 def test_model_is_in_eval_mode_after_tuning():
     one = tuner()
-    tune(one, MEAN, DEVIATION, CAPTION)
+    one.fit(MEAN, DEVIATION, CAPTION)
     assert not one.unet.training
 
 
@@ -235,7 +235,7 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients(shape):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_gradient_checkpointing_gives_the_same_history(precision):
     histories = [
-        tune(tuner(precision=precision, gradient_checkpointing=checkpointing), MEAN, DEVIATION, CAPTION)
+        tuner(precision=precision, gradient_checkpointing=checkpointing).fit(MEAN, DEVIATION, CAPTION)
         for checkpointing in (False, True)
     ]
     for plain, checkpointed in zip(*histories, strict=True):
@@ -250,7 +250,7 @@ def test_gradient_checkpointing_gives_the_same_history(precision):
 def test_half_precision_losses_are_finite_and_nearly_those_of_float32(precision, kind, shape):
     def losses(precision):
         one = tuner(video_unet(**shape), scheduler(prediction_type=kind), precision=precision, steps=5)
-        return [record.loss for record in tune(one, MEAN, DEVIATION, CAPTION)]
+        return [record.loss for record in one.fit(MEAN, DEVIATION, CAPTION)]
 
     half = losses(precision)
     assert all(math.isfinite(loss) for loss in half)

@@ -117,7 +117,7 @@ def test_scene_files_give_the_scene_back(tmp_path_factory: pytest.TempPathFactor
         ('{"scene": {}, "frames": 3, "edits": {"a": 3}}', "not a scene file"),
         ('{"scene": {}, "frames": 3}', "not a scene file"),
         ('{"scene": {}, "frames": 3, "edits": {"a": {"colour": "red"}}}', "edit 'a' changes nothing"),
-        ('{"scene": {}, "frames": 0, "edits": {}}', "frames 0 must be a whole number from 1"),
+        ('{"scene": {}, "frames": 0, "edits": {}}', "frames 0 must be a whole number of at least 1"),
         ("nonsense", "not a JSON file"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The training: a run that was stopped gives the same bits, what is exported loads, mistakes are one line."""
+"""Training: a resumed run is bit-identical, exported models load, mistakes are one line."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from toyworld.captions import random_caption
 from toyworld.samples import random_scene
 from toyworld.training import unet
 from toyworld.training.loop import Part, Settings, Training
-from toyworld.training.muon import Muon, orthogonalised
+from toyworld.training.muon import Muon, orthogonalized
 from toyworld.training.text import MAX_TOKENS, Tokens, save_tokenizer
 from toyworld.training.vae import VaePart, psnr, unseen_pictures
 
@@ -62,19 +62,19 @@ def test_training_reaches_the_solution(tmp_path: Path):
 
 
 @pytest.mark.parametrize("at", [1, 150, 399])
-def test_stopped_and_gone_on_gives_the_same_bits(tmp_path: Path, at: int):
-    class Stopped(Exception):
+def test_a_resumed_training_is_bit_identical(tmp_path: Path, at: int):
+    class StoppedError(Exception):
         pass
 
     class Stopping(LinePart):
         def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
             if step == at + 2:
-                raise Stopped
+                raise StoppedError
             return super().__getitem__(step)
 
     Training(LinePart(LINE), tmp_path / "whole").run()
     if at + 2 < LINE.steps:
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             Training(Stopping(LINE), tmp_path / "parts", save_every=at).run()
     Training(LinePart(LINE), tmp_path / "parts").run()
     whole, parts = (load_tensors(tmp_path / name / "line.safetensors")[0] for name in ("whole", "parts"))
@@ -84,11 +84,11 @@ def test_stopped_and_gone_on_gives_the_same_bits(tmp_path: Path, at: int):
 
 def test_a_checkpoint_of_other_settings_or_networks_is_refused(tmp_path: Path):
     Training(LinePart(Settings(3, 4, 0.1)), tmp_path).run()
-    with pytest.raises(TavError, match="give the same, or remove it"):
+    with pytest.raises(TavError, match="use the same settings, or remove it"):
         Training(LinePart(Settings(3, 5, 0.1)), tmp_path).run()
     other = LinePart(Settings(3, 4, 0.1))
     other.networks = torch.nn.ModuleDict({"curve": torch.nn.Linear(3, 2)})
-    with pytest.raises(TavError, match="of other networks"):
+    with pytest.raises(TavError, match="has other networks"):
         Training(other, tmp_path).resume()
     (tmp_path / "line.safetensors").write_bytes(b"cut off")
     with pytest.raises(TavError, match="not a complete safetensors file"):
@@ -121,10 +121,10 @@ def test_mlflow_has_one_run_of_a_training_that_was_stopped(tmp_path: Path):
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 99))
-def test_orthogonalised_is_near_the_polar_factor(rows: int, columns: int, seed: int):
+def test_orthogonalized_is_near_the_polar_factor(rows: int, columns: int, seed: int):
     matrix = torch.randn((rows, columns), generator=torch.Generator().manual_seed(seed))
     u, singular, v = torch.linalg.svd(matrix, full_matrices=False)
-    result = u.T @ orthogonalised(matrix) @ v.T
+    result = u.T @ orthogonalized(matrix) @ v.T
     large = singular > 0.1 * singular.max()
     assert ((result.diagonal()[large] > 0.6) & (result.diagonal()[large] < 1.3)).all()
     assert (result - torch.diag(result.diagonal())).abs().max() < 1e-3

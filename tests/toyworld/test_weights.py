@@ -1,4 +1,4 @@
-"""The base model in the repository: whole, small, and as good as its card says, on a part of the benchmark."""
+"""The base model in the repository: complete, small, and as good as documented, on a part of the benchmark."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from toyworld.truth import look
 FILES = sorted(WEIGHTS.rglob("*.safetensors"))
 
 
-def test_all_parts_are_there_in_40_megabytes():
+def test_all_parts_fit_in_40_megabytes():
     assert {file.parent.name for file in FILES} == {"vae", "unet", "text_encoder", "scorer"}
     assert sum(file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()) < 40e6
 
@@ -30,24 +30,24 @@ def test_weights_are_finite_half_precision(file):
 
 
 @pytest.fixture
-def fewer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark, "CAPTIONS", 96)
+def fewer_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benchmark, "UNSEEN", 96)
 
 
-@pytest.mark.usefixtures("fewer")
+@pytest.mark.usefixtures("fewer_pictures")
 def test_the_autoencoder_keeps_pictures():
     measures = list(benchmark.measure_vae(WEIGHTS))
     assert measures[0].value >= 30 and all(measure.reached for measure in measures)
 
 
-@pytest.mark.usefixtures("fewer")
+@pytest.mark.usefixtures("fewer_pictures")
 def test_the_scorer_knows_the_world():
     measures = list(benchmark.measure_scorer(WEIGHTS))
     assert all(measure.reached for measure in measures)
     assert min(measure.value for measure in measures) > 0.9
 
 
-def test_pictures_show_what_combinations_never_seen_say():
+def test_pictures_of_held_out_combinations_show_their_captions():
     rng = np.random.default_rng(11)
     scenes = [random_scene(rng, unseen=True) for _ in range(24)]
     pictures = benchmark.text_to_image(WEIGHTS, [caption(scene) for scene in scenes])
@@ -60,7 +60,7 @@ def test_pictures_show_what_combinations_never_seen_say():
         )
 
 
-def test_a_verdict_tells_a_right_edit_from_the_source():
+def test_a_verdict_distinguishes_a_right_edit_from_the_source():
     rng = np.random.default_rng(12)
     judge, times = Judge(ClipScorer(WEIGHTS / "scorer")), [0.1, 0.4, 0.9]
     scene = random_scene(rng)

@@ -1,1 +1,1 @@
-"""How the base model is trained: one module for each part, and the loop that they share."""
+"""Training of the base model: a module for each part, and the loop that they share."""

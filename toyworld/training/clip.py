@@ -8,25 +8,24 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from tav_model.files import write_json
-
-from ..captions import caption, described, partial_caption, phrase, random_caption
-from ..renderer import render
-from ..samples import random_scene
-from ..scenes import ATTRIBUTES, Scene
-from .export import export_network
-from .loop import Part, Settings
-from .text import Tokens, save_tokenizer, text_config
+from toyworld.captions import caption, described, partial_caption, phrase, random_caption
+from toyworld.renderer import render
+from toyworld.samples import random_scene
+from toyworld.scenes import ATTRIBUTES, Scene
+from toyworld.training.export import export_network
+from toyworld.training.loop import Part, Settings
+from toyworld.training.text import Tokens, save_tokenizer, text_config
 
 SIDE = 128
-# OpenAI's, which image processors have by default.
+# Normalization of OpenAI's CLIP, the default of image processors.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 DEVIATION = (0.26862954, 0.26130258, 0.27577711)
-# Share of captions that say only some of the scene.
+# Share of captions that mention only some of the attributes.
 PARTIAL = 0.45
-# The scorer judges pictures that a denoiser made, which have some noise and blur.
+# The scorer sees pictures from a denoiser, which have some noise and blur.
 NOISE = 0.06
 EVALUATED = 256
 CHOICES = 64
@@ -43,7 +42,7 @@ VISION: dict[str, Any] = {
 
 
 class ClipPart(Part):
-    """Contrastive loss, in which a caption's partners are all pictures that it is true of."""
+    """The scorer, trained with a contrastive loss in which all pictures that a caption is true of are its positives."""
 
     name = "clip"
 
@@ -60,34 +59,37 @@ class ClipPart(Part):
             self.tokens = Tokens(Path(folder))
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        """Return `pixels` (b, 3, 128, 128), `tokens` (b, 32), and `true` (b, b): which caption is true of which picture."""
         rng = np.random.default_rng([self.settings.seed, step])
         scenes = [random_scene(rng) for _ in range(self.settings.batch)]
         pictures = np.stack([render(scene, float(rng.random())) for scene in scenes])
-        captions, said = [], []
+        captions, mentioned = [], []
         for scene in scenes:
             if rng.random() < PARTIAL:
                 text, attributes = partial_caption(scene, rng)
             else:
                 text, attributes = random_caption(scene, rng), described(scene)
             captions.append(text)
-            said.append(attributes)
+            mentioned.append(attributes)
         return {
             "pixels": _pixels(pictures),
             "tokens": self.tokens(captions),
-            "true": torch.from_numpy(_truth(said, scenes)),
+            "true": torch.from_numpy(_truth(mentioned, scenes)),
         }
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        """Return the mean cross entropy of pictures given captions and of captions given pictures."""
         pixels = batch["pixels"]
         strength = NOISE / DEVIATION[1] * torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels.device)
         pixels = pixels + strength * torch.randn(pixels.shape, generator=generator).to(pixels.device)
         logits = self.clip(input_ids=batch["tokens"], pixel_values=pixels).logits_per_text.float()
         true = batch["true"].float()
-        by_text = -(F.log_softmax(logits, 1) * true).sum(1) / true.sum(1)
-        by_picture = -(F.log_softmax(logits, 0) * true).sum(0) / true.sum(0)
+        by_text = -(functional.log_softmax(logits, 1) * true).sum(1) / true.sum(1)
+        by_picture = -(functional.log_softmax(logits, 0) * true).sum(0) / true.sum(0)
         return (by_text.mean() + by_picture.mean()) / 2
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        """Return how often the right caption of 64, and the right value of each attribute, is recognized."""
         rng = np.random.default_rng(2_000_000_057)
         scenes = [random_scene(rng, unseen=True) for _ in range(EVALUATED)]
         pictures = np.stack([render(scene, float(rng.random())) for scene in scenes])
@@ -112,6 +114,7 @@ class ClipPart(Part):
         return _rows(self.clip.get_text_features(input_ids=self.tokens(texts).to(self.clip.device)))
 
     def export(self, base: Path) -> None:
+        """Write the model, its tokenizer and its image processor to `scorer`."""
         folder = base / "scorer"
         export_network(self.clip, folder)
         save_tokenizer(folder)
@@ -126,15 +129,15 @@ class ClipPart(Part):
 
 
 def _pixels(pictures: np.ndarray) -> torch.Tensor:
-    values = (pictures.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(DEVIATION)
+    values = (pictures.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
     return torch.from_numpy(values).permute(0, 3, 1, 2)
 
 
-def _truth(said: list[dict[str, str]], scenes: list[Scene]) -> np.ndarray:
-    """Which caption (row) is true of which picture (column)."""
-    return np.array([[all(getattr(s, k) == v for k, v in words.items()) for s in scenes] for words in said])
+def _truth(mentioned: list[dict[str, str]], scenes: list[Scene]) -> np.ndarray:
+    """Return which caption (row) is true of which picture (column)."""
+    return np.array([[all(getattr(s, k) == v for k, v in words.items()) for s in scenes] for words in mentioned])
 
 
 def _rows(features: Any) -> np.ndarray:
     features = getattr(features, "pooler_output", features)
-    return F.normalize(features.float(), dim=-1).cpu().numpy()
+    return functional.normalize(features.float(), dim=-1).cpu().numpy()

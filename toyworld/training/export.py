@@ -1,4 +1,4 @@
-"""Networks as the files of a base model: diffusers' and transformers' layout, float16 safetensors."""
+"""Write networks in the layout of diffusers and transformers, with float16 safetensors."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from tav_model.files import write_json
 from tav_model.tensors import save_tensors
 
-# DvcPipeline of the libraries, and where a model was loaded from: not what the model is.
+# Keys of a config that record versions of libraries and where a model was loaded from, rather than the model.
 LEFT_OUT = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
 def export_network(network: Any, folder: Path) -> None:
-    """Write a diffusers or transformers model's config and weights to ``folder``."""
+    """Write the config and the weights of a diffusers or transformers model to a folder."""
     diffusers = hasattr(network, "register_to_config")
     config = json.loads(network.to_json_string() if diffusers else network.config.to_json_string())
     weights = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in network.state_dict().items()}
     name = "diffusion_pytorch_model" if diffusers else "model"
     save_tensors(folder / f"{name}.safetensors", weights, {"format": "pt"})
     kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
-    # Stored in half, computed in float32: transformers loads in the dtype named here, diffusers in float32 anyway.
+    # Stored in float16, computed in float32: transformers loads in the dtype of the config, diffusers in float32.
     write_json(folder / "config.json", kept if diffusers else {**kept, "dtype": "float32"})

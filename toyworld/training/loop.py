@@ -1,9 +1,10 @@
-"""The loop that trains each part: resumable, with averaged weights, a learning rate that decays, and MLflow."""
+"""The training loop of all parts: resumable, with averaged weights, a learning rate that decays, and MLflow."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -16,17 +17,15 @@ from tqdm import tqdm
 
 from tav_model.errors import TavError
 from tav_model.tensors import load_tensors, save_tensors
-
-from .muon import Muon
+from toyworld.training.muon import Muon
 
 if TYPE_CHECKING:
-    import mlflow
     import numpy as np
 
 logger = logging.getLogger(__name__)
 
-WARM_UP = 100
-# The learning rate stays at its height for this share of the steps, then falls in a line to a hundredth.
+WARM_UP = 100  # Steps.
+# The learning rate stays at its peak for this share of the steps, then decays linearly to this share of the peak.
 PLATEAU = 0.5
 LAST_RATE = 0.01
 LOG_STEPS = 20
@@ -34,14 +33,15 @@ LOG_STEPS = 20
 
 @dataclass(frozen=True)
 class Settings:
-    """What a training is: the same settings give the same weights on the same machine.
+    """The settings of a training; equal settings result in equal weights on the same machine.
 
     Attributes:
-        steps: optimizer steps in all.
-        batch: samples a step.
-        learning_rate: at its height; see `Muon` for its meaning.
-        averaging: of the weights, per step, towards the end; the average follows more quickly at first.
-        seed: of weights, samples and noise.
+        steps: optimizer steps in total.
+        batch: samples per step.
+        learning_rate: peak learning rate; see `Muon` for its meaning.
+        averaging: decay per step of the moving average of the weights; the average follows faster at first.
+        weight_decay: decoupled weight decay.
+        seed: seed of weights, samples and noise.
     """
 
     steps: int
@@ -52,8 +52,16 @@ class Settings:
     seed: int = 0
 
 
-class Part(ABC, Dataset):
-    """Something to train: its networks, its samples and its loss. Item i of the dataset is the batch of step i."""
+class Part(ABC, Dataset[dict[str, torch.Tensor]]):
+    """A part of the base model: its networks, its samples and its loss. Item i of the dataset is the batch of step i.
+
+    Args:
+        settings: of the training.
+
+    Attributes:
+        name: names the checkpoint and the MLflow run.
+        networks: the networks to train.
+    """
 
     name: str
     networks: torch.nn.ModuleDict
@@ -66,36 +74,41 @@ class Part(ABC, Dataset):
 
     @abstractmethod
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """The batch of a step; it depends on the settings and the step alone."""
+        """Return the batch of a step, which depends only on the settings and the step."""
 
     @abstractmethod
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        """The loss of a batch that lies on the device. ``generator``: of any noise, on the CPU, one for each step."""
+        """Return the loss of a batch that is on the device.
+
+        Args:
+            batch: what `__getitem__` returns.
+            generator: generator of the step's noise, on the CPU.
+        """
 
     @abstractmethod
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
-        """Metrics on samples that the training does not see, and a picture to look at, `h w c` uint8."""
+        """Return metrics on samples that are held out from training, and a picture to inspect, `h w c` in uint8."""
 
     @abstractmethod
     def export(self, base: Path) -> None:
-        """Write the networks, float16, to their folders of the base model."""
+        """Write the networks in float16 to their folders in the base model."""
 
-    def embeddings(self) -> list[torch.nn.Parameter]:
-        """Tables of vectors, which the optimizer must not take for matrices."""
+    def embeddings(self) -> list[torch.Tensor]:
+        """Return the embedding tables, which the optimizer must not treat as matrices."""
         return [m.weight for m in self.networks.modules() if isinstance(m, torch.nn.Embedding)]
 
 
 class Training:
-    """One part's training in a folder, which holds its checkpoint; it goes on from there.
+    """The training of one part, which resumes from its checkpoint.
 
     Args:
-        part: what is trained.
-        folder: of the checkpoint.
+        part: the part to train.
+        folder: folder of the checkpoint.
         device: "cpu", "cuda", ...
         evaluate_every: steps between two evaluations.
         save_every: steps between two checkpoints.
-        workers: processes that draw the samples; 0: none but this one.
-        tracking_uri: of MLflow; None: no logging to it.
+        workers: processes that draw samples; 0: this process draws them.
+        tracking_uri: MLflow tracking URI; None: no tracking.
     """
 
     def __init__(
@@ -121,7 +134,11 @@ class Training:
         self.step, self.run_id = 0, ""
 
     def run(self) -> None:
-        """Train from the checkpoint, or from the start, to the last step."""
+        """Train from the checkpoint, or from the start, to the last step.
+
+        Raises:
+            TavError: the checkpoint does not fit, or the loss is NaN or infinity.
+        """
         self.resume()
         loader = DataLoader(
             self.part,
@@ -156,7 +173,7 @@ class Training:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         self.optimizer.step()
-        # The average is over a window that grows with the training, so that its start does not linger.
+        # The window of the average grows with the training, so that early weights are soon forgotten.
         keep = min(self.settings.averaging, 1 - 8 / (self.step + 9))
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - keep)
         return loss.detach()
@@ -168,7 +185,7 @@ class Training:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it the networks hold the averaged weights and are in eval mode."""
+        """Give the networks the averaged weights, in evaluation mode and without gradients, within this context."""
         kept = {name: p.detach().clone() for name, p in self.trained.items()}
         self._load_parameters(self.average)
         self.part.networks.eval()
@@ -193,7 +210,7 @@ class Training:
             run.picture(picture, f"{self.part.name}-{self.step:06d}.png")
 
     def save(self) -> None:
-        """Write the checkpoint: weights, their average, the optimizer's state."""
+        """Write the checkpoint: weights, averaged weights, and the state of the optimizer."""
         tensors = {f"weights.{name}": p.detach() for name, p in self.trained.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for name, parameter in self.trained.items():
@@ -202,10 +219,10 @@ class Training:
         save_tensors(self.checkpoint, tensors, metadata | {"run": self.run_id})
 
     def resume(self) -> None:
-        """Take up the checkpoint, if there is one.
+        """Load the checkpoint, if there is one.
 
         Raises:
-            TavError: it is damaged, or of other settings.
+            TavError: it is damaged, or has other settings or networks.
         """
         if not self.checkpoint.exists():
             return
@@ -213,10 +230,10 @@ class Training:
         if metadata.get("settings") != str(asdict(self.settings)):
             raise TavError(
                 f"{self.checkpoint}: was made with {metadata.get('settings')}, not {asdict(self.settings)}; "
-                "give the same, or remove it to start anew"
+                "use the same settings, or remove it to start again"
             )
         if {name.split(".", 1)[1] for name in tensors if name.startswith("weights.")} != set(self.trained):
-            raise TavError(f"{self.checkpoint}: of other networks than these; remove it to start anew")
+            raise TavError(f"{self.checkpoint}: has other networks; remove it to start again")
         self._load_parameters({name: tensors[f"weights.{name}"] for name in self.trained})
         self.average = {name: tensors[f"average.{name}"] for name in self.trained}
         for name, parameter in self.trained.items():
@@ -225,7 +242,7 @@ class Training:
                 key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
             }
         self.step, self.run_id = int(metadata["step"]), metadata["run"]
-        logger.info("%s: goes on from step %d", self.part.name, self.step)
+        logger.info("%s: resumes from step %d", self.part.name, self.step)
 
     @contextlib.contextmanager
     def _tracked(self) -> Iterator[_Run]:
@@ -244,23 +261,25 @@ class Training:
 
 
 class _Run:
-    """An MLflow run, or none."""
+    """An active MLflow run; without MLflow, a run that logs nothing.
 
-    def __init__(self, client: mlflow | None) -> None:
-        self.client = client
+    Args:
+        mlflow: the module, or None.
+    """
+
+    def __init__(self, mlflow: Any | None) -> None:
+        self.mlflow = mlflow
 
     def log(self, values: dict[str, Any], step: int) -> None:
-        if self.client:
-            self.client.log_metrics(values, step)
+        if self.mlflow:
+            self.mlflow.log_metrics(values, step)
 
     def picture(self, picture: np.ndarray, name: str) -> None:
-        if self.client:
-            self.client.log_image(picture, f"samples/{name}")
+        if self.mlflow:
+            self.mlflow.log_image(picture, f"samples/{name}")
 
 
 def _bar(name: str, done: int, total: int) -> tqdm:
-    # Not on a terminal, a line a minute is enough.
-    import sys
-
+    # Outside a terminal, one line per minute is enough.
     interval = 0.5 if sys.stderr.isatty() else 60
     return tqdm(desc=name, initial=done, total=total, unit="step", mininterval=interval, maxinterval=2 * interval)

@@ -1,26 +1,31 @@
 """The optimizer: Muon for matrices and kernels, AdamW for the rest (Jordan et al., 2024; Liu et al., arXiv 2502.16982).
 
-Small networks on few samples a second are short of steps, not of arithmetic, and an orthogonalised update makes more of
-each step. `torch.optim.Muon` takes matrices only; here a convolution's kernel is the matrix of its outputs by the rest.
+The training of these small networks is limited by the number of steps rather than by arithmetic, and an orthogonalized
+update makes more progress per step. `torch.optim.Muon` accepts only matrices; here, a convolution's kernel is treated as
+a matrix with a row for each output channel.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import overload
 
 import torch
 
-# Quintic Newton-Schulz iteration: pushes every singular value towards 1 (Jordan et al.).
+# Quintic Newton-Schulz iteration, which moves every singular value towards 1 (Jordan et al.).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Args:
-    parameters: of any shapes; those with two or more dimensions are orthogonalised.
-    learning_rate: of an update whose entries have the root mean square 0.2, as AdamW's have (Liu et al., section 2.2).
-    embeddings: parameters that AdamW updates although they are matrices: tables of vectors.
+    """Muon with AdamW for vectors and embedding tables.
+
+    Args:
+        parameters: parameters of any shape; updates of those with two or more dimensions are orthogonalized.
+        learning_rate: factor of an update with root mean square 0.2, like AdamW's (Liu et al., section 2.2).
+        weight_decay: decoupled weight decay.
+        embeddings: embedding tables, which AdamW updates although they are matrices.
     """
 
     def __init__(
@@ -28,7 +33,7 @@ class Muon(torch.optim.Optimizer):
         parameters: Iterable[torch.nn.Parameter],
         learning_rate: float,
         weight_decay: float = 0.0,
-        embeddings: Iterable[torch.nn.Parameter] = (),
+        embeddings: Iterable[torch.Tensor] = (),
     ) -> None:
         tables = {id(table) for table in embeddings}
         everything = list(parameters)
@@ -39,33 +44,60 @@ class Muon(torch.optim.Optimizer):
             [{"params": matrices, "orthogonal": True, **shared}, {"params": others, "orthogonal": False, **shared}], {}
         )
 
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Update the parameters that have gradients.
+
+        Args:
+            closure: computes the loss and the gradients again, if given.
+
+        Returns:
+            The loss of the closure, if there is one.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            updates = self._orthogonal(parameters) if group["orthogonal"] else map(self._adam, parameters)
-            for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * update)
+            gradients = [parameter.grad for parameter in parameters]
+            update = self._orthogonal_updates if group["orthogonal"] else self._adam_updates
+            for parameter, change in zip(parameters, update(parameters, gradients), strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * change)
+        return loss
 
-    def _orthogonal(self, parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-        """Matrices of one shape are orthogonalised together: many small products are slow one by one."""
-        updates: list[torch.Tensor] = [parameter.grad for parameter in parameters]
+    def _orthogonal_updates(
+        self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Return Muon's updates; matrices of equal shape are orthogonalized together, as many small products are slow."""
+        updates: list[torch.Tensor] = []
         shapes = defaultdict(list)
-        for place, parameter in enumerate(parameters):
+        for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
             state = self.state[parameter]
             if not state:
-                state["momentum"] = torch.zeros_like(parameter.grad)
-            momentum = state["momentum"].lerp_(parameter.grad, 0.05)
-            updates[place] = parameter.grad.lerp(momentum, 0.95)
+                state["momentum"] = torch.zeros_like(gradient)
+            momentum = state["momentum"].lerp_(gradient, 0.05)
+            updates.append(gradient.lerp(momentum, 0.95))
             shapes[updates[place].flatten(1).shape].append(place)
         for shape, places in shapes.items():
-            matrices = orthogonalised(torch.stack([updates[place].flatten(1) for place in places]))
+            matrices = orthogonalized(torch.stack([updates[place].flatten(1) for place in places]))
             for place, matrix in zip(places, matrices, strict=True):
                 updates[place] = (0.2 * max(shape) ** 0.5 * matrix).reshape(updates[place].shape)
         return updates
 
-    def _adam(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        gradient, state = parameter.grad, self.state[parameter]
+    def _adam_updates(
+        self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor]
+    ) -> Iterator[torch.Tensor]:
+        return map(self._adam_update, parameters, gradients)
+
+    def _adam_update(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
+        state = self.state[parameter]
         if not state:
             state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
             state["steps"] = torch.zeros((), dtype=torch.float32)
@@ -75,11 +107,11 @@ class Muon(torch.optim.Optimizer):
         return (mean / (1 - 0.9**steps)) / ((square / (1 - 0.99**steps)).sqrt() + 1e-8)
 
 
-def orthogonalised(matrices: torch.Tensor) -> torch.Tensor:
-    """About the nearest matrices whose singular values are all 1. ``matrices``: (..., rows, columns).
+def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:
+    """Return approximately the nearest matrices whose singular values are all 1, for matrices (..., rows, columns).
 
-    Each iteration multiplies by a polynomial of the Gram matrix. All of these commute, so the iteration runs on the
-    Gram matrix, which is the smaller, and the matrix itself is multiplied once.
+    Each iteration multiplies by a polynomial of the Gram matrix. These polynomials commute, so the iteration runs on the
+    Gram matrix, which is smaller, and multiplies the matrix itself only once.
     """
     wide = matrices.shape[-2] <= matrices.shape[-1]
     x = (matrices if wide else matrices.mT).float()

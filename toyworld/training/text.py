@@ -1,4 +1,4 @@
-"""The tokenizer and the text encoder's shape, which the denoiser and the scorer share."""
+"""The tokenizer and the shape of the text encoder, which the denoiser and the scorer share."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from ..captions import vocabulary
-from ..tokenizer import BEGIN, END, byte_pairs, write_tokenizer
+from toyworld.captions import vocabulary
+from toyworld.tokenizer import BEGIN, END, byte_pairs, write_tokenizer
 
-# Longer than any caption of the world, and shorter than CLIP's 77, which costs time in each attention.
+# Longer than any caption of the world, and shorter than CLIP's 77, which would slow down every attention.
 MAX_TOKENS = 32
 WIDTH = 128
 
 
 def text_config() -> dict[str, Any]:
-    """The `CLIPTextConfig` of both."""
+    """Return the arguments of the `CLIPTextConfig` of both."""
     tokens, _ = byte_pairs(vocabulary())
     return {
         "vocab_size": len(tokens),
@@ -34,14 +34,15 @@ def text_config() -> dict[str, Any]:
 
 
 def save_tokenizer(folder: Path) -> None:
+    """Write the tokenizer of the world's vocabulary to a folder."""
     write_tokenizer(folder, *byte_pairs(vocabulary()), END, MAX_TOKENS)
 
 
 class Tokens:
-    """The token ids of captions, remembered word by word: the tokenizer itself is slow in a training loop.
+    """Turns captions into token ids, with a cache of words: the tokenizer itself is slow in a training loop.
 
     Args:
-        folder: of a tokenizer that `save_tokenizer` wrote.
+        folder: folder of a tokenizer that `save_tokenizer` wrote.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -51,7 +52,7 @@ class Tokens:
         self.known: dict[str, list[int]] = {}
 
     def __call__(self, captions: list[str]) -> torch.Tensor:
-        """(b, 32) token ids, padded."""
+        """Return padded token ids with shape (b, 32)."""
         rows = [[i for word in caption.replace(",", " ,").split() for i in self._ids(word)] for caption in captions]
         begin, end = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         padded = torch.full((len(rows), MAX_TOKENS), end)

@@ -1,4 +1,4 @@
-"""The denoiser and its text encoder: noise prediction on latents that are made beforehand (Ho et al., arXiv 2006.11239)."""
+"""The denoiser and its text encoder: noise prediction on precomputed latents (Ho et al., arXiv 2006.11239)."""
 
 from __future__ import annotations
 
@@ -8,27 +8,26 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from tqdm import tqdm
 
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import write_json
 from tav_model.tensors import load_tensors, save_tensors
-
-from ..captions import caption, partial_caption, random_caption
-from ..renderer import render
-from ..samples import random_scene
-from ..scenes import Scene
-from .export import export_network
-from .loop import Part, Settings
-from .text import WIDTH, Tokens, save_tokenizer, text_config
-from .vae import start_as_identity, to_pictures, to_tensor
+from toyworld.captions import caption, partial_caption, random_caption
+from toyworld.renderer import render
+from toyworld.samples import random_scene
+from toyworld.scenes import Scene
+from toyworld.training.export import export_network
+from toyworld.training.loop import Part, Settings
+from toyworld.training.text import WIDTH, Tokens, save_tokenizer, text_config
+from toyworld.training.vae import start_as_identity, to_pictures, to_tensor
 
 logger = logging.getLogger(__name__)
 
 PICTURES = 20_000
-# Captions left empty, for classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and left in part.
+# Shares of empty captions, for classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and of partial ones.
 EMPTY, PARTIAL = 0.1, 0.05
 GUIDANCE_SCALE = 5.0
 STEPS = 20
@@ -43,7 +42,7 @@ CONFIG: dict[str, Any] = {
     "layers_per_block": 1,
     "cross_attention_dim": WIDTH,
     "norm_num_groups": 8,
-    # Diffusers takes this for the number of heads, whatever its name says.
+    # In spite of its name, diffusers uses this as the number of heads.
     "attention_head_dim": 2,
 }
 SCHEDULER = {
@@ -72,10 +71,15 @@ INDEX = {
 
 
 class UnetPart(Part):
-    """Squared error of the noise at stratified timesteps. The text encoder starts as the scorer's and learns along.
+    """The denoiser, trained with the squared error of the noise at stratified timesteps.
+
+    The text encoder starts with the scorer's weights and is trained as well.
 
     Args:
-        base: the base model's folder, with its VAE and its scorer. The latents are kept in ``work``.
+        settings: of the training.
+        base: folder of the base model, with its VAE and its scorer.
+        work: folder in which the latents are cached.
+        device: "cpu", "cuda", ...
     """
 
     name = "unet"
@@ -91,7 +95,7 @@ class UnetPart(Part):
         self.scheduler = DDIMScheduler.from_config(SCHEDULER)
         self.unet = UNet2DConditionModel(**CONFIG)
         start_as_identity(self.unet)
-        # The fused attention's backward pass is the slower of the two on a CPU, at this size.
+        # On a CPU, at this size, the backward pass of the fused attention is slower.
         if device == "cpu":
             self.unet.set_attn_processor(AttnProcessor())
         self.text_encoder = CLIPTextModel(CLIPTextConfig(**text_config()))
@@ -102,6 +106,7 @@ class UnetPart(Part):
         self.means, self.deviations, self.factor = _latents(settings.seed, base / "vae", work, device)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        """Return `means` and `deviations` (b, 4, 16, 16), `tokens` (b, 32) and `timesteps` (b,)."""
         rng = np.random.default_rng([self.settings.seed, step, 1])
         chosen = rng.integers(len(self.means), size=self.settings.batch)
         captions = []
@@ -124,15 +129,17 @@ class UnetPart(Part):
         }
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        """Return the mean squared error of the predicted noise."""
         means = batch["means"].float()
         drawn = torch.randn((2, *means.shape), generator=generator).to(means.device)
         latents = self.factor * (means + batch["deviations"].float() * drawn[0])
         noise = drawn[1].contiguous(memory_format=torch.channels_last)
         noisy = self.scheduler.add_noise(latents, noise, batch["timesteps"])
         states = self.text_encoder(batch["tokens"]).last_hidden_state
-        return F.mse_loss(self.unet(noisy, batch["timesteps"], states).sample.float(), noise)
+        return functional.mse_loss(self.unet(noisy, batch["timesteps"], states).sample.float(), noise)
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        """Return the loss on held-out scenes, and 16 sampled pictures of held-out captions."""
         from diffusers import AutoencoderKL
 
         rng = np.random.default_rng(2_000_000_063)
@@ -153,7 +160,7 @@ class UnetPart(Part):
         timesteps = torch.arange(64, device=self.device) * 1000 // 64 + 8
         states = self.text_encoder(self.tokens([caption(s) for s in scenes]).to(self.device)).last_hidden_state
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        return F.mse_loss(self.unet(noisy, timesteps, states).sample.float(), noise).item()
+        return functional.mse_loss(self.unet(noisy, timesteps, states).sample.float(), noise).item()
 
     def _sample_pictures(self, captions: list[str], vae: Any) -> np.ndarray:
         self.scheduler.set_timesteps(STEPS)
@@ -168,6 +175,7 @@ class UnetPart(Part):
         return to_pictures(vae.decode(latents / self.factor).sample)
 
     def export(self, base: Path) -> None:
+        """Write UNet, text encoder, tokenizer, scheduler and `model_index.json`."""
         export_network(self.unet, base / "unet")
         export_network(self.text_encoder, base / "text_encoder")
         save_tokenizer(base / "tokenizer")
@@ -176,7 +184,7 @@ class UnetPart(Part):
 
 
 def _sample(seed: int, index: int) -> tuple[Scene, float]:
-    """Scene and time of a picture of the training set."""
+    """Return the scene and the time of a picture of the training set."""
     rng = np.random.default_rng([seed, index, 2])
     return random_scene(rng), float(rng.random())
 
@@ -188,13 +196,13 @@ def _load_scorer_text(text_encoder: Any, scorer: Path) -> None:
         raise TavError(f"{scorer}: no scorer; train it first: python -m toyworld.train clip")
     clip = CLIPModel.from_pretrained(scorer, local_files_only=True, dtype=torch.float32)
     state = clip.text_model.state_dict()
-    # Older versions of transformers wrap the encoder once more.
+    # Older versions of transformers have one more module around the encoder.
     inner = getattr(text_encoder, "text_model", text_encoder)
     inner.load_state_dict(state)
 
 
 def _latents(seed: int, vae: Path, work: Path, device: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Posterior means and deviations of the training set, `b c h w` float16, and the VAE's scaling factor."""
+    """Return posterior means and deviations of the training set, `b c h w` in float16, and the VAE's scaling factor."""
     from diffusers import AutoencoderKL
 
     if not (vae / "config.json").is_file():

@@ -1,4 +1,4 @@
-"""The autoencoder: 128x128 pictures to 16x16 latents of 4 channels, as Stable Diffusion's."""
+"""The autoencoder: 128x128 pictures to 16x16 latents with 4 channels, like Stable Diffusion's."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..renderer import render_with_mask
-from ..samples import random_scene
-from ..scenes import Pose
-from .loop import Part, Settings
+from toyworld.renderer import render_with_mask
+from toyworld.samples import random_scene
+from toyworld.scenes import Pose
+from toyworld.training.loop import Part, Settings
 
 SIDE = 128
 CROP = 64
-# Crops come from multiples of this, so that the latents' grid lies as it does in whole pictures.
+# Crops start at multiples of this, so that the grid of the latents is the same as for complete pictures.
 GRID = 8
-# The last share of the steps sees whole pictures, a quarter as many: norms see other statistics in crops.
-WHOLE = 0.15
-# The object is small and matters most.
+# The last share of the steps uses complete pictures, a quarter as many: crops have other statistics in the norms.
+COMPLETE = 0.15
+# Weight of the object's pixels in the loss: the object is small and matters most.
 OBJECT_WEIGHT = 3.0
 KL_WEIGHT = 1e-5
 EVALUATED = 64
@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {
 
 
 class VaePart(Part):
-    """Squared error, weighted on the object, with a slight pull of the posterior to the unit normal distribution."""
+    """The autoencoder, trained with a squared error that is larger on the object, and a small KL divergence."""
 
     name = "vae"
 
@@ -54,8 +54,9 @@ class VaePart(Part):
         self.networks = torch.nn.ModuleDict({"vae": self.vae})
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        """Return `pictures` (b, 3, h, w) from -1 to 1, and `masks` (b, 1, h, w) of the objects."""
         rng = np.random.default_rng([self.settings.seed, step])
-        if step < (1 - WHOLE) * self.settings.steps:
+        if step < (1 - COMPLETE) * self.settings.steps:
             drawn = [_crop(*_picture(rng), rng) for _ in range(self.settings.batch)]
         else:
             drawn = [_picture(rng)[:2] for _ in range(max(1, self.settings.batch // 4))]
@@ -63,6 +64,7 @@ class VaePart(Part):
         return {"pictures": to_tensor(pictures), "masks": torch.from_numpy(masks)[:, None]}
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        """Return the weighted squared error plus the weighted KL divergence from the unit normal distribution."""
         pictures = batch["pictures"]
         posterior = self.vae.encode(pictures).latent_dist
         mean, deviation = posterior.mean.float(), posterior.std.float()
@@ -73,6 +75,7 @@ class VaePart(Part):
         return error + KL_WEIGHT * divergence
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
+        """Return the PSNR of held-out pictures and of their objects in decibels, and some pictures with reconstructions."""
         pictures, masks = unseen_pictures(EVALUATED)
         device = next(self.vae.parameters()).device
         decoded = reconstruct(self.vae, pictures, device)
@@ -83,33 +86,34 @@ class VaePart(Part):
         return metrics, sheet
 
     def export(self, base: Path) -> None:
-        from .export import export_network
+        """Write the VAE, with its scaling factor, to `vae`."""
+        from toyworld.training.export import export_network
 
         self.vae.register_to_config(scaling_factor=scaling_factor(self.vae))
         export_network(self.vae, base / "vae")
 
 
 def start_as_identity(network: torch.nn.Module) -> None:
-    """Let each residual block pass on what it gets, at first: deep networks learn faster from there."""
+    """Initialize each residual block as the identity, from which deep networks learn faster."""
     for name, module in network.named_modules():
         if name.endswith("conv2") and isinstance(module, torch.nn.Conv2d):
             torch.nn.init.zeros_(module.weight)
 
 
 def to_tensor(pictures: np.ndarray) -> torch.Tensor:
-    """`b h w c` uint8 to `b c h w` float32 of -1 to 1, the channels last in memory."""
+    """Convert `b h w c` uint8 to `b c h w` float32 from -1 to 1, with channels last in memory."""
     tensor = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
     return tensor.contiguous(memory_format=torch.channels_last)
 
 
 def to_pictures(tensor: torch.Tensor) -> np.ndarray:
-    """`b c h w` of -1 to 1 to `b h w c` uint8."""
+    """Convert `b c h w` from -1 to 1 to `b h w c` uint8."""
     tensor = (tensor.float().clamp(-1, 1) + 1) * 127.5
     return tensor.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def unseen_pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures of held-out scenes and their objects' masks: `b h w c` uint8, `b h w` float32."""
+    """Return pictures of held-out scenes and masks of their objects: `b h w c` uint8, `b h w` float32."""
     rng = np.random.default_rng(2_000_000_011)
     drawn = [_picture(rng, unseen=True)[:2] for _ in range(count)]
     pictures, masks = zip(*drawn, strict=True)
@@ -118,7 +122,7 @@ def unseen_pictures(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @torch.no_grad()
 def reconstruct(vae: Any, pictures: np.ndarray, device: torch.device | str = "cpu", chunk: int = 16) -> np.ndarray:
-    """Pictures through the posterior's mean and back: `b h w c` uint8."""
+    """Encode pictures, `b h w c` uint8, to the posterior's mean and decode them again."""
     decoded = []
     for part in np.array_split(pictures, range(chunk, len(pictures), chunk)):
         latents = vae.encode(to_tensor(part).to(device)).latent_dist.mode()
@@ -127,14 +131,14 @@ def reconstruct(vae: Any, pictures: np.ndarray, device: torch.device | str = "cp
 
 
 def psnr(pictures: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio of each picture in decibels, (b,); both `b h w c` uint8."""
+    """Return the peak signal-to-noise ratio of each picture in decibels, (b,); both are `b h w c` uint8."""
     error = np.square((pictures.astype(np.float64) - others) / 255).mean((1, 2, 3))
     return -10 * np.log10(np.maximum(error, 1e-10))
 
 
 @torch.no_grad()
 def scaling_factor(vae: Any, count: int = 128) -> float:
-    """What brings the latents to unit variance (Rombach et al., arXiv 2112.10752, appendix G)."""
+    """Return the factor that scales the latents to unit variance (Rombach et al., arXiv 2112.10752, appendix G)."""
     rng = np.random.default_rng(2_000_000_033)
     pictures = np.stack([_picture(rng)[0] for _ in range(count)])
     device = next(vae.parameters()).device
@@ -148,7 +152,7 @@ def _picture(rng: np.random.Generator, unseen: bool = False) -> tuple[np.ndarray
 
 
 def _crop(picture: np.ndarray, mask: np.ndarray, pose: Pose, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Mostly about the object."""
+    """Return a crop of a picture and its mask, in three of four cases near the object."""
     corner = rng.random(2) * (SIDE - CROP)
     if rng.random() < 0.75:
         corner = (np.array((pose.x, pose.y)) + 0.1 * rng.standard_normal(2)) * SIDE - CROP / 2

@@ -10,23 +10,23 @@ find("#theme").addEventListener("click", () => {
   const root = document.documentElement;
   const isDark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
   root.dataset.theme = isDark ? "light" : "dark";
-  try { localStorage.setItem("tav-theme", root.dataset.theme); } catch { /* Then it holds for this page only. */ }
+  try { localStorage.setItem("tav-theme", root.dataset.theme); } catch { /* Without storage, the choice lasts for this page only. */ }
 });
 
-// Player: the first video leads. All start together once each is where it should be, again at every turn of the loop; one
-// that comes off by part of a frame then runs a little faster or slower, and one that is off by more is put to its place.
+// Player: the first video leads. All videos start together once each has reached its position, and again each time the
+// video loops. One that drifts by part of a frame runs slightly faster or slower; one that drifts further is moved.
 
 const videos = findAll("video");
 if (videos.length) {
   const leader = videos[0];
   const frames = Number(leader.dataset.frames), fps = Number(leader.dataset.fps);
   const scrub = find("#scrub"), playButton = find("#play");
-  const shown = () => videos.filter((video) => !video.closest("[hidden]"));
-  const corrected = new Map(); // When a video was last put to its place, in ms.
-  let playing = false, speed = 1, frame = 0, round = 0;
+  const visible = () => videos.filter((video) => !video.closest("[hidden]"));
+  const corrected = new Map(); // When each video was last moved, in ms.
+  let playing = false, speed = 1, frame = 0, startNumber = 0;
 
   const followers = findAll("[data-row], [data-column]").map((element) => {
-    const sizes = element.closest("[data-shown]")?.dataset.shown.split(" ").map(Number);
+    const sizes = element.closest("[data-frame-numbers]")?.dataset.frameNumbers.split(" ").map(Number);
     return { element, size: Number(element.dataset.size), axis: "row" in element.dataset ? "y" : "x", sizes };
   });
 
@@ -36,14 +36,14 @@ if (videos.length) {
     scrub.setAttribute("aria-valuetext", `frame ${next + 1} of ${frames}`);
     find("#counter b").textContent = next + 1;
     for (const { element, size, axis, sizes } of followers) {
-      // A heat map of many frames has some of them: the last one up to now.
+      // The heat map of a long clip has only some frames: mark the last one up to the current frame.
       const place = sizes ? Math.max(0, sizes.findLastIndex((number) => number <= next + 1)) : next;
       element.setAttribute(axis, place * size);
     }
   };
 
-  // Resolves when the video is there, or after a second: one that does not load must not hold up the others.
-  const put = (video, time) => new Promise((done) => {
+  // Resolves when the video has reached the position, or after a second: one that does not load must not block the others.
+  const seek = (video, time) => new Promise((done) => {
     const go = () => {
       video.addEventListener("seeked", done, { once: true });
       video.currentTime = clamp(time, 0, Math.max(0, video.duration - 0.001));
@@ -54,25 +54,25 @@ if (videos.length) {
   });
 
   const start = async (time) => {
-    const mine = ++round, all = shown();
+    const number = ++startNumber, all = visible();
     for (const video of videos) video.pause();
-    await Promise.all(all.map((video) => put(video, time)));
-    if (mine !== round) return; // Overtaken by a later start, or by a pause.
+    await Promise.all(all.map((video) => seek(video, time)));
+    if (number !== startNumber) return; // Superseded by a later start or a pause.
     for (const video of all) {
       video.playbackRate = speed;
-      video.play().catch(() => { if (video === leader && mine === round) setPlaying(false); });
+      video.play().catch(() => { if (video === leader && number === startNumber) setPlaying(false); });
     }
   };
 
   const keepInStep = () => {
     if (!playing) return;
     const now = leader.currentTime;
-    for (const video of leader.paused ? [] : shown()) {
+    for (const video of leader.paused ? [] : visible()) {
       if (video === leader || video.paused || video.seeking) continue;
       const off = (video.currentTime - now) * fps;
       if (Math.abs(off) > 2 && performance.now() - (corrected.get(video) ?? 0) > 1000) {
         corrected.set(video, performance.now());
-        put(video, now);
+        seek(video, now);
       } else {
         const rate = speed * (Math.abs(off) < 0.05 ? 1 : 1 - clamp(0.4 * off, -0.2, 0.2));
         if (video.playbackRate !== rate) video.playbackRate = rate;
@@ -91,7 +91,7 @@ if (videos.length) {
       start(leader.currentTime);
       requestAnimationFrame(keepInStep);
     } else {
-      round += 1;
+      startNumber += 1;
       for (const video of videos) video.pause();
       goTo(frame);
     }
@@ -100,13 +100,13 @@ if (videos.length) {
   const goTo = (next) => {
     setPlaying(false);
     show(((next % frames) + frames) % frames);
-    // The middle of a frame: rounding cannot show another one.
-    for (const video of shown()) put(video, (frame + 0.5) / fps);
+    // Seek to the middle of the frame, so that rounding cannot show another one.
+    for (const video of visible()) seek(video, (frame + 0.5) / fps);
   };
 
   playButton.addEventListener("click", () => setPlaying(!playing));
   find("#back").addEventListener("click", () => goTo(frame - 1));
-  find("#on").addEventListener("click", () => goTo(frame + 1));
+  find("#forward").addEventListener("click", () => goTo(frame + 1));
   scrub.addEventListener("input", () => goTo(Number(scrub.value)));
   find("#speed").addEventListener("change", (event) => {
     speed = Number(event.target.value);
@@ -122,7 +122,7 @@ if (videos.length) {
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     const target = event.target;
-    // What has keys of its own keeps them.
+    // Elements with their own keys keep them.
     if (event.key === " " && !target.closest("button, summary, select, a, input[type=checkbox]")) setPlaying(!playing);
     else if (event.key === "ArrowLeft" && !target.closest("select, input, .scroll, .heat")) goTo(frame - 1);
     else if (event.key === "ArrowRight" && !target.closest("select, input, .scroll, .heat")) goTo(frame + 1);
@@ -130,7 +130,7 @@ if (videos.length) {
     event.preventDefault();
   });
 
-  // Some browsers play no video out of a data: address, but the same bytes as a blob.
+  // Some browsers cannot play a video from a data: address, but can play the same bytes as a blob.
   const asBlob = (address) => {
     const [, type, text] = address.match(/^data:([^;]+);base64,(.*)$/);
     return URL.createObjectURL(new Blob([Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0))], { type }));
@@ -153,20 +153,20 @@ if (videos.length) {
   if (!matchMedia("(prefers-reduced-motion: reduce)").matches) setPlaying(true);
 }
 
-// Table: a click on a heading puts the best first, another one the worst. What has no value stays last.
+// Table: a click on a heading sorts the best first, a second click the worst. Rows without a value stay last.
 
 for (const button of findAll("table.scores thead button")) {
   button.addEventListener("click", () => {
     const heading = button.closest("th"), body = find("tbody.sorted");
     const bestFirst = button.dataset.better === "higher" ? "descending" : "ascending";
-    const other = bestFirst === "descending" ? "ascending" : "descending";
-    const order = heading.getAttribute("aria-sort") === bestFirst ? other : bestFirst;
-    for (const one of findAll("th", heading.parentElement)) one.removeAttribute("aria-sort");
+    const worstFirst = bestFirst === "descending" ? "ascending" : "descending";
+    const order = heading.getAttribute("aria-sort") === bestFirst ? worstFirst : bestFirst;
+    for (const other of findAll("th", heading.parentElement)) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", order);
     const value = (row) => row.cells[heading.cellIndex].dataset.value;
     const compare = (a, b) => (isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b);
-    const rows = [...body.rows].sort((one, two) => {
-      const [a, b] = [value(one), value(two)];
+    const rows = [...body.rows].sort((first, second) => {
+      const [a, b] = [value(first), value(second)];
       if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
       return order === "ascending" ? compare(a, b) : compare(b, a);
     });
@@ -174,7 +174,7 @@ for (const button of findAll("table.scores thead button")) {
   });
 }
 
-// Tooltips: of headings and of the cells of heat maps, by mouse, finger and keyboard.
+// Tooltips of headings and of heat map cells, by mouse, touch and keyboard.
 
 const tip = find("#tip");
 let pointedAt = null;
@@ -205,14 +205,14 @@ for (const element of findAll("[data-tip]")) {
   element.addEventListener("blur", hideTip);
 }
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") hideTip(); });
-document.addEventListener("scroll", placeTip, { passive: true, capture: true }); // Of the table, too.
+document.addEventListener("scroll", placeTip, { passive: true, capture: true }); // Includes scrolling of the table.
 
 for (const map of findAll(".heat svg")) {
-  const numbers = map.dataset.shown.split(" "), count = numbers.length;
+  const numbers = map.dataset.frameNumbers.split(" "), count = numbers.length;
   const values = map.dataset.values.split(" ");
   const cursor = find(".cursor", map), picture = find("image", map);
   let row = 0, column = 0;
-  const point = (nextRow, nextColumn, aloud) => {
+  const point = (nextRow, nextColumn, announce) => {
     row = clamp(nextRow, 0, count - 1);
     column = clamp(nextColumn, 0, count - 1);
     const size = 160 / count;
@@ -222,7 +222,7 @@ for (const map of findAll(".heat svg")) {
     const value = (values[row * count + column] / 10000).toFixed(4);
     const text = row === column ? `frame ${numbers[row]} with itself: ${value}` : `frames ${numbers[row]} and ${numbers[column]}: ${value}`;
     showTip(text, cursor);
-    if (aloud) find("#reading").textContent = text;
+    if (announce) find("#reading").textContent = text;
   };
   const leave = () => { cursor.setAttribute("visibility", "hidden"); hideTip(); };
   const under = (event) => {

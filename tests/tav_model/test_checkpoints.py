@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from tav_model import TavError, Tuner, TuningConfig
-from tav_model.tuning import tune
+from tav_model.checkpoints import Checkpoints, load_checkpoint, save_checkpoint
 from tests.support.models import CONTEXT_DIM, SD2, noise, scheduler, video_unet
 
 MEAN, DEVIATION = noise(1, 4, 2, 8, 8), 0.1 * noise(1, 4, 2, 8, 8, seed=1).abs()
@@ -18,7 +18,7 @@ CAPTION = noise(1, 7, CONTEXT_DIM, seed=2)
 STEPS = 6
 
 
-class Killed(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -37,18 +37,18 @@ def run(tuner, checkpoints=None, kill_after=None, every=2, identity="this clip")
 
     def on_step(record):
         if record.step == kill_after:
-            raise Killed
+            raise KilledError
 
     def on_resume(records):
         if kill_after is not None and len(records) >= kill_after:
-            raise Killed
+            raise KilledError
 
-    arguments = {"checkpoints": checkpoints, "checkpoint_every": every, "identity": identity}
+    arguments = {"checkpoints": checkpoints and Checkpoints(checkpoints, identity, every)}
     arguments |= {"on_step": on_step, "on_resume": on_resume}
     if kill_after is None:
-        return tune(tuner, MEAN, DEVIATION, CAPTION, **arguments)
-    with pytest.raises(Killed):
-        tune(tuner, MEAN, DEVIATION, CAPTION, **arguments)
+        return tuner.fit(MEAN, DEVIATION, CAPTION, **arguments)
+    with pytest.raises(KilledError):
+        tuner.fit(MEAN, DEVIATION, CAPTION, **arguments)
 
 
 def checkpoints_in(folder):
@@ -143,18 +143,16 @@ def test_resumed_run_does_only_the_steps_that_were_left(tmp_path):
 
 def test_resumed_run_tells_of_all_steps(tmp_path, whole):
     run(fresh(learning_rate_schedule="cosine"), tmp_path, kill_after=5)
-    before, told = [], []
-    tune(
-        fresh(learning_rate_schedule="cosine"),
+    before, after = [], []
+    fresh(learning_rate_schedule="cosine").fit(
         MEAN,
         DEVIATION,
         CAPTION,
-        checkpoints=tmp_path,
-        identity="this clip",
-        on_step=told.append,
+        checkpoints=Checkpoints(tmp_path, "this clip"),
+        on_step=after.append,
         on_resume=before.extend,
     )
-    assert before and told and before + told == whole.history
+    assert before and after and before + after == whole.history
 
 
 def test_finished_tuning_has_nothing_left_to_do(tmp_path):
@@ -176,7 +174,8 @@ def test_checkpoint_of_another_identity_is_refused(tmp_path):
     run(fresh(learning_rate=1e-2), tmp_path, kill_after=5, identity="another clip")
     tuner = fresh()
     before = {name: value.clone() for name, value in tuner.parameters.items()}
-    assert not tuner.resume(tmp_path / "step-000004.safetensors", "this clip")
+    assert load_checkpoint(tmp_path / "step-000004.safetensors", "this clip") is None
+    assert not Checkpoints(tmp_path, "this clip").restore(tuner)
     assert tuner.history == []
     assert all(torch.equal(value, before[name]) for name, value in tuner.parameters.items())
 
@@ -215,7 +214,7 @@ def test_truncated_checkpoint_falls_back_to_the_one_before(tmp_path, keep):
 def test_damaged_checkpoint_is_an_error_of_one_line(tmp_path):
     (tmp_path / "step-000004.safetensors").write_bytes(b"no tensors")
     with pytest.raises(TavError, match=r"\A.*step-000004.*\Z"):
-        fresh().resume(tmp_path / "step-000004.safetensors", "this clip")
+        load_checkpoint(tmp_path / "step-000004.safetensors", "this clip")
 
 
 def test_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
@@ -226,16 +225,31 @@ def test_half_written_checkpoint_is_never_seen(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr("tav_model.files.os.replace", full_disk)
-    with pytest.raises(OSError):
-        tuner.save(tmp_path / "step-000001.safetensors", "this clip")
+    with pytest.raises(OSError, match="No space left on device"):
+        Checkpoints(tmp_path, "this clip").save(tuner, 1)
     assert checkpoints_in(tmp_path) == []
 
 
 def test_checkpoint_holds_tensors_and_json_alone(tmp_path):
     tuner = fresh(precision="float16")
     tuner.step(MEAN, DEVIATION, CAPTION)
-    tuner.save(tmp_path / "step.safetensors", "this clip")
+    save_checkpoint(tmp_path / "step.safetensors", tuner.state_dict(), "this clip")
     with safe_open(tmp_path / "step.safetensors", "pt") as file:
         state = json.loads(file.metadata()["state"])
     assert state["identity"] == "this clip"
     assert state["config"]["precision"] == "float16"
+
+
+def test_a_state_that_was_read_from_a_file_is_the_one_that_was_written(tmp_path):
+    tuner = fresh(learning_rate_schedule="cosine")
+    tuner.step(MEAN, DEVIATION, CAPTION)
+    state = tuner.state_dict()
+    save_checkpoint(tmp_path / "step.safetensors", state, "this clip")
+    read = load_checkpoint(tmp_path / "step.safetensors", "this clip")
+    assert read.keys() == state.keys()
+    torch.testing.assert_close(read["parameters"], state["parameters"], rtol=0, atol=0)
+    torch.testing.assert_close(read["generators"], state["generators"], rtol=0, atol=0)
+    torch.testing.assert_close(read["optimizer"]["state"], state["optimizer"]["state"], rtol=0, atol=0)
+    assert [tuple(record) for record in read["history"]] == tuner.history
+    for name in ("schedule", "scaler"):
+        assert read[name] == state[name]
