@@ -42,7 +42,7 @@ test: install
 	@$(RUN) $(PYTEST) -m "not long"
 
 test-fast: install
-	@$(RUN) $(PYTEST) -m "not long and not slow and not full_size"
+	@$(RUN) $(PYTEST) -m "not long and not slow"
 
 test-long: install
 	@$(RUN) $(PYTEST) --timeout 7200

@@ -118,6 +118,7 @@ def get(address: str) -> int:
         return answer.status
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(project: Path, tmp_path: Path) -> None:
     ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": str(free_port())}

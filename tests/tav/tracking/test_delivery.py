@@ -78,6 +78,7 @@ def test_secrets_are_written_nowhere(tmp_path, caplog):
         assert secret not in written
 
 
+@pytest.mark.slow
 def test_a_server_shows_what_was_logged_without_it_takes_more_and_may_be_killed(root, tmp_path, caplog, capfd):
     video = tmp_path / "cat.mp4"
     video.write_bytes(b"frames" * 1000)

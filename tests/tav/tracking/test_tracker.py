@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tav.tracking import tracker as tracking
 from tav.tracking.tracker import Tracker
 from tests.support.mlflow_store import PARAMS, URI, client, history, missed, runs
@@ -158,6 +160,7 @@ def test_threads_share_a_tracker(root):
     assert [len(history(root, "seconds", run=i)) for i in range(1, 5)] == [20, 20, 20, 20]
 
 
+@pytest.mark.slow
 def test_two_processes_may_be_the_first_and_both_are_silent(tmp_path):
     code = f"""
 from pathlib import Path
