@@ -152,7 +152,8 @@ class RowBatch:
         with_weights = load_tensors(self.inverted / "inverted.safetensors")[1].get("tuned")
         if with_weights != read_info(self.tuned)["sha256"]:
             raise TavError(f"{self.tuned}: not the weights that {self.inverted} was inverted with; run dvc repro")
-        return load_pipeline(self.base, self.tuned, self.attention, self.device, getattr(torch, self.params.precision))
+        dtype = getattr(torch, self.params.precision)
+        return load_pipeline(self.base, self.tuned, self.attention.spatial, self.attention.temporal, self.device, dtype)
 
     def render(self, edit: EditRow, on_step: Callable[[int], None] | None = None) -> None:
         """Render the edit into the store (with the rest of its batch in memory, until they are asked for)."""
