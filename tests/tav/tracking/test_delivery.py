@@ -14,7 +14,7 @@ from tests.support.mlflow_store import PARAMS, URI, client, history, missed, run
 from tests.support.servers import get, mlflow_server
 
 
-def test_an_interrupted_call_is_made_good_by_the_next(root, monkeypatch):
+def test_an_interrupted_call_is_repeated(root, monkeypatch):
     with Tracker(URI, "tav", root) as tracker:
         run = tracker.pipeline("ball", PARAMS)
         run.log_metrics({"loss": 1.0}, 1)
@@ -32,7 +32,7 @@ def _fail(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-def test_a_store_is_asked_again_after_a_while(root, monkeypatch, caplog):
+def test_a_store_is_contacted_again_after_a_while(root, monkeypatch, caplog):
     with Tracker(URI, "tav", root) as tracker:
         run = tracker.pipeline("ball", PARAMS)
         with monkeypatch.context() as patch:
