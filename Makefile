@@ -7,15 +7,16 @@ RUN = PATH="$(abspath $(BIN)):$$PATH"
 WORKERS ?= 2
 PYTEST = python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo up down test test-fast test-long lint audit docs
+.PHONY: help install demo up down test test-fast test-long coverage lint audit docs
 
 help:
 	@echo "make demo       set up $(VENV) and edit a sample clip from end to end"
 	@echo "make up         start Prefect, its worker and the MLflow UI in the background"
 	@echo "make down       stop them"
 	@echo "make test       set up $(VENV) and run the tests, WORKERS=$(WORKERS) at a time"
-	@echo "make test-fast  run the tests that take seconds at most"
+	@echo "make test-fast  run the tests of the packages that take two seconds at most, in about a minute"
 	@echo "make test-long  run all tests, with full fuzzing and repetition"
+	@echo "make coverage   run the tests and print the lines that they miss, by file"
 	@echo "make lint       run ruff, mypy and import-linter"
 	@echo "make docs       generate the reference pages and build the documentation in site/"
 	@echo "make audit      check the pinned packages for known vulnerabilities (needs the network)"
@@ -42,7 +43,10 @@ test: install
 	@$(RUN) $(PYTEST) -m "not long"
 
 test-fast: install
-	@$(RUN) $(PYTEST) -m "not long and not slow and not full_size"
+	@$(RUN) $(PYTEST) -m "not long and not slow" $(addprefix tests/,tav_model tav toyworld tasks tav_cli)
+
+coverage: install
+	@$(RUN) $(PYTEST) -m "not long" --cov --cov-report=term:skip-covered
 
 test-long: install
 	@$(RUN) $(PYTEST) --timeout 7200

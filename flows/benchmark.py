@@ -272,7 +272,7 @@ def _write_project(project: Path, root: Path, params: Params, entries: Sequence[
         folder = Path(resolve_model(root, model))
         if folder.is_dir():
             is_own = project_path(root, model, "params.yaml: model").is_dir() and Path(model).parts[0] != EMBEDDED
-            folders[model] = model if is_own else f"weights/{model}"
+            folders[model] = model if is_own else f"weights/{model.replace('/', '-')}"
             _link(project / folders[model], folder.resolve())
     content = params.model_dump(mode="json") | {"clips": clips}
     _write_if_changed(project / "params.yaml", _yaml(content))

@@ -35,8 +35,9 @@ def invert(
     from tav_model import ddim_inversion
     from tav_model.text import encode_prompts
 
+    dtype = getattr(torch, params.precision)
     with MODEL_LOADING:
-        unet, info = load_tuned_unet(base, tuned, attention, device, getattr(torch, params.precision))
+        unet, info = load_tuned_unet(base, tuned, attention.spatial, attention.temporal, device, dtype)
     if info.get("clip_digest") != digest(latents):
         raise TavError(f"{tuned}: tuned on other latents than {latents}; tune again (dvc repro)")
     tensors, metadata = load_tensors(latents / "latents.safetensors", device)

@@ -28,7 +28,6 @@ from tav_model.digests import canonical_json, digest
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import atomic_folder, read_json, write_json
 from tav_model.tensors import load_tensors
-from tav_model.tuned_weights import read_info
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,13 +173,16 @@ class RowBatch:
         """
         import torch
 
+        from tav_model.tuned_weights import read_info
+
         # Sampling leads back to the clip only with the weights that its latents were inverted with.
         inverted_with = load_tensors(self.inverted / "inverted.safetensors")[1].get("tuned")
         if inverted_with != read_info(self.tuned)["sha256"]:
             raise TavError(f"{self.tuned}: not the weights that {self.inverted} was inverted with; run dvc repro")
         dtype = getattr(torch, self.params.precision)
+        spatial, temporal = self.attention.spatial, self.attention.temporal
         with MODEL_LOADING:
-            return load_pipeline(self.base, self.tuned, self.attention, self.device, dtype)
+            return load_pipeline(self.base, self.tuned, spatial, temporal, self.device, dtype)
 
     def first_group(self, rows: Sequence[EditRow]) -> list[EditRow]:
         """Return the first of the rows, and those of the others that can be sampled in one batch with it."""

@@ -6,7 +6,7 @@ The public names load on first use, because torch and diffusers take seconds to 
 from importlib import import_module
 from typing import Any
 
-_HOMES = {
+_MODULES = {
     "BasicTransformerBlock": "networks.transformer",
     "SparseCausalAttention": "networks.attention",
     "Transformer3DModel": "networks.transformer",
@@ -21,13 +21,13 @@ _HOMES = {
     "TuningConfig": "tuning",
     "TavError": "errors",
 }
-__all__ = sorted(_HOMES)
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

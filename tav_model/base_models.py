@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,15 @@ from tav_model.weight_checks import check_files, check_loaded, quiet, reason
 if TYPE_CHECKING:
     import torch
 
-    from tav_model import TuneAVideoPipeline, UNet3DConditionModel
+    from tav_model.networks.unet import UNet3DConditionModel
+    from tav_model.pipeline import TuneAVideoPipeline
 
 PARTS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
 
 @lru_cache(maxsize=4)
 def base_digest(base: str) -> str:
-    """What identifies the weights of a base model: the contents of a folder's parts, or the hub id as it is."""
+    """Return the identity of a base model: a digest of the folder's parts, or the hub id itself."""
     folder = Path(base)
     if not folder.is_dir():
         return f"hub:{base}"
@@ -28,10 +30,16 @@ def base_digest(base: str) -> str:
 
 
 def load_part(base: str, part: str, **kwargs: Any) -> Any:
-    """One of `PARTS` but the UNet, in eval mode.
+    """Load one of `PARTS` other than the UNet, in eval mode.
+
+    Args:
+        base: the base model's folder or hub id.
+        part: which part.
+        kwargs: for its `from_pretrained`.
 
     Raises:
-        TavError: it is not there or damaged: not whole, weights missing, surplus or not finite, no words.
+        TavError: the part is missing or damaged: files truncated, weights missing, surplus or not finite, a tokenizer
+            without vocabulary.
     """
     from diffusers import AutoencoderKL, DDIMScheduler
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -47,19 +55,19 @@ def load_part(base: str, part: str, **kwargs: Any) -> Any:
     if part == "text_encoder":
         import torch
 
-        # Transformers would keep the precision of the files.
+        # By default, transformers keeps the precision of the files.
         kwargs.setdefault("dtype", torch.float32)
-        kwargs["ignore_mismatched_sizes"] = True  # They are named below.
+        kwargs["ignore_mismatched_sizes"] = True  # `check_loaded` names them.
     check_files(Path(base) / part)
     if has_weights:
         kwargs["output_loading_info"] = True
     try:
         with quiet():
             loaded = classes[part].from_pretrained(base, subfolder=part, **kwargs)
-    except Exception as error:  # On damaged files, the libraries fail in any way they happen to.
+    except Exception as error:  # Damaged files make the libraries raise errors of any type.
         raise TavError(f"{base}: no {part} can be loaded from it ({reason(error)})") from error
     if part == "tokenizer" and len(loaded) <= len(loaded.all_special_ids):
-        # What transformers makes of a folder without vocabulary.
+        # Transformers loads even a folder without a vocabulary.
         raise TavError(f"{base}: no tokenizer can be loaded from it (no words: vocab.json and merges.txt are needed)")
     if not has_weights:
         return loaded
@@ -72,14 +80,25 @@ def load_part(base: str, part: str, **kwargs: Any) -> Any:
 
 
 def load_tuned_unet(
-    base: str, tuned: Path, attention: Any, device: str, dtype: torch.dtype
+    base: str, tuned: Path, attention: Sequence[str], temporal: bool, device: str, dtype: torch.dtype
 ) -> tuple[UNet3DConditionModel, dict[str, Any]]:
-    """The inflated UNet with the weights in the folder `tuned`, and what `tuned.json` says.
+    """Load the inflated UNet with tuned weights.
+
+    Args:
+        base: the base model's folder or hub id.
+        tuned: the folder of the tuned weights.
+        attention: the frames that are attended to, see `tav_model.networks.attention_plan`.
+        temporal: whether the temporal attention takes part.
+        device: where to load it.
+        dtype: in which precision.
+
+    Returns:
+        The UNet, and the contents of `tuned.json`.
 
     Raises:
         TavError: weights tuned from another base or with another attention configuration.
     """
-    from tav_model import UNet3DConditionModel
+    from tav_model.networks.unet import UNet3DConditionModel
     from tav_model.tuned_weights import read_info
 
     info = read_info(tuned)
@@ -88,18 +107,21 @@ def load_tuned_unet(
             f"{tuned}: tuned from {info.get('base_model')}, but the base model {base} is another or has changed; "
             "tune again (dvc repro -f, for the stage tune)"
         )
-    unet = UNet3DConditionModel.from_pretrained_2d(
-        base, attention=tuple(attention.spatial), temporal=attention.temporal, torch_dtype=dtype
-    )
+    unet = UNet3DConditionModel.from_pretrained_2d(base, attention=attention, temporal=temporal, torch_dtype=dtype)
     unet.load_tuned(tuned)
     return unet.to(device), info
 
 
-def load_pipeline(base: str, tuned: Path, attention: Any, device: str, dtype: torch.dtype) -> TuneAVideoPipeline:
-    """Everything that renders an edit. The VAE and the text encoder stay in float32."""
-    from tav_model import TuneAVideoPipeline
+def load_pipeline(
+    base: str, tuned: Path, attention: Sequence[str], temporal: bool, device: str, dtype: torch.dtype
+) -> TuneAVideoPipeline:
+    """Load the pipeline that renders edits, with the arguments of `load_tuned_unet`.
 
-    unet, _ = load_tuned_unet(base, tuned, attention, device, dtype)
+    `dtype` is that of the UNet. The VAE and the text encoder are in float32.
+    """
+    from tav_model.pipeline import TuneAVideoPipeline
+
+    unet, _ = load_tuned_unet(base, tuned, attention, temporal, device, dtype)
     pipeline = TuneAVideoPipeline(
         vae=load_part(base, "vae").to(device),
         text_encoder=load_part(base, "text_encoder").to(device),

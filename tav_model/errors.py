@@ -1,16 +1,16 @@
-"""The errors that are no fault of the program: the input is wrong, or the disk is full; and what to change."""
+"""Errors that are not bugs: wrong input, or a full disk. Their messages say what to change."""
 
 
 class TavError(Exception):
-    """A mistake in what the user gave: a file, a parameter, a prompt, a set of weights.
+    """Wrong input from the user: a file, a parameter, a prompt, a set of weights.
 
     The message is one line that says what is wrong, where, and what is allowed. Command lines print it
-    after ``error:`` and exit with status 2, without a traceback; nothing retries it.
+    after ``error:`` and exit with status 2, without a traceback; it is never retried.
     """
 
 
 class FullDiskError(OSError):
-    """The disk is full. `filename` is what could not be written, `strerror` says how much room there is."""
+    """The disk is full. `filename` could not be written; `strerror` includes the free space."""
 
     def __str__(self) -> str:
         return f"{self.filename}: {self.strerror}"

@@ -1,4 +1,4 @@
-"""Between frames and latents: the VAE's posterior of each frame, and the way back, in chunks of frames."""
+"""Frames to latents and back: the VAE's posterior of each frame, and decoding, in chunks of frames."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def _chunks(tensor: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
 def encode_frames(
     vae: AutoencoderKL, frames: np.ndarray, chunk_size: int = 8, on_chunk: Callable[[int], None] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The posterior of each frame's latents, scaled to the unit variance that the UNet knows.
+    """Return the posterior of each frame's latents, scaled to the unit variance that the UNet expects.
 
     Args:
+        vae: the base model's.
         frames: uint8, `f h w 3`; height and width multiples of the VAE's factor.
-        chunk_size: frames at a time, which bounds the memory.
-        on_chunk: told how many frames each chunk had.
+        chunk_size: frames encoded at a time, which bounds the memory.
+        on_chunk: called after each chunk with its number of frames.
 
     Returns:
         Mean and standard deviation, each `1 c f h w` in float32; `mean + deviation * noise` is a sample.
@@ -54,9 +55,9 @@ def encode_frames(
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, chunk_size: int = 8) -> torch.Tensor:
-    """The frames of latents, `chunk_size` frames at a time: `b c f h w` -> `b 3 f H W` in [0, 1], float32, on the CPU.
+    """Decode latents `b c f h w` to frames `b 3 f H W` in [0, 1], float32, on the CPU, `chunk_size` frames at a time.
 
-    A VAE in float16 is moved to float32 first: Stable Diffusion's overflows there, and the video would be black.
+    A VAE in float16 is cast to float32 first, because Stable Diffusion's overflows in float16 and returns black frames.
 
     Raises:
         TavError: the frames are not finite.
@@ -76,5 +77,5 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, chunk_size: int = 
 
 
 def to_frames(video: torch.Tensor) -> np.ndarray:
-    """One video `3 f H W` in [0, 1] as uint8 frames, `f H W 3`."""
+    """Convert one video `3 f H W` in [0, 1] to uint8 frames `f H W 3`."""
     return rearrange((video * 255).round().to(torch.uint8), "c f h w -> f h w c").numpy()

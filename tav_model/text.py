@@ -1,4 +1,4 @@
-"""Prompts as the text encoder's embeddings."""
+"""Embeddings of prompts by the text encoder."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompts: Sequence[str]) -> torch.Tensor:
-    """`b n c` text embeddings, padded to the length that the encoder knows (77 in CLIP).
+    """Return the embeddings `b n c` of b prompts, padded to the length that the encoder supports (77 tokens in CLIP).
 
-    What lies beyond that length cannot be seen by the model; it is cut off, and a warning says what was.
+    The rest of a longer prompt is cut off, and logged as a warning.
 
     Raises:
-        TavError: the tokenizer has words that the encoder does not know.
+        TavError: the tokenizer has tokens that the encoder does not have.
     """
-    # The files of some tokenizers do not say how long the encoder's input may be.
+    # The files of some tokenizers do not limit the length.
     limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
     for prompt in prompts:
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(ids) > limit:
-            lost = tokenizer.decode(ids[limit - 1 : -1])
-            logger.warning("the prompt has more than %d tokens; not seen by the model: %r", limit, lost)
+            cut_off = tokenizer.decode(ids[limit - 1 : -1])
+            logger.warning("the prompt has more than %d tokens; not seen by the model: %r", limit, cut_off)
     tokens = tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     known = text_encoder.config.vocab_size
     if int(tokens.input_ids.max()) >= known:

@@ -1,6 +1,6 @@
-"""Weights of unknown origin: whole files, every weight there and no other, all of them finite.
+"""Checks of weights of unknown origin: complete files, all weights of the model and no others, all finite.
 
-The libraries that load them fill what is missing with random values, leave out what they do not know, and warn at most.
+The libraries that load them replace missing weights by random ones and ignore surplus ones, with a warning at most.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav_model.errors import TavError
+from tav_model.errors import TavError, first_line
 from tav_model.files import read_json
 from tav_model.tensors import check_tensors
 
 if TYPE_CHECKING:
     from torch import nn
 
-# A buffer that can be computed; files of older libraries have it.
+# A buffer that can be computed. Files that older libraries wrote have it.
 COMPUTED = "position_ids"
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' progress bars and tables, which would bury the one line that says what is wrong."""
+    """Suppress the libraries' progress bars and tables, which would bury the one line of an error message."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
@@ -43,10 +43,10 @@ def quiet() -> Iterator[None]:
 
 
 def check_files(folder: str | Path) -> None:
-    """Look at a model's config and at the headers of its safetensors files, as far as the folder has them.
+    """Check a model's config and the headers of its safetensors files, as far as the folder has them.
 
     Raises:
-        TavError: a file is truncated, or its header is not true of it; the config is no JSON object.
+        TavError: a file is truncated or does not match its header, or the config is not a JSON object.
     """
     config = Path(folder) / "config.json"
     if config.exists() and not isinstance(read_json(config), dict):
@@ -56,14 +56,15 @@ def check_files(folder: str | Path) -> None:
 
 
 def check_loaded(model: nn.Module, report: Mapping[str, Iterable[Any]]) -> None:
-    """Look at a model that diffusers or transformers has loaded.
+    """Check a model that diffusers or transformers has loaded.
 
     Args:
-        report: what the library says of it, with `output_loading_info`.
+        model: the model.
+        report: the library's report, from `output_loading_info=True`.
 
     Raises:
-        TavError: weights that are missing, surplus, of another shape or not finite; without the name of the model, which
-            the caller knows.
+        TavError: weights are missing, surplus, of another shape or not finite. The message does not name the model; the
+            caller adds that.
     """
     import torch
 
@@ -79,12 +80,11 @@ def check_loaded(model: nn.Module, report: Mapping[str, Iterable[Any]]) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Why a library could not load something, in one line."""
+    """Return why a library could not load something, in one line."""
     cause: BaseException | None = error
     while cause is not None:
-        # PyTorch's own words tell how to run what is in it.
+        # PyTorch's own message explains how to run the code in the file.
         if isinstance(cause, pickle.UnpicklingError):
             return "a .bin file that holds anything else than tensors, refused"
         cause = cause.__cause__ or cause.__context__
-    line = str(error).strip().partition("\n")[0]
-    return "".join(letter if letter.isprintable() else " " for letter in line) or type(error).__name__
+    return "".join(letter if letter.isprintable() else " " for letter in first_line(error))

@@ -44,12 +44,18 @@ LONGEST = {
     "flows/test_services.py": 25,
     "benchmarks/test_toyworld.py": 25,
 }
+# Tests with these fixtures, which run a pipeline or a browser, are slow.
+SLOW_FIXTURES = {"cluster", "finished", "forked", "ran", "templates", "tracked", "window"}
 TESTS = Path(__file__).parent
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the longest files first; pytest-xdist keeps this order, and the tests of a file on one worker."""
     items.sort(key=lambda item: -LONGEST.get(item.path.relative_to(TESTS).as_posix(), 0))
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

@@ -200,6 +200,7 @@ def check(line: str, titles: set[str]) -> None:
             assert program in OTHERS, f"unknown program {program}"
 
 
+@pytest.mark.slow
 def test_commands_take_the_options_that_pages_give_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", os.environ.copy())  # --quiet sets a variable
     wrong = []
@@ -239,6 +240,7 @@ def runnable() -> list[Any]:
     return [pytest.param(page, id=page_id(page), marks=marks[is_long(page)]) for page in pages() if is_run(page)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", runnable())
 def test_the_commands_of_a_page_work(page: Path, tmp_path: Path) -> None:
     """All of them, in order, in one shell, in a fresh clone with small parameters: seconds for each stage."""
@@ -378,6 +380,7 @@ def check_files(project: Path) -> None:
 # The site
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path: Path) -> None:
     if importlib.util.find_spec("material") is None:
         pytest.skip("mkdocs-material is not installed: pip install -c constraints.txt -e '.[docs]'")

@@ -147,6 +147,7 @@ def check_experiment(project: Path) -> None:
     assert sorted(row["run"] for row in listed) == sorted([first, second])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
     by_dvc = skiing_project(tmp_path / "by-dvc")

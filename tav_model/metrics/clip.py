@@ -1,7 +1,7 @@
-"""What an edited video is judged by: pure functions of embeddings, and the CLIP model that makes the embeddings.
+"""Metrics of a video by CLIP embeddings: pure functions of embeddings, and the CLIP model that computes them.
 
-An image embedding is one row of ``(f, d)``, a text embedding is ``(d,)``. Their lengths do not matter: every
-metric here is made of cosines. All raise `TavError` for embeddings without a direction (zero, NaN, infinite).
+Image embeddings are rows of ``(f, d)``, a text embedding is ``(d,)``. Their lengths do not matter, because every metric is
+made of cosines. All functions raise `TavError` for embeddings without a direction (zero, NaN, infinite).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tav_model.errors import TavError
+from tav_model.errors import TavError, first_line
 from tav_model.metrics.temporal import check_frames
 from tav_model.weight_checks import quiet
 
@@ -23,26 +23,26 @@ if TYPE_CHECKING:
 def frame_consistency(images: np.ndarray) -> float:
     """Mean cosine similarity of all pairs of frames i < j (Tune-A-Video, arXiv 2212.11565).
 
-    ``images``: (f, d). The paper prints it times 100. A single frame agrees with itself: 1.
+    ``images``: (f, d). The paper multiplies it by 100. For a single frame it is 1.
     """
     images = normalise(images)
     count = len(images)
     if count == 1:
         return 1.0
-    # |sum e|^2 holds each pair twice and each frame with itself once.
+    # |sum e|^2 contains each pair twice, and each frame with itself once.
     return float((np.square(images.sum(axis=0)).sum() - count) / (count * (count - 1)))
 
 
 def consecutive_consistency(images: np.ndarray) -> float:
-    """Mean cosine similarity of each frame with the next. ``images``: (f, d). A single frame gives 1."""
+    """Mean cosine similarity of each frame with the next. ``images``: (f, d). For a single frame it is 1."""
     images = normalise(images)
     return float((images[:-1] * images[1:]).sum(axis=1).mean()) if len(images) > 1 else 1.0
 
 
 def frame_similarities(images: np.ndarray) -> np.ndarray:
-    """Cosine similarity of each frame with each: (f, f), symmetric. ``images``: (f, d).
+    """Cosine similarity of every two frames: (f, f), symmetric. ``images``: (f, d).
 
-    `frame_consistency` is the mean of what lies above the diagonal, `consecutive_consistency` of what lies next to it.
+    `frame_consistency` is the mean of the values above the diagonal, `consecutive_consistency` of those next to it.
     """
     images = normalise(images)
     return np.clip(images @ images.T, -1, 1)
@@ -51,8 +51,8 @@ def frame_similarities(images: np.ndarray) -> np.ndarray:
 def textual_alignment(images: np.ndarray, text: np.ndarray) -> float:
     """Mean cosine similarity of the frames (f, d) with the prompt (d,) (Tune-A-Video).
 
-    A plain cosine, in [-1, 1]. The paper prints it times 100 as the CLIP score, without the clipping at 0 and the
-    weight 2.5 of CLIPScore (arXiv 2104.08718).
+    A plain cosine, in [-1, 1]. The paper multiplies it by 100 and calls it CLIP score; it has neither the clipping at 0
+    nor the weight 2.5 of CLIPScore (arXiv 2104.08718).
     """
     return float(_cosines(images, text).mean())
 
@@ -60,7 +60,7 @@ def textual_alignment(images: np.ndarray, text: np.ndarray) -> float:
 def frame_accuracy(images: np.ndarray, edited: np.ndarray, source: np.ndarray) -> float:
     """Share of the frames (f, d) that are closer to the edited prompt (d,) than to the source prompt (d,).
 
-    As in FateZero (arXiv 2303.09535). A tie is not closer, so where both prompts are the same text it is 0.
+    As in FateZero (arXiv 2303.09535). A tie does not count, so for two equal prompts it is 0.
     """
     return float((_cosines(images, edited) > _cosines(images, source)).mean())
 
@@ -75,10 +75,10 @@ def pick_score(images: np.ndarray, text: np.ndarray, logit_scale: float) -> floa
 
 
 def normalise(embeddings: np.ndarray, what: str = "embeddings") -> np.ndarray:
-    """The rows of ``embeddings``, (n, d) or (d,), at length 1: (n, d) float64.
+    """Scale the rows of ``embeddings``, (n, d) or (d,), to length 1 and return them as (n, d) float64.
 
     Raises:
-        TavError: no row, or a row that is zero or not finite; ``what`` opens the message.
+        TavError: there is no row, or one that is zero or not finite. The message begins with ``what``.
     """
     rows = np.atleast_2d(np.asarray(embeddings, np.float64))
     if rows.ndim != 2 or rows.size == 0:
@@ -88,31 +88,31 @@ def normalise(embeddings: np.ndarray, what: str = "embeddings") -> np.ndarray:
     largest = np.abs(rows).max(axis=1, keepdims=True)
     if not largest.all():
         raise TavError(f"{what}: a row is all zeros; a cosine needs a direction")
-    rows = rows / largest  # or the squares of tiny and huge values leave the range of floats
+    rows = rows / largest  # so that the squares of tiny and huge values do not underflow or overflow
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def _cosines(images: np.ndarray, text: np.ndarray) -> np.ndarray:
-    """Cosine of each image embedding (f, d) with the one text embedding (d,): (f,)."""
+    """Return the cosine of each image embedding (f, d) with the text embedding (d,): (f,)."""
     images, (text,) = normalise(images), normalise(text)
     return images @ text
 
 
 class ClipScorer:
-    """A CLIP model that embeds frames and texts: OpenAI's, a PickScore model, or any other in that layout.
+    """A CLIP model that embeds frames and texts: OpenAI's, a PickScore model, or another one in the same layout.
 
     Args:
         model: a folder with a `CLIPModel` in safetensors, its tokenizer and its ``preprocessor_config.json``, or a
             hub id. A folder is read without the network.
         device: where the model runs.
-        dtype: what it computes in; the embeddings are float32 whatever it is.
-        chunk: frames embedded at once; memory only.
+        dtype: the precision of the model; the embeddings are float32 in any case.
+        chunk: frames embedded at a time, which bounds the memory.
 
     Attributes:
-        logit_scale: the learned temperature, exponentiated: what `pick_score` multiplies by.
+        logit_scale: the learned temperature, exponentiated, for `pick_score`.
 
     Raises:
-        TavError: nothing there, or not a whole CLIP model.
+        TavError: there is no such model, or it is not a complete CLIP model.
     """
 
     def __init__(
@@ -135,11 +135,10 @@ class ClipScorer:
                     output_loading_info=True,
                     ignore_mismatched_sizes=True,  # reported below, by name
                 )
-        except Exception as error:  # whatever a file of unknown origin makes of its parser
-            wanted = "a CLIP model in safetensors" if folder else "a folder, nor a model that the hub gives"
-            reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise TavError(f"{model}: not {wanted} ({reason})") from error
-        # transformers fills what a folder lacks with random weights and a tokenizer without words, and goes on.
+        except Exception as error:  # Damaged files make the libraries raise errors of any type.
+            expected = "a CLIP model in safetensors" if folder else "a folder, nor a model that the hub gives"
+            raise TavError(f"{model}: not {expected} ({first_line(error)})") from error
+        # transformers replaces what a folder lacks by random weights and an empty tokenizer.
         unfit = sorted(report["missing_keys"]) + sorted(name for name, *_ in report["mismatched_keys"])
         if unfit:
             raise TavError(
@@ -156,10 +155,10 @@ class ClipScorer:
         self.logit_scale = float(clip.logit_scale.float().exp())
 
     def embed_frames(self, frames: np.ndarray) -> np.ndarray:
-        """Embeddings of length 1, (f, d) float32, of ``frames``, ``f h w c`` uint8 RGB.
+        """Embed ``frames``, ``f h w c`` uint8 RGB, as vectors of length 1, (f, d) float32.
 
-        Preprocessed as the model's own ``preprocessor_config.json`` says: for CLIP, the shorter side to 224 pixels,
-        bicubic, then the centre square.
+        Frames are preprocessed as the model's ``preprocessor_config.json`` specifies. For CLIP, the shorter side is resized
+        to 224 pixels, bicubic, and the centre square is cropped.
         """
         import torch
 
@@ -177,7 +176,7 @@ class ClipScorer:
             return self._finish(torch.cat(embeddings), "frames")
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Embeddings of length 1, (n, d) float32, of ``texts``, each cut at the model's limit (CLIP: 77 tokens)."""
+        """Embed n texts, each cut off at the model's limit (CLIP: 77 tokens), as vectors of length 1, (n, d) float32."""
         import torch
 
         tokens = self.tokenizer(

@@ -1,6 +1,6 @@
-"""How steady a video is, measured on its pixels alone: flicker, and warping error along the source's motion.
+"""Temporal metrics of a video by its pixels: flicker, and the warping error along the source's motion.
 
-Both read frames as ``f h w c`` uint8 RGB and speak of values in [0, 1]. Neither needs a model.
+Frames are ``f h w c`` uint8 RGB; errors refer to values in [0, 1]. No model is needed.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import numpy as np
 
 from tav_model.errors import TavError
 
-SMALLEST_SIDE = 12  # pixels; the coarsest level of the flow estimate has no room below it
+SMALLEST_SIDE = 12  # pixels; smaller frames do not fit the coarsest level of the flow estimate
 
 
 class Motion(NamedTuple):
-    """Where each pixel of a video goes from one frame to the next.
+    """The motion of each pixel of a video from one frame to the next.
 
     Attributes:
-        flow: ``(f-1) h w 2`` float32 pixels; what is at ``(x, y)`` in frame t is at ``(x, y) + flow[t, y, x]``
+        flow: ``(f-1) h w 2`` float32, in pixels: the point ``(x, y)`` of frame t moves to ``(x, y) + flow[t, y, x]``
             in frame t+1.
-        visible: ``(f-1) h w`` bool; the pixel of frame t is seen in frame t+1, so that its flow can be trusted.
+        visible: ``(f-1) h w`` bool: the pixel of frame t is visible in frame t+1, so that its flow is reliable.
     """
 
     flow: np.ndarray
@@ -36,8 +36,8 @@ def check_frames(frames: np.ndarray) -> None:
 def flicker(frames: np.ndarray) -> float:
     """Mean absolute change of luma (ITU-R BT.601, in [0, 1]) from one frame to the next, over all pixels.
 
-    Motion changes pixels too, so a number says little alone: the excess of an edit over its source, which moves
-    the same way, is what the edit added. A single frame has no flicker: 0.
+    Motion changes pixels too, so compare the flicker of an edit with that of its source, which has the same motion. For a
+    single frame it is 0.
     """
     import cv2
 
@@ -49,10 +49,10 @@ def flicker(frames: np.ndarray) -> float:
 
 
 def estimate_motion(frames: np.ndarray) -> Motion:
-    """The motion of a video ``f h w c``, by dense inverse search (Kroeger et al., ECCV 2016, arXiv 1603.03590).
+    """Estimate the motion of a video ``f h w c`` by dense inverse search (Kroeger et al., arXiv 1603.03590).
 
     Raises:
-        TavError: frames of another kind, or smaller than 12x12 where there is more than one.
+        TavError: frames of another type or shape, or several that are smaller than 12x12.
     """
     import cv2
 
@@ -64,7 +64,7 @@ def estimate_motion(frames: np.ndarray) -> Motion:
         raise TavError(f"frames: {width}x{height}; optical flow needs {SMALLEST_SIDE}x{SMALLEST_SIDE} or more")
 
     search = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    search.setFinestScale(0)  # the preset stops at half the size
+    search.setFinestScale(0)  # the preset stops at half the resolution
     gray = [cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in frames]
     for t in range(count - 1):
         flow[t] = _flow(search, gray[t], gray[t + 1])
@@ -77,11 +77,11 @@ def _flow(search: Any, image: np.ndarray, following: np.ndarray) -> np.ndarray:
 
 
 def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
-    """Which pixels of frame t are seen in frame t+1, h w, from the flow there and the flow back, each ``h w 2``.
+    """Return which pixels of frame t are visible in frame t+1, h w, given the flow there and back, each ``h w 2``.
 
-    Those whose flow w = (u, v) stays inside the frame, from where it leads the flow back w' returns,
-    ``|w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5``, and which lie on no motion boundary,
-    ``|grad u|^2 + |grad v|^2 <= 0.01 |w|^2 + 0.002`` (Sundaram et al., ECCV 2010; Lai et al. check the same).
+    A pixel is visible if its flow w = (u, v) stays inside the frame; if the flow back w' at its end point returns,
+    ``|w + w'|^2 <= 0.01 (|w|^2 + |w'|^2) + 0.5``; and if it does not lie on a motion boundary,
+    ``|grad u|^2 + |grad v|^2 <= 0.01 |w|^2 + 0.002`` (Sundaram et al., ECCV 2010, and Lai et al.).
     """
     height, width, _ = forward.shape
     x, y = _target(forward)
@@ -99,15 +99,15 @@ def visible_pixels(forward: np.ndarray, backward: np.ndarray) -> np.ndarray:
 def warping_error(frames: np.ndarray, motion: Motion) -> float:
     """Warping error of Lai et al. (ECCV 2018, "Learning Blind Video Temporal Consistency").
 
-    Frame t+1 is warped back to frame t along ``motion``, which comes from the source video: an edit that keeps
-    the source's motion and paints each thing the same in every frame has an error near 0. The error of a pair of
-    frames is the mean squared difference over the visible pixels and the channels, values in [0, 1] (as in the
-    paper's code; its equation sums over the channels instead); that of the video is the mean over its pairs.
+    Frame t+1 is warped back to frame t along ``motion``, which is that of the source video. An edit that keeps the
+    source's motion and renders every object alike in all frames has an error near 0. The error of a pair of frames is
+    the mean squared difference over visible pixels and channels, of values in [0, 1] (as in the paper's code; its
+    equation sums over the channels). The error of the video is the mean over its pairs of frames.
 
-    Pairs with no visible pixel (a cut) are left out; with no pair left, as in a single frame, the error is 0.
+    Pairs without a visible pixel (a cut) are left out. If no pair is left, as for a single frame, the error is 0.
 
     Raises:
-        TavError: frames of another kind, or not as many or not as large as those ``motion`` was estimated on.
+        TavError: frames of another type or shape, or other in number or size than those of ``motion``.
     """
     check_frames(frames)
     if (len(frames) - 1, *frames.shape[1:3]) != motion.visible.shape:
@@ -126,13 +126,13 @@ def warping_error(frames: np.ndarray, motion: Motion) -> float:
 
 
 def _target(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where ``flow`` (h w 2) leads from each pixel: x and y, each h w."""
+    """Return the end point of ``flow`` (h w 2) for each pixel: x and y, each h w."""
     y, x = np.indices(flow.shape[:2], dtype=np.float32)
     return x + flow[..., 0], y + flow[..., 1]
 
 
 def _warp(image: np.ndarray, flow: np.ndarray) -> np.ndarray:
-    """``image`` (h w c) read where ``flow`` leads, bilinearly; outside, the nearest pixel of the border."""
+    """Sample ``image`` (h w c) at the end points of ``flow``, bilinearly; outside, the nearest pixel of the border."""
     import cv2
 
     return cv2.remap(image, *_target(flow), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)

@@ -15,6 +15,7 @@ def small_matrices(monkeypatch):
     monkeypatch.setattr(speed, "matrix_rate", lambda device, dtype: 1e11)
 
 
+@pytest.mark.slow
 def test_table_and_json_of_every_part(tmp_path, capsys):
     assert main(["--frames", "2", "--size", "32", "--device", "cpu", "--repeats", "2", "--out", str(tmp_path)]) == 0
     out = capsys.readouterr().out
@@ -40,6 +41,7 @@ def test_sparse_against_full_attention(tmp_path, capsys):
     assert "| all " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_growth(tmp_path, capsys):
     assert main(["--size", "32", "--device", "cpu", "--repeats", "1", "--fit", "--out", str(tmp_path)]) == 0
     growth = json.loads((tmp_path / "toyworld-8x32-cpu-float32-growth.json").read_text())["growth"]

@@ -62,6 +62,7 @@ def test_exit_code_says_whether_everything_was_reached(
         assert saved["value"] == value and saved["reached"] == (not code)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_clip")
 def test_the_method_is_judged_by_its_own_stages_and_not_run_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scores = run_method("without tuning", tmp_path, TINY)
@@ -81,6 +82,7 @@ def test_the_method_is_judged_by_its_own_stages_and_not_run_twice(tmp_path: Path
     assert head.count("|") == row.count("|") == 7 and "without tuning" in row and row.count("%") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_clip")
 def test_a_picture_of_all_variants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from PIL import Image

@@ -102,6 +102,7 @@ def bring_up_to_date(root: Path) -> list[str]:
     return take_runs(root)
 
 
+@pytest.mark.slow
 def test_a_half_written_dvc_lock_costs_no_work(project: Path) -> None:
     """Cut anywhere: in the head, in a hash, in a number that is one still when it is cut, at ends of lines."""
     lock = project / "dvc.lock"
@@ -116,6 +117,7 @@ def test_a_half_written_dvc_lock_costs_no_work(project: Path) -> None:
         assert lock.read_bytes() == good, cut
 
 
+@pytest.mark.slow
 def test_locks_of_dead_processes_are_cleared_and_those_of_living_ones_are_not(project: Path) -> None:
     table = project / ".dvc/tmp/rwlock"
     frames = str(project / f"results/{CLIP}/frames")

@@ -87,6 +87,7 @@ def write_rows(project: Path, count: int) -> None:
     (project / "data/ball.csv").write_text("\n".join(["prompt", *lines, ""]))
 
 
+@pytest.mark.slow
 def test_tav_run(tmp_path: Path) -> None:
     count = 16
     project = make_project(tmp_path / "project", tune={"steps": 2}, invert={"steps": 1}, edit={"steps": 1})

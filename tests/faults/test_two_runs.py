@@ -53,6 +53,7 @@ def bits(project: Path, clip: str) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in (*results.glob("*/*.safetensors"), *results.glob("edits/*.mp4"))}
 
 
+@pytest.mark.slow
 def test_the_same_clip_is_refused_and_another_is_not(forked: tuple[Path, Path, float], tmp_path: Path) -> None:
     """The first run stands still in the middle of its tuning for as long as the others need."""
     template, reference, _ = forked

@@ -61,6 +61,7 @@ def logged(clone: Path, metric: str) -> list[float]:
         return [value for (value,) in store.execute("select value from metrics where key = ?", [metric])]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(500)
 def test_cancelled_and_resumed(tmp_path: Path, prefect: dict[str, str]) -> None:
     clone = project(tmp_path / "project")

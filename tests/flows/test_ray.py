@@ -35,6 +35,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         cluster.shutdown()
 
 
+@pytest.mark.slow
 def test_clips_of_a_benchmark_on_the_cluster(tmp_path: Path, cluster: str) -> None:
     clone = project(tmp_path / "project")
     folder = write_benchmark(tmp_path / "tgve")

@@ -106,8 +106,9 @@ def tav_in_a_terminal(project: Path, command: str, settings: dict[str, str]) -> 
         os.close(terminal)
         output = b""
         with contextlib.suppress(OSError):  # EIO: the last process has closed the terminal
-            while process.poll() is None or select.select([reader], [], [], 10)[0]:
-                output += os.read(reader, 1000)
+            while process.poll() is None or select.select([reader], [], [], 5)[0]:
+                if select.select([reader], [], [], 0.2)[0]:
+                    output += os.read(reader, 1000)
             pytest.fail(f"a process keeps the terminal open: {output.decode()}")
         assert process.wait(10) == 0, output.decode()
     os.close(reader)
@@ -119,6 +120,7 @@ def get(address: str) -> int:
         return answer.status
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(project: Path, tmp_path: Path) -> None:
     ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": str(free_port())}
@@ -127,8 +129,8 @@ def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(proje
     def tav(command: str, check: bool = True) -> str:
         return run(project, sys.executable, "-m", "tav_cli.main", command, check=check, **settings).stdout
 
-    printed = tav_in_a_terminal(project, "up", settings)
     try:
+        printed = tav_in_a_terminal(project, "up", settings)
         addresses = re.findall(r"http://127\.0\.0\.1:\d+", printed)
         assert [get(address) for address in addresses] == [200, 200]
         assert "deployment run tav/edit-batch" in printed

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from tav_model import Tuner, TuningConfig, UNet3DConditionModel
 from tests.support.models import noise, pipeline, scheduler
 
-pytestmark = pytest.mark.full_size
+pytestmark = [pytest.mark.full_size, pytest.mark.slow]
 
 GIB = 2**30
 # The config of the UNet that Stable Diffusion 1.5 was published with.

@@ -222,6 +222,7 @@ def checked_rows(count: int) -> Callable[[Path], None]:
     return check
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [60, pytest.param(2000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])])
 def test_no_row_writes_out_of_the_results(project: Path, count: int) -> None:
     checked_rows(count)(root=project)

@@ -200,6 +200,7 @@ def test_an_image_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 # The limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["clip.mp4", pytest.param("clip", marks=pytest.mark.long)])
 def test_no_more_memory_than_allowed(tmp_path: Path, name: str) -> None:
     if name.endswith("mp4"):
@@ -218,6 +219,7 @@ def executable(path: Path, script: str) -> str:
     return str(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("fault", "seconds"), [("exec sleep 600", 10), ("kill -SEGV $$", 60)])
 def test_another_decoder_has_a_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str, seconds: float) -> None:
     clip = mp4(tmp_path / "clip.mp4")

@@ -1,9 +1,10 @@
-"""A real browser for the tests of pages: Chromium by its chromedriver, over plain HTTP (W3C WebDriver)."""
+"""A real browser for tests of pages: Chromium, controlled through chromedriver over plain HTTP (W3C WebDriver)."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import http.client
 import json
 import os
 import shutil
@@ -11,8 +12,6 @@ import signal
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,31 +33,32 @@ SECONDS = 60
 
 
 class Browser:
-    """One window. `browser_window` opens it."""
+    """A browser window, opened by `browser_window`."""
 
-    def __init__(self, address: str) -> None:
-        self.address = address
+    def __init__(self, port: int, path: str = "") -> None:
+        self.port, self.path = port, path
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if method == "GET" else json.dumps(body or {}).encode()
-        request = urllib.request.Request(
-            f"{self.address}/{path}".rstrip("/"), data, {"Content-Type": "application/json"}, method=method
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=SECONDS) as answer:
-                return json.load(answer)["value"]
-        except urllib.error.HTTPError as error:
-            raise AssertionError(f"{method} {path}: {json.load(error)['value']['message']}") from None
+        """Send a WebDriver command, and return its value."""
+        content = None if method == "GET" else json.dumps(body or {})
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
+        with contextlib.closing(connection):
+            headers = {"Content-Type": "application/json"}
+            connection.request(method, f"{self.path}/{path}".rstrip("/"), content, headers)
+            response = connection.getresponse()
+            value = json.load(response)["value"]
+        assert response.status == 200, f"{method} {path}: {value['message']}"
+        return value
 
     def open(self, page: Path) -> None:
         self.call("POST", "url", {"url": page.resolve().as_uri()})
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a JavaScript function's body returns."""
+        """Run the body of a JavaScript function, and return its result."""
         return self.call("POST", "execute/sync", {"script": script, "args": list(arguments)})
 
     def wait(self, condition: str, seconds: float = 30) -> Any:
-        """Run an expression until it is true."""
+        """Evaluate an expression until it is true, and return its value."""
         end = time.monotonic() + seconds
         while not (value := self.run(f"return {condition}")):
             assert time.monotonic() < end, f"not within {seconds} s: {condition}"
@@ -66,7 +66,7 @@ class Browser:
         return value
 
     def press(self, *keys: str) -> None:
-        """Press and release keys, one after the other, wherever the focus is."""
+        """Press and release keys, one after the other, in the focused element."""
         actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
         self.call("POST", "actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
 
@@ -74,7 +74,7 @@ class Browser:
         self.run("document.querySelector(arguments[0]).click()", selector)
 
     def move_to(self, selector: str, x: int = 0, y: int = 0) -> None:
-        """Put the mouse's pointer on an element, so far from its middle."""
+        """Move the mouse pointer to an element, `x` and `y` pixels from its centre."""
         self.run(
             "document.querySelector(arguments[0]).scrollIntoView({block: 'center', behavior: 'instant'})", selector
         )
@@ -83,7 +83,7 @@ class Browser:
         self.call("POST", "actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": [move]}]})
 
     def resize(self, width: int, height: int) -> None:
-        """Make the page so large (a window itself has a smallest width)."""
+        """Set the size of the page (a window itself has a minimum width)."""
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.devtools("Emulation.setDeviceMetricsOverride", metrics)
 
@@ -96,7 +96,7 @@ class Browser:
         return self.call("POST", "goog/cdp/execute", {"cmd": command, "params": parameters})
 
     def messages(self) -> list[str]:
-        """Warnings and errors of the console since the last call."""
+        """Return the console's warnings and errors since the last call."""
         entries = self.call("POST", "se/log", {"type": "browser"})
         return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
 
@@ -106,7 +106,7 @@ class Browser:
 
 @contextlib.contextmanager
 def browser_window() -> Iterator[Browser]:
-    """A headless Chromium with a profile of its own; the test is skipped where there is none."""
+    """Open a headless Chromium with a new profile; skip the test if Chromium is not installed."""
     chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
     driver = shutil.which("chromedriver")
     if not chromium or not driver:
@@ -117,18 +117,18 @@ def browser_window() -> Iterator[Browser]:
             [driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         try:
-            server = Browser(f"http://127.0.0.1:{port}")
+            server = Browser(port)
             _wait_until_ready(server)
             options = {"binary": chromium, "args": [*FLAGS, f"--user-data-dir={profile}"]}
-            wanted = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-            session = server.call("POST", "session", {"capabilities": {"alwaysMatch": wanted}})["sessionId"]
-            window = Browser(f"{server.address}/session/{session}")
+            capabilities = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
+            session = server.call("POST", "session", {"capabilities": {"alwaysMatch": capabilities}})["sessionId"]
+            window = Browser(port, f"/session/{session}")
             try:
                 yield window
             finally:
                 window.call("DELETE", "")
         finally:
-            os.killpg(process.pid, signal.SIGTERM)  # With the browser, should it still be there.
+            os.killpg(process.pid, signal.SIGTERM)  # Includes the browser, if it is still running.
             process.wait(SECONDS)
 
 

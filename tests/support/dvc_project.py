@@ -1,4 +1,4 @@
-"""A small project with our dvc.yaml, whose stages only write down what they were given, for the tests of DVC's side."""
+"""A small project with our dvc.yaml, whose stages only record their inputs, for tests of versioning."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ clips:
     decode: {start: 3}
 """
 
-# Stands in for `python -m tasks`. Every output holds the inputs of its stage, so a changed input changes it.
+# Replaces `python -m tasks`. Every output contains a digest of its stage's inputs, so a changed input changes it.
 TASKS = """\
 import argparse, hashlib, json, os, time
 from pathlib import Path
@@ -78,7 +78,7 @@ for name in outputs:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables that keep DVC and git to themselves, and put this Python first on PATH."""
+    """Return variables that isolate DVC and git from the user's settings, and put this Python first on PATH."""
     return {
         "DVC_NO_ANALYTICS": "1",
         "DVC_SITE_CACHE_DIR": str(folder / "site"),
@@ -91,7 +91,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def make_project(root: Path) -> Path:
-    """A git repository with our DVC files, and nothing run yet."""
+    """Create a git repository with our DVC files, in which nothing has run."""
     for name in ("dvc.yaml", ".dvcignore", ".dvc/config", ".dvc/.gitignore"):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, root / name)
@@ -132,7 +132,7 @@ def _call(root: Path, *command: str) -> str:
 
 
 def take_runs(root: Path) -> list[str]:
-    """The stages that have run since the last call."""
+    """Return the stages that have run since the last call."""
     log = root / "ran.log"
     runs = log.read_text().split() if log.exists() else []
     log.unlink(missing_ok=True)
@@ -140,7 +140,7 @@ def take_runs(root: Path) -> list[str]:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """All files that a door leaves, DVC's cache with its run cache among them."""
+    """Return the contents of all files that a run leaves, including DVC's cache and run cache."""
     skip = {".git", "tmp", "__pycache__", "ran.log"}
     files = (path for path in root.rglob("*") if path.is_file())
     relative = {path.relative_to(root): path for path in files}

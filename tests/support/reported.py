@@ -1,4 +1,4 @@
-"""A project with the results of one clip as the stages leave them, made without any model, for the tests of the report."""
+"""A project with the results of one clip as the stages leave them, made without a model, for tests of the report."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ TUNED = {
 
 
 def make_results(root: Path) -> Path:
-    """The project in `root`, with everything that a report shows. The edits play the truth, darkened."""
+    """Fill the project in `root` with everything that a report shows, and return it. The edits are the truth, darkened."""
     shutil.copyfile(ROOT / "params.yaml", root / "params.yaml")
     (root / "data/scenes").mkdir(parents=True)
     shutil.copyfile(ROOT / "data/scenes/ball.json", root / "data/scenes/ball.json")
@@ -68,7 +68,7 @@ def make_results(root: Path) -> Path:
 
 
 def write_edit(root: Path, name: str, **changes: object) -> None:
-    """The JSON beside an edit's video."""
+    """Write the JSON beside an edit's video."""
     record = {"name": name, "prompt": PROMPTS[name], "category": "object", "negative_prompt": "", "guidance_scale": 3.5}
     record |= {"steps": 20, "seed": 33, "identity": "0" * 32, **changes}
     (root / "results" / CLIP / f"edits/{name}.json").write_text(json.dumps(record))

@@ -108,6 +108,7 @@ def test_prompt_files_that_are_wrong(project: Path, error_of: ErrorOf, content: 
     assert message in error_of("edit")
 
 
+@pytest.mark.slow
 def test_a_missing_base_model(project: Path) -> None:
     change_params(project, {"base_model": "models/none"})
     frames = project / "results/ball/frames"

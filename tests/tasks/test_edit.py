@@ -201,6 +201,7 @@ def test_random_starts_are_drawn_per_row(project: Path) -> None:
     assert not torch.equal(alone[0], alone[1])
 
 
+@pytest.mark.slow
 def test_out_of_memory_renders_fewer_at_a_time(project: Path) -> None:
     prompts = [f"cat {i}" for i in range(5)]
     rendered = render(batch_of(project, *prompts, renderer=Renderer(most=1, frames=2), size=4))

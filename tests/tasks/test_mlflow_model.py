@@ -24,6 +24,7 @@ for i, video in enumerate(answer.video):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_loaded_from_the_run_it_renders_the_same_bits(tmp_path: Path) -> None:
     project = fresh_clone(tmp_path / "project")

@@ -91,6 +91,7 @@ def whole():
     return tuner
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(kills=st.lists(st.integers(1, STEPS), min_size=1, max_size=3), every=st.integers(1, STEPS))
 def test_resumed_after_any_number_of_kills(tmp_path_factory, whole, kills, every):

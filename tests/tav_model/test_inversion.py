@@ -164,6 +164,7 @@ def test_velocity_model_edits_as_the_same_model_that_predicts_noise(noise_and_ve
     assert relative(of_velocity, of_noise) < 1e-4
 
 
+@pytest.mark.slow
 def test_velocity_model_inverts_as_the_same_model_that_predicts_noise(noise_and_velocity):
     # Within a step they differ (the conversion takes the level that the step comes from, the network is asked at the
     # one it goes to), but less so with every step that is shorter.

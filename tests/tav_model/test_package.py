@@ -51,13 +51,13 @@ def test_unknown_name_is_an_attribute_error():
         tav_model.UNet4D  # noqa: B018
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_library_serves_alone(path):
-    forbidden = {"flows", "tasks", "toyworld", "prefect", "dvc", "mlflow", "tests"}
+    forbidden = {"tav_cli", "flows", "tasks", "tav", "toyworld", "prefect", "dvc", "mlflow", "tests"}
     assert not imports_of(path) & forbidden
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.rglob("*.py")), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_xformers(path):
     assert "xformers" not in imports_of(path)
 

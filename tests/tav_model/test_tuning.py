@@ -104,6 +104,7 @@ def test_only_the_trained_weights_change():
     assert changed == one.parameters.keys()
 
 
+@pytest.mark.slow
 def test_tuning_lowers_the_loss_on_its_clip():
     unet, base = video_unet(), scheduler()
     draws = [(noise(1, 4, 3, 8, 8, seed=i), torch.tensor([100 * i])) for i in range(1, 9)]

@@ -152,6 +152,7 @@ def test_remembered_tokens_are_the_tokenizers(tmp_path: Path):
     assert (expected.attention_mask.sum(1) < MAX_TOKENS).all()
 
 
+@pytest.mark.slow
 def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from diffusers import StableDiffusionPipeline
 

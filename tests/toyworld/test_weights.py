@@ -34,6 +34,7 @@ def fewer_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmark, "UNSEEN", 96)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_pictures")
 def test_the_autoencoder_keeps_pictures():
     measures = list(benchmark.measure_vae(WEIGHTS))
@@ -47,9 +48,11 @@ def test_the_scorer_knows_the_world():
     assert min(measure.value for measure in measures) > 0.9
 
 
-def test_pictures_of_held_out_combinations_show_their_captions():
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [12, pytest.param(24, marks=pytest.mark.long)])
+def test_pictures_of_held_out_combinations_show_their_captions(count: int):
     rng = np.random.default_rng(11)
-    scenes = [random_scene(rng, unseen=True) for _ in range(24)]
+    scenes = [random_scene(rng, unseen=True) for _ in range(count)]
     pictures = benchmark.text_to_image(WEIGHTS, [caption(scene) for scene in scenes])
     right = Judge(ClipScorer(WEIGHTS / "scorer")).shares(pictures, scenes)
     assert min(right.values()) >= 0.8, right

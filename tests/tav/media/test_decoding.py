@@ -147,6 +147,7 @@ def damaged(data: bytes, seed: int) -> bytes:
     return bytes(content[: chance.randrange(len(content)) if seed % 3 == 0 else None])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "count"),
     [

@@ -60,23 +60,23 @@ def page(window: Browser, reported: Path) -> Iterator[Browser]:
     assert window.messages() == []
 
 
-SHOWN = "[...document.querySelectorAll('video')].filter(v => !v.closest('[hidden]'))"
+VISIBLE = "[...document.querySelectorAll('video')].filter(v => !v.closest('[hidden]'))"
 
 
-def places(page: Browser) -> np.ndarray:
-    """Where each video is that is shown, in frames."""
-    return np.array(page.run(f"return {SHOWN}.map(v => v.currentTime)")) * float(FPS)
+def positions(page: Browser) -> np.ndarray:
+    """Return the position of each visible video, in frames."""
+    return np.array(page.run(f"return {VISIBLE}.map(v => v.currentTime)")) * float(FPS)
 
 
-def settled(page: Browser, frame: int) -> None:
-    """All videos stand still in the middle of this frame, and all that shows the frame's number says so."""
-    page.wait(f"{SHOWN}.every(v => v.paused && !v.seeking)")
-    assert places(page) == pytest.approx(frame + 0.5, abs=0.02)
-    counter, value, said = page.run(
+def check_paused_at(page: Browser, frame: int) -> None:
+    """Check that all videos are paused in the middle of this frame, and that everything shows its number."""
+    page.wait(f"{VISIBLE}.every(v => v.paused && !v.seeking)")
+    assert positions(page) == pytest.approx(frame + 0.5, abs=0.02)
+    counter, value, announced = page.run(
         "const scrub = document.querySelector('#scrub');"
         "return [document.querySelector('#counter').textContent, scrub.value, scrub.getAttribute('aria-valuetext')]"
     )
-    assert (counter, value, said) == (f"{frame + 1} / {FRAMES}", str(frame), f"frame {frame + 1} of {FRAMES}")
+    assert (counter, value, announced) == (f"{frame + 1} / {FRAMES}", str(frame), f"frame {frame + 1} of {FRAMES}")
     rows = page.run(
         "return [...document.querySelectorAll('[data-row]')].map(r => r.getAttribute('y') / r.dataset.size)"
     )
@@ -84,12 +84,12 @@ def settled(page: Browser, frame: int) -> None:
 
 
 def check_in_step(page: Browser, videos: int) -> None:
-    """For two seconds all videos move and are within a frame of each other, wherever the loop is."""
-    page.wait(f"{SHOWN}.every(v => !v.paused && v.currentTime > 0)")
+    """Check that for two seconds all videos play within a frame of each other, also when they loop."""
+    page.wait(f"{VISIBLE}.every(v => !v.paused && v.currentTime > 0)")
     time.sleep(0.5)
     samples = []
     for _ in range(20):
-        samples.append(places(page))
+        samples.append(positions(page))
         time.sleep(0.1)
     samples = np.array(samples)
     assert samples.shape == (20, videos)
@@ -106,12 +106,12 @@ def test_all_videos_play_in_step_and_with_their_truths(page: Browser) -> None:
     page.run("const s = document.querySelector('#speed'); s.value = '2'; s.dispatchEvent(new Event('change'))")
     check_in_step(page, 1 + 2 * len(PROMPTS))
     page.click("#play")
-    page.wait(f"{SHOWN}.every(v => v.paused)")
+    page.wait(f"{VISIBLE}.every(v => v.paused)")
 
 
 def test_a_video_that_falls_behind_catches_up(page: Browser) -> None:
-    page.wait(f"{SHOWN}.every(v => !v.paused && v.currentTime > 0)")
-    page.run(f"const [first, second] = {SHOWN}; second.currentTime = (first.currentTime + 1) % first.duration")
+    page.wait(f"{VISIBLE}.every(v => !v.paused && v.currentTime > 0)")
+    page.run(f"const [first, second] = {VISIBLE}; second.currentTime = (first.currentTime + 1) % first.duration")
     time.sleep(0.5)
     check_in_step(page, 1 + len(PROMPTS))
 
@@ -126,31 +126,31 @@ def test_a_video_that_does_not_play_from_its_address_plays_as_a_blob(page: Brows
 
 
 def test_keys_and_scrubbing_move_all_videos(page: Browser) -> None:
-    page.wait(f"{SHOWN}.every(v => !v.paused)")
+    page.wait(f"{VISIBLE}.every(v => !v.paused)")
     page.press(SPACE)
-    page.wait(f"{SHOWN}.every(v => v.paused && !v.seeking)")
+    page.wait(f"{VISIBLE}.every(v => v.paused && !v.seeking)")
     page.run("const s = document.querySelector('#scrub'); s.value = 3; s.dispatchEvent(new Event('input'))")
-    settled(page, 3)
+    check_paused_at(page, 3)
     page.press(RIGHT, RIGHT)
-    settled(page, 5)
+    check_paused_at(page, 5)
     page.press(LEFT)
-    settled(page, 4)
+    check_paused_at(page, 4)
     page.press(*[RIGHT] * 4)  # past the last
-    settled(page, 0)
+    check_paused_at(page, 0)
     page.press(LEFT)
-    settled(page, FRAMES - 1)
+    check_paused_at(page, FRAMES - 1)
     page.run("document.querySelector('#scrub').focus()")
     page.press(LEFT)  # the slider's own
-    settled(page, FRAMES - 2)
+    check_paused_at(page, FRAMES - 2)
     page.run("document.querySelector('#play').focus()")
     page.press(SPACE)  # the button's own, and once
-    page.wait(f"{SHOWN}.every(v => !v.paused)")
+    page.wait(f"{VISIBLE}.every(v => !v.paused)")
     assert page.run("return document.querySelector('#play').getAttribute('aria-label')") == "Pause"
     page.click("#forward")
-    page.wait(f"{SHOWN}.every(v => v.paused)")
+    page.wait(f"{VISIBLE}.every(v => v.paused)")
 
 
-def test_who_wants_less_motion_starts_it_himself(page: Browser, reported: Path) -> None:
+def test_with_reduced_motion_nothing_plays_until_started(page: Browser, reported: Path) -> None:
     page.emulate(prefers_reduced_motion="reduce")
     page.open(reported / REPORT)
     page.wait("[...document.querySelectorAll('video')].every(v => v.readyState >= 2)")
@@ -240,7 +240,7 @@ def test_values_of_heat_maps_and_explanations_are_shown_on_demand(page: Browser)
     assert page.run(tip) == f"{METRICS['textual_alignment'].explanation} Higher is better."
 
 
-def test_everything_that_can_be_pressed_has_a_name_and_shows_the_focus(page: Browser) -> None:
+def test_every_control_has_a_name_and_shows_the_focus(page: Browser) -> None:
     unnamed = (
         "return [...document.querySelectorAll('button, input, select, a, [tabindex], svg[role], video, img')].filter(e =>"
         " !(e.getAttribute('aria-label') || e.getAttribute('aria-labelledby') || e.getAttribute('alt')"
@@ -261,7 +261,7 @@ def test_everything_that_can_be_pressed_has_a_name_and_shows_the_focus(page: Bro
     assert (tags.count("svg"), tags.count("SUMMARY")) == (1 + len(PROMPTS), len(PROMPTS) + 2)
 
 
-def test_hostile_texts_do_nothing_in_a_browser(window: Browser, project: Path) -> None:
+def test_hostile_texts_are_harmless(window: Browser, project: Path) -> None:
     set_caption(project, HOSTILE)
     write_edit(project, "cube", prompt=HOSTILE, category=HOSTILE)
     write_scores(project, PROMPTS | {"cube": HOSTILE})

@@ -37,7 +37,7 @@ X, NONE = "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
 
 class Page(HTMLParser):
-    """What a page consists of: tags with their attributes, the text of scripts and styles, and all that people read."""
+    """A parsed page: tags with their attributes, the text of scripts and styles, and the visible text."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -77,8 +77,8 @@ def report(project: Path) -> Page:
     return Page(path)
 
 
-def check_alone(page: Page) -> None:
-    """Nothing on the page comes from elsewhere, and its policy lets in its own scripts and styles alone."""
+def check_self_contained(page: Page) -> None:
+    """Check that the page loads nothing, and that its policy allows only its own scripts and styles."""
     for tag, attributes in page.tags:
         for name in ("src", "poster", "data", "srcset", "action"):
             assert attributes.get(name, "data:").startswith("data:"), (tag, name)
@@ -96,9 +96,9 @@ def check_alone(page: Page) -> None:
 # What the page shows
 
 
-def test_everything_is_on_one_page_that_needs_nothing_else(project: Path) -> None:
+def test_one_page_contains_everything(project: Path) -> None:
     page = report(project)
-    check_alone(page)
+    check_self_contained(page)
     videos = page.all("video", "src")
     source, *edits = (base64.b64decode(uri.removeprefix("data:video/mp4;base64,")) for uri in videos)
     results = project / "results" / CLIP
@@ -148,24 +148,24 @@ def test_the_table_has_every_score_and_marks_the_best(project: Path) -> None:
     assert [a for _, a in page.tags if a.get("data-value") == "0.61"] == [{"data-value": "0.61", "class": "best"}]
 
 
-def test_prompts_captions_and_names_cannot_do_anything(project: Path) -> None:
+def test_prompts_captions_and_names_are_harmless(project: Path) -> None:
     set_caption(project, HOSTILE)
     prompts = PROMPTS | {"cube": HOSTILE}
     write_edit(project, "cube", prompt=HOSTILE, category=HOSTILE, negative_prompt=HOSTILE)
     write_scores(project, prompts)
     page = report(project)
-    check_alone(page)
+    check_self_contained(page)
     assert len(page.all("img", "src")) == 0 and [tag for tag, _ in page.tags].count("script") == 2
     assert page.text.count(HOSTILE) >= 4  # the caption twice, and of the cube category and negative prompt
     assert {HOSTILE, f"Source: {HOSTILE}", f"Edit cube: {HOSTILE}"} & set(page.all("video", "aria-label")) != set()
     write_index(project)
     index = Page(project / "results/index.html")
-    check_alone(index)
+    check_self_contained(index)
     assert HOSTILE in index.text and [tag for tag, _ in index.tags].count("script") == 2
 
 
 @pytest.mark.parametrize(
-    ("gone", "said"),
+    ("removed", "expected"),
     [
         (["tuned"], "Not tuned yet: dvc repro tune@ball"),
         (["tuned"], "The configuration in params.yaml; no model has been tuned with it yet."),
@@ -178,13 +178,13 @@ def test_prompts_captions_and_names_cannot_do_anything(project: Path) -> None:
         (["../../data/scenes"], "Highlighted words are not in the source's caption. This browser"),
     ],
 )
-def test_what_is_missing_is_said(project: Path, gone: list[str], said: str) -> None:
-    for name in gone:
+def test_the_page_names_what_is_missing(project: Path, removed: list[str], expected: str) -> None:
+    for name in removed:
         path = project / "results" / CLIP / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     page = report(project)
-    assert said in page.text
-    check_alone(page)
+    assert expected in page.text
+    check_self_contained(page)
 
 
 def test_scores_without_a_clip_model_have_no_heat_map(project: Path) -> None:
@@ -214,7 +214,7 @@ def test_parameters_that_have_changed_since_the_tuning_are_named(project: Path) 
     assert "Between frames: first, former" in page.text  # as tuned
 
 
-def test_no_report_of_nothing(project: Path) -> None:
+def test_without_results_there_is_no_report(project: Path) -> None:
     with pytest.raises(TavError, match=r"results/fish: nothing to report yet; run dvc repro score@fish"):
         write_report(project, "fish")
     with pytest.raises(TavError, match="no clip named 'cat'"):
@@ -256,7 +256,7 @@ def test_the_index_has_a_card_for_each_report(project: Path) -> None:
     shutil.rmtree(project / "results/gone/edits")
     shutil.rmtree(project / "results/gone/scores")
     page = Page(write_index(project))
-    check_alone(page)
+    check_self_contained(page)
     assert page.all("a", "href") == ["ball/report.html", "gone/report.html"]
     assert f"ball {CAPTION} 3 edits" in page.text and "text alignment 0.597" in page.text
     assert "gone 0 edits, not scored yet" in page.text

@@ -14,7 +14,7 @@ from tests.support.mlflow_store import PARAMS, URI, client, history, missed, run
 from tests.support.servers import get, mlflow_server
 
 
-def test_an_interrupted_call_is_made_good_by_the_next(root, monkeypatch):
+def test_an_interrupted_call_is_repeated(root, monkeypatch):
     with Tracker(URI, "tav", root) as tracker:
         run = tracker.pipeline("ball", PARAMS)
         run.log_metrics({"loss": 1.0}, 1)
@@ -32,7 +32,7 @@ def _fail(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-def test_a_store_is_asked_again_after_a_while(root, monkeypatch, caplog):
+def test_a_store_is_contacted_again_after_a_while(root, monkeypatch, caplog):
     with Tracker(URI, "tav", root) as tracker:
         run = tracker.pipeline("ball", PARAMS)
         with monkeypatch.context() as patch:
@@ -78,6 +78,7 @@ def test_secrets_are_written_nowhere(tmp_path, caplog):
         assert secret not in written
 
 
+@pytest.mark.slow
 def test_a_server_shows_what_was_logged_without_it_takes_more_and_may_be_killed(root, tmp_path, caplog, capfd):
     video = tmp_path / "cat.mp4"
     video.write_bytes(b"frames" * 1000)

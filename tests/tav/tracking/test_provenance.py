@@ -7,7 +7,7 @@ from tav.tracking.tracker import Tracker
 from tests.support.mlflow_store import PARAMS, URI
 
 
-def test_tags_say_the_revision_and_whether_something_was_changed(tmp_path):
+def test_tags_name_the_revision_and_whether_it_has_changes(tmp_path):
     def git(*arguments):
         identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
         return subprocess.run(

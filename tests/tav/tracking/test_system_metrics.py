@@ -27,6 +27,7 @@ def test_peak_memory_grows_with_what_is_held():
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_system_metrics_are_in_the_store_and_outlast_its_absence(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     from mlflow import MlflowClient
 

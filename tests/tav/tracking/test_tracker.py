@@ -6,6 +6,8 @@ import threading
 import time
 from pathlib import Path
 
+import pytest
+
 from tav.tracking import tracker as tracking
 from tav.tracking.tracker import Tracker
 from tests.support.mlflow_store import PARAMS, URI, client, history, missed, runs
@@ -44,7 +46,7 @@ def test_a_configuration_of_a_clip_has_one_run_in_all_processes(root):
     assert found[0].info.status == "RUNNING"
 
 
-def test_children_stand_below_their_run_and_are_found_again(root):
+def test_children_belong_to_their_run_and_are_found_again(root):
     for value in (0.1, 0.2):
         with Tracker(URI, "tav", root, tags={"prefect.flow_run_id": "abc"}) as tracker:
             run = tracker.pipeline("ball", PARAMS)
@@ -68,7 +70,7 @@ def test_children_stand_below_their_run_and_are_found_again(root):
         assert run.data.tags["prefect.flow_run_id"] == "abc"
 
 
-def test_a_finished_run_asked_for_again_is_open(root):
+def test_a_finished_run_is_reopened(root):
     with Tracker(URI, "tav", root) as tracker:
         tracker.pipeline("ball", PARAMS).finish()
     with Tracker(URI, "tav", root) as tracker:
@@ -97,7 +99,7 @@ def test_a_result_is_replaced_when_it_changes(root):
     assert [value for _, value in history(root, "textual_alignment")] == [0.5, 0.75, 0.5]
 
 
-def test_a_setting_that_decides_no_result_may_change(root):
+def test_a_setting_that_affects_no_result_may_change(root):
     for device in ("cpu", "cuda"):
         with Tracker(URI, "tav", root) as tracker:
             tracker.pipeline("ball", PARAMS).log_params({"runtime.device": device, "note": "x" * 9000})
@@ -127,7 +129,7 @@ def test_metrics_are_held_and_sent_together(root, monkeypatch):
     assert len(history(root, "loss")) == 52
 
 
-def test_an_artifact_takes_the_place_of_the_one_before(root, tmp_path):
+def test_an_artifact_replaces_the_earlier_one(root, tmp_path):
     video = tmp_path / "cat.mp4"
     for content in (b"one", b"second"):
         video.write_bytes(content)
@@ -158,6 +160,7 @@ def test_threads_share_a_tracker(root):
     assert [len(history(root, "seconds", run=i)) for i in range(1, 5)] == [20, 20, 20, 20]
 
 
+@pytest.mark.slow
 def test_two_processes_may_be_the_first_and_both_are_silent(tmp_path):
     code = f"""
 from pathlib import Path

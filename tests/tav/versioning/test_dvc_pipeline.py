@@ -1,4 +1,4 @@
-"""`dvc repro` and `DvcPipeline` are two doors to one state: what either leaves, the other takes for its own."""
+"""`dvc repro` and `DvcPipeline` leave the same state, and each accepts what the other has done."""
 
 from __future__ import annotations
 
@@ -66,22 +66,22 @@ def done(templates, tmp_path, monkeypatch):
     return root
 
 
-def run(versions: DvcPipeline, stage: str, clip: str) -> None:
-    before = versions.snapshot(stage, clip)
-    run_stage(versions.root, stage, clip)
-    versions.commit(stage, clip, before)
+def run(pipeline: DvcPipeline, stage: str, clip: str) -> None:
+    before = pipeline.snapshot(stage, clip)
+    run_stage(pipeline.root, stage, clip)
+    pipeline.commit(stage, clip, before)
 
 
 def bring_up_to_date(root: Path, clips=CLIPS) -> list[str]:
-    """What a flow does, clip by clip; returns what it ran."""
-    versions = DvcPipeline(root)
+    """Do what a flow does, clip by clip, and return the stages that ran."""
+    pipeline = DvcPipeline(root)
     for clip in clips:
         for stage in STAGES:
-            if versions.is_current(stage, clip):
+            if pipeline.is_current(stage, clip):
                 continue
-            if not versions.restore(stage, clip):
-                run(versions, stage, clip)
-            assert versions.is_current(stage, clip)
+            if not pipeline.restore(stage, clip):
+                run(pipeline, stage, clip)
+            assert pipeline.is_current(stage, clip)
     return take_runs(root)
 
 
@@ -91,16 +91,16 @@ def change(root: Path, old: str, new: str, file: str = "params.yaml") -> None:
     (root / file).write_text(text.replace(old, new))
 
 
-# The two doors
+# Together with `dvc repro`
 
 
-def test_nothing_to_do_after_repro(done):
+def test_after_repro_there_is_nothing_to_do(done):
     before = contents(done)
     assert bring_up_to_date(done) == []
     assert contents(done) == before
 
 
-def test_leaves_what_repro_leaves(fresh, templates):
+def test_leaves_exactly_what_repro_leaves(fresh, templates):
     assert sorted(bring_up_to_date(fresh)) == sorted(f"{stage}@{clip}" for stage, clip in ALL)
     assert contents(fresh) == contents(templates[1])  # dvc.lock, outputs, .gitignore files, cache and run cache
     assert git(fresh, "status", "--short") == git(templates[1], "status", "--short")
@@ -130,7 +130,7 @@ def test_a_new_clip_is_appended_to_the_lock_file_as_by_repro(done, tmp_path):
         ("spatial: [first, former]", "spatial: [first]", ["tune", "invert", "edit", "score"]),
     ],
 )
-def test_a_changed_parameter_runs_what_stands_on_it_and_changed_back_restores(done, old, new, stages):
+def test_a_changed_parameter_runs_dependent_stages_and_changed_back_restores_them(done, old, new, stages):
     before = contents(done)
     change(done, old, new)
     assert bring_up_to_date(done, ["man-skiing_2"]) == [f"{stage}@man-skiing_2" for stage in stages]
@@ -140,39 +140,39 @@ def test_a_changed_parameter_runs_what_stands_on_it_and_changed_back_restores(do
     assert {name: after[name] for name in before} == before  # the run cache has grown
 
 
-def test_each_door_restores_what_the_other_has_run(done):
-    versions = DvcPipeline(done)
+def test_repro_and_the_pipeline_restore_what_the_other_has_run(done):
+    pipeline = DvcPipeline(done)
     edit = "edit: {steps: 2"
     change(done, f"{edit}0", f"{edit}1")
     for stage in ("edit", "score"):
-        run(versions, stage, "ball")
+        run(pipeline, stage, "ball")
     first = (done / "dvc.lock").read_bytes()
     change(done, f"{edit}1", f"{edit}2")
     dvc(done, "repro", "-q", "score@ball")
     second = (done / "dvc.lock").read_bytes()
-    assert versions.is_current("score", "ball")
+    assert pipeline.is_current("score", "ball")
     assert take_runs(done) == ["edit@ball", "score@ball"] * 2
 
     change(done, f"{edit}2", f"{edit}1")
     dvc(done, "repro", "-q", "score@ball")
     assert (done / "dvc.lock").read_bytes() == first
     change(done, f"{edit}1", f"{edit}2")
-    assert not versions.is_current("edit", "ball")
-    assert versions.restore("edit", "ball") and versions.restore("score", "ball")
+    assert not pipeline.is_current("edit", "ball")
+    assert pipeline.restore("edit", "ball") and pipeline.restore("score", "ball")
     assert (done / "dvc.lock").read_bytes() == second
     assert take_runs(done) == []
 
 
 def test_parameters_of_one_clip_leave_the_others_alone(done):
     change(done, "caption: a ball", "caption: a cube")
-    versions = DvcPipeline(done)
-    stale = [f"{stage}@{clip}" for stage, clip in ALL if not versions.is_current(stage, clip)]
+    pipeline = DvcPipeline(done)
+    stale = [f"{stage}@{clip}" for stage, clip in ALL if not pipeline.is_current(stage, clip)]
     assert stale == ["encode@ball", "score@ball"]
     change(done, "decode: {}", "decode: {start: 1}")
-    assert not versions.is_current("decode", "ball")
-    assert versions.is_current("decode", CLIPS[1])
+    assert not pipeline.is_current("decode", "ball")
+    assert pipeline.is_current("decode", CLIPS[1])
     change(done, "device: auto", "device: cpu")  # of no section that DVC watches
-    assert versions.is_current("tune", "ball")
+    assert pipeline.is_current("tune", "ball")
 
 
 # Restoring
@@ -191,9 +191,9 @@ def test_damaged_outputs_are_restored(done):
     before = contents(done)
     (done / "results/ball/edits/a.mp4").write_text("damaged")
     (done / "results/ball/edits/stray.mp4").write_text("not of this stage")
-    versions = DvcPipeline(done)
-    assert not versions.is_current("edit", "ball")
-    assert versions.restore("edit", "ball")
+    pipeline = DvcPipeline(done)
+    assert not pipeline.is_current("edit", "ball")
+    assert pipeline.restore("edit", "ball")
     assert contents(done) == before
 
 
@@ -220,9 +220,9 @@ def test_nothing_to_restore_leaves_all_as_it_was(done):
 
 def test_outputs_that_the_cache_has_lost_are_not_restored(done):
     shutil.rmtree(done / ".dvc/cache/files")
-    versions = DvcPipeline(done)
-    assert not versions.is_current("decode", "ball")  # as DVC sees it: "not in cache"
-    assert not versions.restore("decode", "ball")
+    pipeline = DvcPipeline(done)
+    assert not pipeline.is_current("decode", "ball")  # as DVC sees it: "not in cache"
+    assert not pipeline.restore("decode", "ball")
     assert (done / "results/ball/frames/source.mp4").exists()
 
 
@@ -240,22 +240,22 @@ def test_outputs_that_the_cache_has_lost_are_not_restored(done):
 def test_inputs_that_changed_meanwhile_are_refused(done, file, old, new, named):
     change(done, "edit: {steps: 20", "edit: {steps: 20, start: random")
     lock = (done / "dvc.lock").read_bytes()
-    versions = DvcPipeline(done)
-    before = versions.snapshot("edit", "ball")
+    pipeline = DvcPipeline(done)
+    before = pipeline.snapshot("edit", "ball")
     run_stage(done, "edit", "ball")
     change(done, old, new, file)
     with pytest.raises(TavError, match=f"edit@ball: changed while the stage was running: {named};"):
-        versions.commit("edit", "ball", before)
+        pipeline.commit("edit", "ball", before)
     assert (done / "dvc.lock").read_bytes() == lock
-    assert not versions.is_current("edit", "ball")
-    assert not versions.restore("edit", "ball")
+    assert not pipeline.is_current("edit", "ball")
+    assert not pipeline.restore("edit", "ball")
 
 
 def test_a_stage_that_left_no_output_is_not_recorded(fresh):
-    versions = DvcPipeline(fresh)
-    before = versions.snapshot("decode", "ball")
+    pipeline = DvcPipeline(fresh)
+    before = pipeline.snapshot("decode", "ball")
     with pytest.raises(TavError, match=r"decode@ball: output 'results/ball/frames' does not exist"):
-        versions.commit("decode", "ball", before)
+        pipeline.commit("decode", "ball", before)
     assert not (fresh / "dvc.lock").exists()
 
 
@@ -274,50 +274,50 @@ def test_a_running_repro_is_waited_for_and_named(done):
         while not (done / "ran.log").exists():
             assert time.monotonic() < end
             time.sleep(0.05)
-        versions = DvcPipeline(done, wait=0)
-        assert versions.is_current("decode", "ball")  # DVC locks what the stage reads and writes, nothing else
+        pipeline = DvcPipeline(done, wait=0)
+        assert pipeline.is_current("decode", "ball")  # DVC locks what the stage reads and writes, nothing else
         with pytest.raises(
             TavError, match=rf"^tune@ball: DVC is in use here by process {repro.pid} \(.*dvc repro -q\)"
         ):
-            versions.is_current("tune", "ball")
+            pipeline.is_current("tune", "ball")
     finally:
         os.killpg(repro.pid, signal.SIGKILL)
         repro.wait()
-    assert not versions.is_current("tune", "ball")
-    assert not versions.restore("tune", "ball")
-    run(versions, "tune", "ball")
-    assert versions.is_current("tune", "ball")
+    assert not pipeline.is_current("tune", "ball")
+    assert not pipeline.restore("tune", "ball")
+    run(pipeline, "tune", "ball")
+    assert pipeline.is_current("tune", "ball")
 
 
-HALF_WAY = """
+PAUSED_COMMIT = """
 import sys, time
 from pathlib import Path
 from tav.versioning.dvc_pipeline import DvcPipeline
 from dvc.stage.cache import StageCache
 
 def stop(*_):
-    print("half way", flush=True)
+    print("paused", flush=True)
     time.sleep(60)
 
 StageCache.save = stop
-versions = DvcPipeline(Path.cwd())
-versions.commit("edit", "ball", versions.snapshot("edit", "ball"))
+pipeline = DvcPipeline(Path.cwd())
+pipeline.commit("edit", "ball", pipeline.snapshot("edit", "ball"))
 """
 
 
-def test_a_commit_that_is_killed_half_way_leaves_no_lock(done, monkeypatch):
+def test_a_commit_that_is_killed_leaves_no_lock(done, monkeypatch):
     change(done, "edit: {steps: 20", "edit: {steps: 22")
     assert not DvcPipeline(done).is_current("edit", "ball")
     run_stage(done, "edit", "ball")
     lock = (done / "dvc.lock").read_bytes()
     script = subprocess.Popen(
-        [sys.executable, "-c", HALF_WAY],
+        [sys.executable, "-c", PAUSED_COMMIT],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         text=True,
     )
     try:
-        assert script.stdout.readline() == "half way\n"
+        assert script.stdout.readline() == "paused\n"
         monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.3)  # the seconds that DVC itself waits
         with pytest.raises(TavError, match=rf"^decode@ball: DVC is in use here by process {script.pid} \("):
             DvcPipeline(done, wait=0).is_current("decode", "ball")
@@ -333,8 +333,8 @@ def test_a_commit_that_is_killed_half_way_leaves_no_lock(done, monkeypatch):
 
 
 def test_waits_for_the_lock(done, monkeypatch):
-    versions = DvcPipeline(done, wait=30)
-    assert versions.is_current("decode", "ball")
+    pipeline = DvcPipeline(done, wait=30)
+    assert pipeline.is_current("decode", "ball")
     import zc.lockfile
 
     monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.3)  # the seconds that DVC itself waits
@@ -342,14 +342,14 @@ def test_waits_for_the_lock(done, monkeypatch):
     release = threading.Timer(1, held.close)
     release.start()
     begin = time.monotonic()
-    assert versions.is_current("decode", "ball")
+    assert pipeline.is_current("decode", "ball")
     assert time.monotonic() - begin > 0.9
     release.join()
 
 
 def test_a_thread_waits_for_another_for_as_long_as_it_takes(done, monkeypatch):
-    versions = DvcPipeline(done, wait=0)
-    before = versions.snapshot("edit", "ball")
+    pipeline = DvcPipeline(done, wait=0)
+    before = pipeline.snapshot("edit", "ball")
     from dvc.stage.cache import StageCache
 
     saving = threading.Event()
@@ -363,13 +363,13 @@ def test_a_thread_waits_for_another_for_as_long_as_it_takes(done, monkeypatch):
     monkeypatch.setattr(StageCache, "save", save_slowly)
     monkeypatch.setattr("dvc.lock.DEFAULT_TIMEOUT", 0.3)  # the seconds that DVC itself waits
     with ThreadPoolExecutor(1) as pool:
-        committed = pool.submit(versions.commit, "edit", "ball", before)
+        committed = pool.submit(pipeline.commit, "edit", "ball", before)
         assert saving.wait(10)
-        assert versions.is_current("score", "ball")
+        assert pipeline.is_current("score", "ball")
         assert committed.result() is None
 
 
-# Manners
+# As a library
 
 
 NOISE = """
@@ -379,10 +379,10 @@ sys.stdout = io.StringIO()
 streams = sys.stdout, sys.stderr
 from tav.versioning.dvc_pipeline import DvcPipeline
 assert "dvc" not in sys.modules
-versions = DvcPipeline(Path.cwd())
+pipeline = DvcPipeline(Path.cwd())
 shutil.rmtree("results/ball/frames")
-assert versions.restore("decode", "ball")
-versions.commit("decode", "ball", versions.snapshot("decode", "ball"))
+assert pipeline.restore("decode", "ball")
+pipeline.commit("decode", "ball", pipeline.snapshot("decode", "ball"))
 assert (sys.stdout, sys.stderr) == streams
 assert sys.stdout.getvalue() == ""
 assert logging.getLogger("dvc").handlers == []
@@ -390,7 +390,7 @@ assert logging.getLogger("asyncio").level == logging.NOTSET
 """
 
 
-def test_prints_nothing_not_even_on_a_terminal(done):
+def test_prints_nothing_even_on_a_terminal(done):
     reader, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))  # room for a progress bar
     script = subprocess.Popen(
@@ -406,14 +406,14 @@ def test_prints_nothing_not_even_on_a_terminal(done):
 
 
 def test_looking_at_six_stages_takes_well_under_two_seconds(done):
-    versions = DvcPipeline(done)
-    versions.is_current("decode", "ball")  # imports DVC
+    pipeline = DvcPipeline(done)
+    pipeline.is_current("decode", "ball")  # imports DVC
     begin = time.monotonic()
-    assert all(versions.is_current(stage, "ball") for stage in STAGES)
+    assert all(pipeline.is_current(stage, "ball") for stage in STAGES)
     assert time.monotonic() - begin < 2
 
 
-def test_ignored_results_need_no_further_ignore_files(fresh):
+def test_ignored_results_need_no_other_ignore_files(fresh):
     (fresh / ".gitignore").write_text("/results/\n/ran.log\n__pycache__/\n")
     commit_all(fresh)
     bring_up_to_date(fresh, ["ball"])
@@ -427,22 +427,22 @@ def test_autostage_is_heeded(fresh):
     assert git(fresh, "diff", "--cached", "--name-only").split() == ["dvc.lock", "results/ball/.gitignore"]
 
 
-# Mistakes
+# Errors
 
 
-def test_mistakes_are_named_in_one_line(fresh, monkeypatch):
-    versions = DvcPipeline(fresh)
+def test_errors_are_one_line(fresh, monkeypatch):
+    pipeline = DvcPipeline(fresh)
 
     def message(stage="decode", clip="ball"):
         with pytest.raises(TavError) as caught:
-            versions.snapshot(stage, clip)
+            pipeline.snapshot(stage, clip)
         text = str(caught.value)
         assert "\n" not in text and text.startswith(f"{stage}@{clip}: ")
         return text
 
     assert "'decode@cube' not found" in message(clip="cube")
     assert "dependency 'results/ball/frames' does not exist" in message("encode")
-    assert not versions.is_current("encode", "ball")
+    assert not pipeline.is_current("encode", "ball")
     params = (fresh / "params.yaml").read_text()
     (fresh / "params.yaml").write_text(params.replace("decode: {}", ""))
     assert "clips.ball.decode" in message()

@@ -56,6 +56,7 @@ def image_and_video(
         return image(sample[:, :, 0], timesteps, text).sample, video(sample, timesteps, text).sample
 
 
+@pytest.mark.slow
 @settings(max_examples=16)
 @given(
     config=image_configs(), size=sizes(), batch=st.integers(1, 2), attention=st.sampled_from(["self", "first", "all"])
@@ -68,6 +69,7 @@ def test_one_frame_is_an_image(config, size, batch, attention):
     assert relative(of_video[:, :, 0], of_image) < tolerance(config)
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(config=image_configs(), size=sizes(), frames=st.integers(2, 4))
 def test_a_still_video_is_an_image_in_every_frame(config, size, frames):
