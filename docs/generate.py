@@ -249,8 +249,8 @@ def deployments() -> str:
             NOTICE,
             "# Prefect deployments\n",
             f"There is one flow, `{tav.name}`: {documented.partition(': ')[2].partition(chr(10))[0]} It runs for each clip. "
-            "Clips run side by side, as far as there are devices. Stages that are up to date according to `dvc.lock` are not run "
-            "again, and outputs in DVC's cache are restored.\n",
+            "Clips run side by side, as far as there are devices. Stages that are up to date according to `dvc.lock` are not "
+            "run again, and outputs in DVC's cache are restored.\n",
             "## Deployments\n",
             _table(("Deployment", "Work pool", "Defined in", "Description"), rows),
             "`tav up` creates the work pool and the deployment in `prefect.yaml` and starts a worker for them. "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -83,12 +82,12 @@ def run_flows(project: Path, home: Path, *overrides: dict[str, Any]) -> list[dic
 
 
 @pytest.fixture(scope="module")
-def flows(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+def flows(project: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What three flow runs were: the first, one with nothing to do, and one with more prompts and another setting."""
     home = tmp_path_factory.mktemp("prefect")
     found = run_flows(project, home, {}, {}, {"edit.guidance_scale": 2.0, "runtime.edit_batch": 2})
     assert [one["state"] for one in found] == ["Completed"] * 3
-    yield found
+    return found
 
 
 def edges(flow: dict[str, Any]) -> set[tuple[str, str]]:

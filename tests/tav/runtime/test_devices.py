@@ -108,7 +108,7 @@ def test_one_device_is_held_by_one_stage_at_a_time_and_two_by_two() -> None:
             time.sleep(0.01)
         time.sleep(0.1)
         assert sum(holds.is_set() for holds, *_ in held) == at_once
-        for _, release, _, thread in held:
+        for _, release, *_ in held:
             release.set()
         for *_, thread in held:
             thread.join(5)

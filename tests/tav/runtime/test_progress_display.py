@@ -114,10 +114,15 @@ def test_nothing_to_do_is_one_line() -> None:
 )
 def test_a_failure_is_reported(clock: SimpleNamespace, error: BaseException, line: str) -> None:
     stream, events = shown()
-    with pytest.raises(type(error)), Progress(events, stage="tune", total=3) as progress:
-        clock.now += 7
-        progress.update()
-        raise error
+
+    def fail() -> None:
+        with Progress(events, stage="tune", total=3) as progress:
+            clock.now += 7
+            progress.update()
+            raise error
+
+    with pytest.raises(type(error)):
+        fail()
     assert stream.getvalue().splitlines()[-1] == line
 
 
