@@ -183,6 +183,7 @@ def run_clip(project: Path, clip: str, exclusive: bool = True, events: EventStre
     Raises:
         TavError: what a stage reports of a mistake in the clip; a stage may raise other errors too.
     """
+    project = project.resolve()
     with contextlib.chdir(project):
         dvc = DvcPipeline(project)
         stages = ClipStages(project, clip, events, _pool(project, exclusive))
@@ -203,6 +204,7 @@ def _pool(project: Path, exclusive: bool) -> DevicePool:
 
 def is_done(project: Path, entry: Entry) -> bool:
     """Return whether every stage of the clip is up to date."""
+    project = project.resolve()
     with contextlib.chdir(project):
         dvc = DvcPipeline(project)
         try:

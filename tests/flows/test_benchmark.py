@@ -106,10 +106,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(root)
         with open_benchmark(root, Path("tgve"), OUT, quick_overrides(), []) as prepared:
-            assert (
-                errors(list(prepared.results(EventStream(note), lambda entry: clips.append(entry.name)))) == UP_TO_DATE
-                and prepared.up_to_date == []
-            )
+            assert prepared.up_to_date == []
+            results = list(prepared.results(EventStream(note), lambda entry: clips.append(entry.name)))
+            assert errors(results) == UP_TO_DATE
             assert set(prepared.scores) == set(UP_TO_DATE)
     assert clips == list(UP_TO_DATE)
     assert stages == [*STAGES] * 2
@@ -216,7 +215,7 @@ def test_a_broken_clip_fails_alone(project: Path, monkeypatch: pytest.MonkeyPatc
     shutil.rmtree(project / OUT / "work" / "results" / "youtube_480p-fish" / "scores")
     ran = recording(monkeypatch)
     found = errors(run(monkeypatch, project))
-    assert ran == [("ball", "decode"), ("fish", "score")]
+    assert ran == [("ball", "decode")]  # The lost scores come back from DVC's cache.
     assert found["youtube_480p/fish"] is None
     assert "00002.jpg: not an image that can be read" in (found["DAVIS_480p/ball"] or "")
     assert {row["clip"] for row in rows(project)} == {"fish"}
