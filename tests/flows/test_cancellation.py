@@ -1,4 +1,4 @@
-"""A flow run that is cancelled stops within seconds, says so everywhere, and the next run goes on where it was."""
+"""A flow run that is cancelled stops within seconds, says so everywhere, and the next run resumes where it was."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def logged(clone: Path, metric: str) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(500)
-def test_cancelled_and_gone_on(tmp_path: Path, prefect: dict[str, str]) -> None:
+def test_cancelled_and_resumed(tmp_path: Path, prefect: dict[str, str]) -> None:
     clone = project(tmp_path / "project")
     checkpoints = clone / ".tav" / "checkpoints" / "ball"
     with serving(clone, prefect):
