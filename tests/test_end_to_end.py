@@ -1,4 +1,4 @@
-"""The main job on a real clip, by both doors: real DVC, a real Prefect server and worker, a real MLflow store."""
+"""The main job on a real clip, by both entry points: real DVC, a real Prefect server and worker, a real MLflow store."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def check_experiment(project: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
+def test_both_entry_points(tmp_path: Path, prefect: dict[str, str]) -> None:
     by_dvc = skiing_project(tmp_path / "by-dvc")
     run(by_dvc, "dvc", "repro")
     check_results(by_dvc, EDITS)
@@ -168,7 +168,7 @@ def test_both_doors(tmp_path: Path, prefect: dict[str, str]) -> None:
 
         check_artifacts(prefect, by_prefect)
 
-        # One pipeline: the same lock file to the byte, and the other door finds nothing to do.
+        # One pipeline: the same lock file to the byte, and the other entry point finds nothing to do.
         assert (by_prefect / "dvc.lock").read_bytes() == lock
         assert "up to date" in run(by_prefect, "dvc", "status").stdout
         known = len(task_runs(prefect))

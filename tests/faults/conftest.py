@@ -1,4 +1,4 @@
-"""One run that is never killed, for all tests that compare with it."""
+"""One uninterrupted run, for all tests that compare with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.killing import Forked, check_whole, make_project, wait
+from tests.support.killing import Forked, check_complete, make_project, wait
 
 
 @pytest.fixture(scope="session")
@@ -17,5 +17,5 @@ def forked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, float]
     template = make_project(folder / "template", tracking={"uri": None})
     reference = Path(shutil.copytree(template, folder / "reference"))
     seconds = wait(Forked(reference))
-    check_whole(reference)
+    check_complete(reference)
     return template, reference, seconds

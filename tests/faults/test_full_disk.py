@@ -1,4 +1,4 @@
-"""A full disk ends a stage with one line; nothing half-written has a final name, and with room it goes on as if never."""
+"""A full disk ends a stage with one line; nothing half-written has a final name, and with room the stage resumes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pytest
 
 from tav.config.stages import STAGES
 from tests.support import killing
-from tests.support.killing import CLIP, Command, check_whole, wait
+from tests.support.killing import CLIP, Command, check_complete, wait
 from tests.support.projects import run
 
 OUTPUTS = {
@@ -53,7 +53,7 @@ def stage_in(project: Path, stage: str, output: Path, most: int | None = None) -
 
 
 def take_back(project: Path, stage: str) -> dict[str, bytes]:
-    """Undo a stage and what stands on it; returns the contents of its outputs."""
+    """Undo a stage and those that depend on it; return the contents of its outputs."""
     results = project / "results" / CLIP
     before = {name: contents(results / name) for name in OUTPUTS[stage]}
     for later in STAGES[STAGES.index(stage) :]:
@@ -93,7 +93,7 @@ def test_a_file_that_finds_no_room(stage: str, finished: Path, tmp_path: Path) -
     check_one_line(said, stage)
     place = tempfile.gettempdir() if stage == "decode" else f"project/results/{CLIP}/|project/.tav/"
     assert re.search(f"error: {stage}: .*({place}).*: larger than a file may be", said), said
-    check_whole(project)
+    check_complete(project)
     assert killing.leftovers(project) == []
     assert all(expected[name] == data for name, data in outputs(project, stage).items())
     code, said = stage_in(project, stage, tmp_path / "output")
@@ -143,7 +143,7 @@ def test_a_disk_of_any_room(stage: str, finished: Path, tmp_path: Path) -> None:
                 assert code == 1, said
                 check_one_line(said, stage)
                 assert ROOM.search(said), said
-            check_whole(project)
+            check_complete(project)
             assert killing.leftovers(project) == []
             assert all(expected[name] == data for name, data in outputs(project, stage).items())
             ballast.unlink()
@@ -156,11 +156,11 @@ def test_a_disk_of_any_room(stage: str, finished: Path, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("door", ["dvc", "flow"])
+@pytest.mark.parametrize("entry_point", ["dvc", "flow"])
 @pytest.mark.parametrize("leave", [1_000_000, 20_000])
-def test_doors_on_a_full_disk(door: str, leave: int, finished: Path, tmp_path: Path) -> None:
+def test_entry_points_on_a_full_disk(entry_point: str, leave: int, finished: Path, tmp_path: Path) -> None:
     """DVC's cache is on the disk too."""
-    command = ["dvc", "repro"] if door == "dvc" else [sys.executable, "-m", "tav_cli.main", "run", CLIP]
+    command = ["dvc", "repro"] if entry_point == "dvc" else [sys.executable, "-m", "tav_cli.main", "run", CLIP]
     with small_disk(tmp_path / "disk", 200) as disk:
         project = Path(shutil.copytree(finished, disk / "project", symlinks=True))
         for folder in ("results", ".tav", ".dvc/cache", "logs"):
@@ -170,9 +170,9 @@ def test_doors_on_a_full_disk(door: str, leave: int, finished: Path, tmp_path: P
         done = run(project, *command, check=False, PREFECT_HOME=str(tmp_path / "prefect"))
         assert done.returncode, done.stdout
         assert "Traceback" not in done.stdout and re.search("no room left|No space left", done.stdout), done.stdout
-        check_whole(project)
+        check_complete(project)
         ballast.unlink()
-        if door == "dvc" and killing.dvc_refuses(project):
+        if entry_point == "dvc" and killing.dvc_refuses(project):
             run(project, *killing.MEND)
         wait(Command(project, *command, PREFECT_HOME=str(tmp_path / "prefect")))
         killing.check_same(project, finished)

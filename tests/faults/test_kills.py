@@ -1,4 +1,4 @@
-"""A run that is killed at any moment goes on by the same command, to the bits of one that never was."""
+"""A run that is killed at any moment resumes by the same command, bit-identical to one that never was."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tests.support.killing import (
     MOMENTS,
     Command,
     Forked,
+    check_complete,
     check_no_process_is_left,
     check_same,
-    check_whole,
     copies,
     dvc_lock_is_half_written,
     dvc_refuses,
@@ -42,8 +42,8 @@ def by_flow(project: Path) -> Command:
     return Command(project, sys.executable, "-m", "tav_cli.main", "run", killing.CLIP, PREFECT_HOME=str(home))
 
 
-def go_on(project: Path, start: Start, reference: Path) -> None:
-    """Once more by the same command, to the end."""
+def resume(project: Path, start: Start, reference: Path) -> None:
+    """Run the same command again, to the end."""
     wait(start(project))
     check_same(project, reference)
 
@@ -54,10 +54,10 @@ def test_killed_while(moment: str, forked: tuple[Path, Path, float], tmp_path: P
     project = next(copies(template, tmp_path))
     assert kill_when(Forked(project), project, MOMENTS[moment])
     assert MOMENTS[moment](project), "what was half-written has to be there still, for the next run to clear"
-    check_whole(project)
+    check_complete(project)
     for copy in killing.half_copies(project):
         os.utime(copy, (0, 0))  # Half copies are cleared when nobody has written to them for a while.
-    go_on(project, Forked, reference)
+    resume(project, Forked, reference)
     assert killing.half_copies(project) == []
 
 
@@ -74,7 +74,7 @@ def killed_again_and_again(
             run(project, *MEND)
         if kill_after(start(project), draw.uniform(0, seconds)):
             killed += 1
-            opened += check_whole(project)
+            opened += check_complete(project)
             check_no_process_is_left(project)
         else:
             check_same(project, reference)
@@ -83,8 +83,8 @@ def killed_again_and_again(
     if start is by_dvc and dvc_refuses(project):
         mended += 1
         run(project, *MEND)
-    go_on(project, start, reference)
-    print(f"{killed} kills, {finished + 1} runs to the end, {opened} files opened whole, {mended} mended")
+    resume(project, start, reference)
+    print(f"{killed} kills, {finished + 1} runs to the end, {opened} complete files opened, {mended} mended")
 
 
 @pytest.mark.timeout(3000)
@@ -96,8 +96,8 @@ def test_killed_at_random(count: int, forked: tuple[Path, Path, float], tmp_path
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, float]]:
-    """As `forked`, with MLflow, and the seconds by each door; both leave the same."""
-    folder = tmp_path_factory.mktemp("doors")
+    """As `forked`, with MLflow, and the seconds by each entry point; both leave the same."""
+    folder = tmp_path_factory.mktemp("entry-points")
     template = killing.make_project(folder / "template")
     reference = Path(shutil.copytree(template, folder / "by-dvc"))
     seconds = {"dvc": wait(by_dvc(reference))}
@@ -107,29 +107,31 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[
     return template, reference, seconds
 
 
-DOORS: dict[str, Start] = {"dvc": by_dvc, "flow": by_flow}
+ENTRY_POINTS: dict[str, Start] = {"dvc": by_dvc, "flow": by_flow}
 
 
 @pytest.mark.long
 @pytest.mark.timeout(7000)
-@pytest.mark.parametrize("door", DOORS)
-def test_doors_killed_at_random(door: str, tracked: tuple[Path, Path, dict[str, float]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
+def test_entry_points_killed_at_random(
+    entry_point: str, tracked: tuple[Path, Path, dict[str, float]], tmp_path: Path
+) -> None:
     template, reference, seconds = tracked
-    killed_again_and_again(20, DOORS[door], template, reference, seconds[door], tmp_path)
+    killed_again_and_again(20, ENTRY_POINTS[entry_point], template, reference, seconds[entry_point], tmp_path)
 
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("door", DOORS)
+@pytest.mark.parametrize("entry_point", ENTRY_POINTS)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_doors_killed_while(
-    door: str, moment: str, tracked: tuple[Path, Path, dict[str, float]], tmp_path: Path
+def test_entry_points_killed_while(
+    entry_point: str, moment: str, tracked: tuple[Path, Path, dict[str, float]], tmp_path: Path
 ) -> None:
     template, reference, _ = tracked
     project = next(copies(template, tmp_path))
-    assert kill_when(DOORS[door](project), project, MOMENTS[moment])
-    check_whole(project)
-    go_on(project, DOORS[door], reference)
+    assert kill_when(ENTRY_POINTS[entry_point](project), project, MOMENTS[moment])
+    check_complete(project)
+    resume(project, ENTRY_POINTS[entry_point], reference)
 
 
 @pytest.mark.long
@@ -142,4 +144,4 @@ def test_dvc_killed_while_it_writes_dvc_lock(tracked: tuple[Path, Path, dict[str
     assert dvc_refuses(project)
     assert "dvc.lock" in run(project, "dvc", "repro", check=False).stdout
     run(project, *MEND)
-    go_on(project, by_dvc, reference)
+    resume(project, by_dvc, reference)

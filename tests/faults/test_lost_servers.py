@@ -1,4 +1,4 @@
-"""Servers that are killed in the middle of a run and come back: the run goes on, and in the end both know all of it."""
+"""Servers that are killed in the middle of a run and come back: the run continues, and in the end both have all of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers that are none end the tuning with one line; the checkpoints from before are whole and serve."""
+"""NaN or infinity ends the tuning with one line; the checkpoints from before are complete and serve."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_the_last_good_checkpoint_stays(fault: str, tmp_path: Path, monkeypatch:
         tensors = load_tensors(path)[0]
         assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
 
-    # From there, without the fault, to the bits of a tuning that never had it.
+    # From there, without the fault, bit-identical to a tuning that never had it.
     resumed, whole = fresh(), fresh()
     run(resumed, tmp_path / "faulty")
     run(whole, tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Two runs at once in one project: of the same clip, the second is refused in one line; other clips go on beside it."""
+"""Two runs at once in one project: of the same clip, the second is refused in one line; other clips run beside it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from tests.support.killing import (
 )
 from tests.support.projects import change_params, run
 
-DOORS = {"dvc": ("dvc", "repro", "score@{}"), "flow": (sys.executable, "-m", "tav_cli.main", "run", "{}")}
-# What the second run says, by its own door; of DVC's two ways, which one depends on the door of the first.
+ENTRY_POINTS = {"dvc": ("dvc", "repro", "score@{}"), "flow": (sys.executable, "-m", "tav_cli.main", "run", "{}")}
+# What the second run prints, by its own entry point. DVC has two refusals; the first run's entry point decides which.
 REFUSALS = {
     "dvc": r"error: tune: the clip ball is in use by process \d+ \(stage tune\); wait for it|is busy, it is being",
     "flow": r"error: (ball: )?tune: the clip ball is in use by process \d+ \(stage tune\); wait for it"
@@ -34,18 +34,18 @@ REFUSALS = {
 }
 
 
-def command(door: str, clip: str) -> tuple[str, ...]:
-    return tuple(word.format(clip) for word in DOORS[door])
+def command(entry_point: str, clip: str) -> tuple[str, ...]:
+    return tuple(word.format(clip) for word in ENTRY_POINTS[entry_point])
 
 
-def by(door: str, project: Path, clip: str) -> Command:
-    return Command(project, *command(door, clip), PREFECT_HOME=str(project.parent / f"prefect-{clip}"))
+def by(entry_point: str, project: Path, clip: str) -> Command:
+    return Command(project, *command(entry_point, clip), PREFECT_HOME=str(project.parent / f"prefect-{clip}"))
 
 
-def check_refused(door: str, project: Path) -> None:
-    done = run(project, *command(door, CLIP), check=False, PREFECT_HOME=str(project.parent / "prefect"))
+def check_refused(entry_point: str, project: Path) -> None:
+    done = run(project, *command(entry_point, CLIP), check=False, PREFECT_HOME=str(project.parent / "prefect"))
     assert done.returncode and "Traceback" not in done.stdout, done.stdout
-    assert re.search(REFUSALS[door], done.stdout), done.stdout
+    assert re.search(REFUSALS[entry_point], done.stdout), done.stdout
 
 
 def bits(project: Path, clip: str) -> dict[str, bytes]:
@@ -60,8 +60,8 @@ def test_the_same_clip_is_refused_and_another_is_not(forked: tuple[Path, Path, f
     project = next(copies(template, tmp_path))
     first = Forked(project)
     assert stop_when(first, project, checkpoint_is_being_written)
-    for door in DOORS:
-        check_refused(door, project)
+    for entry_point in ENTRY_POINTS:
+        check_refused(entry_point, project)
     ball = {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", "decode": {}}
     change_params(project, {}, {CLIP: ball, OTHER: ball})
     wait(Forked(project, OTHER))
@@ -76,9 +76,9 @@ def test_the_same_clip_is_refused_and_another_is_not(forked: tuple[Path, Path, f
 
 @pytest.mark.long
 @pytest.mark.timeout(3000)
-@pytest.mark.parametrize("second", DOORS)
-@pytest.mark.parametrize("first", DOORS)
-def test_doors_beside_each_other(first: str, second: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("second", ENTRY_POINTS)
+@pytest.mark.parametrize("first", ENTRY_POINTS)
+def test_entry_points_side_by_side(first: str, second: str, tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", CLIP, OTHER)
     reference = Path(shutil.copytree(project, tmp_path / "reference"))
     for clip in (CLIP, OTHER):

@@ -1,4 +1,4 @@
-"""A flow run that is cancelled stops within seconds, says so everywhere, and the next run goes on where it was."""
+"""A flow run that is cancelled stops within seconds, says so everywhere, and the next run resumes where it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows of a batch on a Ray cluster of two workers: the same bits as in one process, whatever moves the inputs."""
+"""Rows of a batch on a Ray cluster of two workers: bit-identical to one process, whatever moves the inputs."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def tav_in_a_terminal(project: Path, command: str, settings: dict[str, str]) -> 
 
 
 def get(address: str) -> int:
-    with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310 (an address of the services)
+    with urllib.request.urlopen(address, timeout=10) as answer:
         return answer.status
 
 

@@ -120,7 +120,7 @@ def test_marks_and_line_ends_of_other_editors_are_read(tmp_path: Path, change: C
 # Nothing is written out of the project
 
 HOSTILE = (
-    *("../x", "../../x", "/tmp/x", "x/../../y", ".", "..", "...", "~", "~root", "a/b", "a\\b", "C:\\x", "\\\\host\\x"),
+    *("../x", "../../x", "/etc/x", "x/../../y", ".", "..", "...", "~", "~root", "a/b", "a\\b", "C:\\x", "\\\\host\\x"),
     *(
         "con",
         "NUL.mp4",

@@ -106,7 +106,7 @@ class Forked:
 
 
 def wait(run: Command | Forked, seconds: float = 400) -> float:
-    """How long a run takes that nobody kills."""
+    """Wait for the end of a run; return how long it took."""
     start = time.monotonic()
     while run.ended() is None:
         assert time.monotonic() < start + seconds, run.output.read_text()
@@ -116,7 +116,7 @@ def wait(run: Command | Forked, seconds: float = 400) -> float:
 
 
 def kill_after(run: Command | Forked, seconds: float) -> bool:
-    """Kill the run then; False: it has ended before."""
+    """Kill the run after so many seconds; return False where it has ended before."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if run.ended() is not None:
@@ -128,7 +128,7 @@ def kill_after(run: Command | Forked, seconds: float) -> bool:
 
 
 def stop_when(run: Command | Forked, project: Path, moment: Moment, seconds: float = 400) -> bool:
-    """Let the run stand still in the first moment that is such; for each look it does, so that none is overlooked."""
+    """Stop the run at the first such moment; it is stopped for each look, so that none is missed."""
     end = time.monotonic() + seconds
     while run.ended() is None:
         assert time.monotonic() < end, run.output.read_text()
@@ -142,7 +142,7 @@ def stop_when(run: Command | Forked, project: Path, moment: Moment, seconds: flo
 
 
 def kill_when(run: Command | Forked, project: Path, moment: Moment) -> bool:
-    """Kill the run in the first moment that is such."""
+    """Kill the run at the first such moment."""
     stopped = stop_when(run, project, moment)
     if stopped:
         run.kill()
@@ -190,8 +190,8 @@ def dvc_refuses(project: Path) -> bool:
 # What must be true
 
 
-def check_whole(project: Path) -> int:
-    """Every file under a final name opens whole; returns how many were opened."""
+def check_complete(project: Path) -> int:
+    """Check that every file under a final name is complete; return how many were opened."""
     count = 0
     for folder in ("results", ".tav", "data"):
         for path in sorted((project / folder).rglob("*")):
@@ -215,7 +215,7 @@ def _is_temporary(path: Path) -> bool:
 
 
 def _opens(path: Path) -> bool:
-    """Raises an error of the file's reader where it is not whole; False: a file of another kind."""
+    """Read the file, which raises its reader's error where it is incomplete; return False for files of other kinds."""
     from PIL import Image
 
     from tav.media.videos import read_mp4
@@ -242,7 +242,7 @@ def _opens(path: Path) -> bool:
 
 
 def check_same(project: Path, reference: Path) -> None:
-    """The same results, to the bit, as in a project whose run was never killed; and nothing is left over."""
+    """Check that results are bit-identical to those of a run that was never killed, and that nothing is left over."""
     assert (project / "dvc.lock").read_bytes() == (reference / "dvc.lock").read_bytes()
     check_same_results(project, reference)
 

@@ -210,7 +210,7 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [
         ({"block_out_channels": (8,)}, "2 to 4 levels"),
         ({"block_out_channels": (8, 16, 16, 16, 16)}, "2 to 4 levels"),
