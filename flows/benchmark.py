@@ -15,7 +15,6 @@ repeated, so that a killed run resumes, and a changed guidance scale renders and
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import statistics
@@ -37,6 +36,7 @@ from tav.media.loveu_tgve import EDITS, SIDE, Entry, choose, read_benchmark
 from tav.reports.report import update_reports
 from tav.runtime.devices import DevicePool, choose_device, choose_devices, release_memory
 from tav.runtime.events import EventStream
+from tav.runtime.locks import Locked, file_lock
 from tav.versioning.dvc_pipeline import DvcPipeline
 from tav_model.digests import digest
 from tav_model.errors import TavError
@@ -245,13 +245,11 @@ def _check_models(root: Path, params: Params) -> list[str]:
 @contextlib.contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Lock the output folder; the lock is released when the process ends, in whatever way."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TavError(f"{out}: another benchmark is running there; wait for it, or choose another --out") from None
-        yield
+    try:
+        with file_lock(out / ".lock"):
+            yield
+    except Locked:
+        raise TavError(f"{out}: another benchmark is running there; wait for it, or choose another --out") from None
 
 
 def _write_project(project: Path, root: Path, params: Params, entries: Sequence[Entry], models: Sequence[str]) -> None:

@@ -7,13 +7,11 @@ all its inputs and must be the same on both machines; otherwise the worker refus
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +23,7 @@ from tav.config.prompts import EditRow
 from tav.config.results import EDIT_SUFFIXES
 from tav.runtime.devices import DevicePool
 from tav.runtime.events import EventStream
+from tav.runtime.locks import waiting_lock
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, write_text
@@ -149,7 +148,7 @@ def _workspace(job: RowJob, remote: tuple[tuple[str, str], ...]) -> Path:
     home = Path(os.environ.get("TAV_WORKSPACES") or _cache_home() / "tav" / "workspaces")
     root = home / digest(*(part for pair in remote + job.texts for part in pair))
     home.mkdir(parents=True, exist_ok=True)
-    with _alone(home / "lock"):
+    with waiting_lock(home / "lock"):  # Other workers of this machine share the cache.
         _remove_old(home, keep=root)
         complete = root / ".tav" / "pulled"
         if not complete.exists():
@@ -195,14 +194,6 @@ def _remove_old(home: Path, keep: Path) -> None:
             and time.time() - path.stat().st_mtime > KEEP_SECONDS
         ):
             shutil.rmtree(path, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Wait for the other workers of this machine, and keep them waiting."""
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _cache_home() -> Path:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from pathlib import Path, PureWindowsPath
 
+from tav.config.characters import has_control_characters
 from tav_model.errors import TavError
 from toyworld import WEIGHTS
 
@@ -31,8 +31,8 @@ def project_path(root: Path, text: str, what: str) -> Path:
             of more than 255 bytes.
     """
     path = Path(text)
-    # Control characters, surrogates, and separators of lines and paragraphs.
-    unprintable = any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+    # U+2028 and U+2029 separate lines and paragraphs.
+    unprintable = has_control_characters(text, allowed="") or "\u2028" in text or "\u2029" in text
     leads_out = path.is_absolute() or ".." in path.parts or text.startswith("~") or PureWindowsPath(text).anchor
     too_long = any(len(part.encode(errors="replace")) > LONGEST_FILE_NAME for part in path.parts)
     if unprintable or leads_out or too_long or "\\" in text or not text.strip() or not path.parts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tav.config.characters import has_control_characters
 from tav_model.errors import TavError
 from tav_model.files import atomic_file, read_text
 
@@ -242,7 +243,7 @@ def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
     if not cells["prompt"]:
         raise TavError(f"{where}: the prompt is empty")
     for column in ("prompt", "negative_prompt"):
-        if any(unicodedata.category(character) == "Cc" and character not in "\t\n" for character in cells[column]):
+        if has_control_characters(cells[column]):
             raise error(column, "a string without control characters")
     if cells["category"] and cells["category"] not in CATEGORIES:
         raise error("category", f"one of {', '.join(CATEGORIES)}")

@@ -7,12 +7,12 @@ dvc.yaml lists its section among the `params` of every stage that reads it.
 from __future__ import annotations
 
 import re
-import unicodedata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
+from tav.config.characters import has_control_characters
 from tav.config.paths import project_path
 from tav_model.errors import TavError
 
@@ -34,7 +34,7 @@ def _inside_project(text: str | None) -> str | None:
 
 def _without_control_characters(text: str) -> str:
     """Refuse characters that terminals, logs and web pages would act on, as prompt CSVs do."""
-    if any(unicodedata.category(character) == "Cc" and character not in "\t\n" for character in text):
+    if has_control_characters(text):
         raise ValueError("must be a string without control characters")
     return text
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import re
 import shutil
 import stat
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from tav.config.paths import project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
 from tav.media.decoding import read_frames
 from tav.media.frame_readers import IMAGE_SUFFIXES
+from tav.runtime.locks import waiting_lock
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_file, atomic_folder, write_text
@@ -89,7 +89,7 @@ def import_clip(
         raise TavError("--caption: must be a string that is not blank")
     make_rows([caption], "--caption")
     prompts = [row.prompt for row in make_rows(edits, "--edit")]
-    with _locked_clips(root):
+    with waiting_lock(root / ".tav" / "clips.lock"):
         inside = _path_inside(root, video)
         target, table = root / (inside or f"data/{name}{_suffix(video)}"), root / f"data/{name}.csv"
         entry: dict[str, Any] = {
@@ -177,16 +177,6 @@ def _suffix(video: Path) -> str:
     suffix = video.suffix.lower()
     # A copy with the suffix .csv would take the place of the prompts.
     return suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) and suffix != ".csv" else ".video"
-
-
-@contextlib.contextmanager
-def _locked_clips(root: Path) -> Iterator[None]:
-    """Let one process at a time change the list of clips; the lock is released when the process ends."""
-    path = root / ".tav" / "clips.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _copy(files: contextlib.ExitStack, video: Path, target: Path, decode_params: DecodeParams) -> None:

@@ -17,12 +17,12 @@ from __future__ import annotations
 import csv
 import io
 import re
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tav.config.characters import has_control_characters
 from tav.config.paths import project_path
 from tav.media.frame_readers import IMAGE_SUFFIXES
 from tav_model.errors import TavError, first_line
@@ -263,7 +263,7 @@ def _text(value: Any, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise TavError(f"{where}: must be a non-empty string")
     text = " ".join(value.split())
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in text):
+    if has_control_characters(text):
         raise TavError(f"{where}: {text[:80]!r} is not allowed: must be a string without control characters")
     return text
 

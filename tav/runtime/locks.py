@@ -52,6 +52,15 @@ def file_lock(path: Path, **holder: Any) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is created, after waiting for the process that holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def lock_holder(path: Path) -> dict[str, Any] | None:
     """Return what the process that holds the lock now wrote about itself; None where none does."""
     try:

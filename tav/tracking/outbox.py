@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
+from tav.runtime.locks import waiting_lock
 from tav.tracking.entries import Entry, describe
-from tav.tracking.process_lock import process_lock
 from tav.tracking.store import RejectedError, root_cause
 from tav_model.files import write_text
 
@@ -48,7 +48,7 @@ class Outbox:
                 copy.parent.mkdir(parents=True)
                 (shutil.copytree if Path(path).is_dir() else shutil.copyfile)(path, copy)
                 entry = entry | {"artifact": (copy.relative_to(self.root).as_posix(), folder)}
-            with process_lock(self._lock_file), self.path.open("a", encoding="utf-8") as file:
+            with waiting_lock(self._lock_file), self.path.open("a", encoding="utf-8") as file:
                 # If a killed process has left half a line, the newline in front separates this one from it.
                 file.write(f"\n{json.dumps(entry)}\n")
         except OSError:
@@ -63,7 +63,7 @@ class Outbox:
             uri: of the store, to keep its secrets out of messages.
             deliver: as `tav.tracking.store.Store.deliver`.
         """
-        with process_lock(self._lock_file):
+        with waiting_lock(self._lock_file):
             if not self.path.exists():
                 return
             kept: list[str] = []

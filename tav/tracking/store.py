@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from tav.runtime.locks import waiting_lock
 from tav.runtime.redaction import redact
 from tav.tracking.entries import Entry, MetricPoint, RunIdentity
-from tav.tracking.process_lock import process_lock
 from tav_model.errors import TavError, first_line
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ class Store:
         if self._client is not None:
             return
         # Two processes may be the first to open a database.
-        with process_lock(self._lock_file):
+        with waiting_lock(self._lock_file):
             client = open_client(self.uri)
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
@@ -240,7 +240,7 @@ class Store:
         tags = {"tav.key": key, "tav.kind": identity["kind"], "tav.clip": identity["clip"]}
         if parent is not None:
             tags["mlflow.parentRunId"] = self._stored_run(parent, created).run_id
-        with process_lock(self._lock_file):
+        with waiting_lock(self._lock_file):
             run = self._search(key)
             if run is None:
                 run = self._connected().create_run(self._experiment_id, created, tags, identity["name"])
