@@ -28,8 +28,8 @@ from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.tensors import save_tensors
 from tav_model.text import encode_prompts
+from tests.support.models import small_base
 from tests.support.projects import QUICK, change_params, fresh_clone
-from tests.support.small_models import small_base
 
 PARTS = ("unet", "vae", "text_encoder")
 

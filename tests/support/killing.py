@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 import yaml
 
+from tests.support.models import small_base
 from tests.support.projects import change_params, environment, fresh_clone
-from tests.support.small_models import small_base
 
 CLIP, OTHER = "ball", "another-ball"
 STEPS, EVERY = 24, 2

@@ -1,4 +1,7 @@
-"""Small models of Stable Diffusion's shapes with random weights, made on the spot."""
+"""Small Stable Diffusion models with random weights: their parts in memory, and as a folder in diffusers' layout.
+
+The same arguments always make the same weights. Nothing is trained.
+"""
 
 import string
 import warnings
@@ -10,10 +13,13 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tav_model import TuneAVideoPipeline, UNet3DConditionModel
+from tav_model.files import write_json
+from tests.support.tiny_clip import make_clip
+from toyworld.tokenizer import BEGIN, END, byte_pairs, write_tokenizer
 
 CONTEXT_DIM = 12
 # A Stable Diffusion 2 UNet differs from one of Stable Diffusion 1 in these.
-SD2 = {"use_linear_projection": True, "attention_head_dim": [2, 4], "upcast_attention": True}
+SD2: dict[str, Any] = {"use_linear_projection": True, "attention_head_dim": [2, 4], "upcast_attention": True}
 SCHEDULER = {
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
@@ -39,7 +45,7 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 
 
 def image_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
-    """Two levels, the lower one without attention, as the lowest of Stable Diffusion."""
+    """Two levels, the lower one without attention, as the lowest of Stable Diffusion 1; with `**SD2`, as 2."""
     levels = len(changes.get("block_out_channels", (8, 16)))
     config = {
         "block_out_channels": (8, 16),
@@ -59,7 +65,7 @@ def image_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
 def video_unet(
     seed: int = 0, attention: tuple[str, ...] = ("first", "former"), temporal: bool = True, **changes: Any
 ) -> UNet3DConditionModel:
-    """`image_unet` inflated, its temporal attention no longer silent: as after some tuning."""
+    """`image_unet` inflated, with a temporal attention that has an effect, as after some tuning."""
     unet = UNet3DConditionModel.from_unet2d(image_unet(seed, **changes), attention=attention, temporal=temporal)
     wake_temporal_attention(unet, seed)
     return unet
@@ -74,10 +80,11 @@ def wake_temporal_attention(unet: UNet3DConditionModel, seed: int = 0) -> None:
 
 
 def image_vae(seed: int = 0, **changes: Any) -> AutoencoderKL:
-    """A VAE of factor 2."""
+    """A VAE of factor 2; with four `block_out_channels`, of factor 8."""
+    levels = len(changes.get("block_out_channels", (4, 8)))
     config = {
-        "down_block_types": ("DownEncoderBlock2D",) * 2,
-        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
         "block_out_channels": (4, 8),
         "norm_num_groups": 4,
         "latent_channels": 4,
@@ -88,18 +95,29 @@ def image_vae(seed: int = 0, **changes: Any) -> AutoencoderKL:
         return AutoencoderKL(**config | changes).eval()
 
 
-def text_encoder(seed: int = 0, max_tokens: int = 10) -> CLIPTextModel:
-    config = CLIPTextConfig(
-        vocab_size=2 * 26 + 2,
-        hidden_size=CONTEXT_DIM,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=max_tokens,
-        bos_token_id=52,
-        eos_token_id=53,
-        pad_token_id=53,
-    )
+def scale_as_if_trained(vae: AutoencoderKL) -> None:
+    """Give the posterior the scale of a trained VAE's: scaled means of about unit variance, small deviations."""
+    channels = vae.config.latent_channels
+    kernel, bias = vae.quant_conv.weight.data, vae.quant_conv.bias.data
+    kernel[:channels] *= 25
+    kernel[channels:] *= 0.1
+    bias[channels:] -= 12
+
+
+def text_encoder(seed: int = 0, max_tokens: int = 10, **changes: Any) -> CLIPTextModel:
+    """A text encoder for the vocabulary of `tokenizer`."""
+    options = {
+        "vocab_size": 2 * 26 + 2,
+        "hidden_size": CONTEXT_DIM,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": max_tokens,
+        "bos_token_id": 52,
+        "eos_token_id": 53,
+        "pad_token_id": 53,
+    }
+    config = CLIPTextConfig(**options | changes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return CLIPTextModel(config).eval()
@@ -149,4 +167,46 @@ def stable_diffusion_folder(folder: Path, scheduler: Any, seed: int = 0) -> Path
         )
     pipe.save_pretrained(folder)
     scheduler.save_pretrained(folder / "scheduler")
+    return folder
+
+
+def small_base(folder: Path, kind: str = "sd1", seed: int = 0) -> Path:
+    """Write a complete base model in diffusers' layout, with a CLIP model in `scorer` beside it.
+
+    Args:
+        folder: where to.
+        kind: "sd1" predicts noise; "sd2" predicts velocity, and has linear projections, heads by level and upcast
+            attention.
+        seed: of the weights.
+    """
+    sd2 = {"sd1": False, "sd2": True}[kind]
+    vocabulary, merges = byte_pairs(["a", "ball", "red"])  # Other words are spelt in bytes.
+    # Stable Diffusion 2 pads prompts with "!", the first token, Stable Diffusion 1 with the end of the text.
+    pad = "!" if sd2 else END
+    text = {
+        "vocab_size": len(vocabulary),
+        "bos_token_id": vocabulary[BEGIN],
+        "eos_token_id": vocabulary[END],
+        "pad_token_id": vocabulary[pad],
+        "hidden_act": "gelu" if sd2 else "quick_gelu",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    image_unet(seed, **(SD2 if sd2 else {})).save_pretrained(folder / "unet")
+    vae = image_vae(seed, block_out_channels=(4, 8, 8, 8), sample_size=128)
+    scale_as_if_trained(vae)
+    vae.save_pretrained(folder / "vae")
+    text_encoder(seed, max_tokens=77, **text).save_pretrained(folder / "text_encoder")
+    write_tokenizer(folder / "tokenizer", vocabulary, merges, pad, 77)
+    scheduler(prediction_type="v_prediction" if sd2 else "epsilon").save_pretrained(folder / "scheduler")
+    make_clip(folder / "scorer")
+    parts = {
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    missing = {key: [None, None] for key in ("feature_extractor", "image_encoder", "safety_checker")}
+    index = {"_class_name": "StableDiffusionPipeline", "requires_safety_checker": False, **missing, **parts}
+    write_json(folder / "model_index.json", index)
     return folder

@@ -32,7 +32,7 @@ from tav.runtime.events import Event, EventStream, LoopProgressed, LoopResumed
 from tav.runtime.progress import Progress
 from tav_model.errors import TavError
 from tav_model.tensors import load_tensors, save_tensors
-from tests.support.small_models import small_base
+from tests.support.models import small_base
 
 HOLD = """
 import time
