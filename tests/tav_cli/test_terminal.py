@@ -7,6 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
+from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
 from tav_cli import terminal
 from tav_cli.terminal import ProgressBars, print_error, print_message, print_notice, print_warning
@@ -33,7 +34,7 @@ def shown(bars: ProgressBars) -> list[str]:
 def test_a_loop_takes_the_place_of_its_activity_and_returns_to_it(screen: io.StringIO) -> None:
     with ProgressBars() as bars, bars.activity("tune ball"):
         assert bars.enabled and shown(bars) == ["tune ball 0:00"]
-        with Progress("tune ball", total=4, unit="step") as progress:
+        with Progress(EventStream(bars), stage="tune", clip="ball", total=4) as progress:
             progress.update(3, loss=0.25)
             (line,) = shown(bars)
             assert line.startswith("tune ball") and "3/4 steps" in line and line.endswith("loss 0.25")
@@ -44,7 +45,7 @@ def test_a_loop_takes_the_place_of_its_activity_and_returns_to_it(screen: io.Str
 
 def test_a_loop_without_an_activity_is_removed_at_its_end(screen: io.StringIO) -> None:
     with ProgressBars() as bars:
-        with Progress("edit ball", total=2, unit="step") as progress:
+        with Progress(EventStream(bars), stage="edit", clip="ball", total=2) as progress:
             progress.update()
             assert "1/2 steps" in shown(bars)[0]
         assert shown(bars) == []
