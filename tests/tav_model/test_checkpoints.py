@@ -1,4 +1,4 @@
-"""A tuning that was stopped goes on from its last checkpoint, to the same bits as one that never was."""
+"""A tuning that was stopped resumes from its last checkpoint, bit-identical to one that never was."""
 
 import json
 import random
@@ -119,7 +119,7 @@ def test_float16_resumes_with_the_scale_and_the_steps_to_its_growth(tmp_path):
     assert resumed.scaler.state_dict() == whole.scaler.state_dict()
 
 
-def test_dropouts_generator_goes_on_too(tmp_path):
+def test_dropouts_generator_is_restored_too(tmp_path):
     config = {"steps": STEPS, "learning_rate": 1e-3}
 
     def dropping():
@@ -142,7 +142,7 @@ def test_resumed_run_does_only_the_steps_that_were_left(tmp_path):
     assert len(steps) == STEPS - 4
 
 
-def test_resumed_run_tells_of_all_steps(tmp_path, whole):
+def test_resumed_run_reports_all_steps(tmp_path, whole):
     run(fresh(learning_rate_schedule="cosine"), tmp_path, kill_after=5)
     before, after = [], []
     fresh(learning_rate_schedule="cosine").fit(

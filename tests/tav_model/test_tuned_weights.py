@@ -183,3 +183,34 @@ def test_run_killed_between_the_two_files_leaves_no_weights_under_the_wrong_desc
         tuned_unet(seed=1).save_tuned(folder)
     with pytest.raises(TavError, match="sha256"):
         video_unet().load_tuned(folder)
+
+
+# What is trained
+
+
+def test_trainable_parameters_are_chosen_by_the_end_of_a_modules_name():
+    unet = video_unet()
+    chosen = unet.trainable_parameters(["attn1.to_q"])
+    assert chosen and all(name.endswith("attn1.to_q.weight") for name in chosen)
+    assert all(value is dict(unet.named_parameters())[name] for name, value in chosen.items())
+
+
+def test_trainable_parameters_come_in_one_order():
+    names = list(video_unet().trainable_parameters(["attn_temp", "attn1.to_q"]))
+    assert names == list(video_unet().trainable_parameters(["attn1.to_q", "attn_temp"]))
+
+
+def test_without_temporal_attention_only_queries_are_trained():
+    names = video_unet(temporal=False).trainable_parameters()
+    assert names and all(name.endswith(".to_q.weight") for name in names)
+
+
+@pytest.mark.parametrize("modules", [["attn1.to_x"], ["ttn1.to_q"], [], ["attn1.to_q", ""]], ids=str)
+def test_trainable_modules_that_are_not_there_are_refused(modules):
+    with pytest.raises(TavError, match=r"\Atrainable: .*\Z"):
+        video_unet().trainable_parameters(modules)
+
+
+def test_temporal_attention_alone_cannot_be_trained_where_it_is_off():
+    with pytest.raises(TavError, match="attn_temp"):
+        video_unet(temporal=False).trainable_parameters(["attn_temp"])

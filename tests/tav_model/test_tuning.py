@@ -155,10 +155,10 @@ def test_learning_rates_of_a_schedule(schedule, warmup, rates):
     assert [record.learning_rate for record in history] == pytest.approx([1e-2 * rate for rate in rates])
 
 
-def test_records_count_the_steps_and_are_told_as_they_come():
-    told = []
-    history = tuner().fit(MEAN, DEVIATION, CAPTION, on_step=told.append)
-    assert told == history
+def test_records_count_the_steps_and_are_reported_as_they_come():
+    reported = []
+    history = tuner().fit(MEAN, DEVIATION, CAPTION, on_step=reported.append)
+    assert reported == history
     assert [record.step for record in history] == [1, 2, 3]
     assert all(math.isfinite(record.loss) and record.updated for record in history)
 

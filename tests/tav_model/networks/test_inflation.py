@@ -107,59 +107,6 @@ def test_temporal_attention_tells_frames_of_each_other():
     assert relative(after, before) > 1e-3
 
 
-@settings(max_examples=15)
-@given(
-    size=sizes(),
-    frames=st.integers(1, 5),
-    batch=st.integers(1, 2),
-    attention=st.lists(
-        st.sampled_from(["first", "former", "self", "middle", "next", "all"]), min_size=1, max_size=3, unique=True
-    ),
-    temporal=st.booleans(),
-)
-def test_prediction_is_finite_and_of_the_same_shape(size, frames, batch, attention, temporal):
-    unet = video_unet(attention=tuple(attention), temporal=temporal)
-    sample = noise(batch, 4, frames, *size)
-    with torch.no_grad():
-        prediction = unet(sample, 500, noise(batch, 7, CONTEXT_DIM)).sample
-    assert prediction.shape == sample.shape
-    assert prediction.isfinite().all()
-
-
-@settings(max_examples=10)
-@given(size=sizes(), frames=st.integers(1, 4))
-def test_videos_of_a_batch_do_not_see_each_other(size, frames):
-    unet = video_unet()
-    sample, text, timesteps = noise(2, 4, frames, *size), noise(2, 7, CONTEXT_DIM), torch.tensor([100, 900])
-    with torch.no_grad():
-        together = unet(sample, timesteps, text).sample
-        alone = [unet(sample[i : i + 1], timesteps[i], text[i : i + 1]).sample for i in range(2)]
-    assert relative(together, torch.cat(alone)) < 1e-5
-
-
-def test_return_dict_false_gives_a_tuple():
-    unet, sample, text = video_unet(), noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
-    with torch.no_grad():
-        (prediction,) = unet(sample, 3, text, return_dict=False)
-        assert torch.equal(prediction, unet(sample, 3, text).sample)
-
-
-@pytest.mark.parametrize(
-    ("sample", "timestep", "text", "named"),
-    [
-        ((1, 4, 8, 8), 1, (1, 7, CONTEXT_DIM), "sample"),
-        ((1, 3, 2, 8, 8), 1, (1, 7, CONTEXT_DIM), "sample"),
-        ((2, 4, 2, 8, 8), 1, (1, 7, CONTEXT_DIM), "encoder_hidden_states"),
-        ((2, 4, 2, 8, 8), torch.tensor([1, 2, 3]), (2, 7, CONTEXT_DIM), "timestep"),
-        ((2, 4, 2, 8, 8), torch.tensor([[1, 2]]), (2, 7, CONTEXT_DIM), "timestep"),
-    ],
-)
-def test_shapes_that_do_not_fit_are_named(sample, timestep, text, named):
-    with pytest.raises(ValueError, match=f"^{named}: ") as error:
-        video_unet()(torch.zeros(sample), timestep, torch.zeros(text))
-    assert "\n" not in str(error.value)
-
-
 # Weights
 
 
@@ -226,15 +173,6 @@ def test_loading_in_half_precision(tmp_path):
     image_unet().save_pretrained(tmp_path / "unet")
     unet = UNet3DConditionModel.from_pretrained_2d(tmp_path, torch_dtype=torch.float16)
     assert {parameter.dtype for parameter in unet.parameters()} == {torch.float16}
-
-
-def test_inflated_model_saves_and_loads_whole(tmp_path):
-    unet = video_unet(attention=("first", "self"), temporal=False)
-    unet.save_pretrained(tmp_path)
-    loaded = UNet3DConditionModel.from_pretrained(tmp_path)
-    assert (tuple(loaded.config.attention), loaded.config.temporal) == (("first", "self"), False)
-    for name, value in unet.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value)
 
 
 class Bomb:
@@ -346,53 +284,3 @@ def test_what_stable_diffusion_does_not_have_cannot_be_inflated(changes):
 )
 def test_options_that_are_spelt_out_as_off_can_be_inflated(changes):
     UNet3DConditionModel.from_unet2d(image_unet(**changes))
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"block_out_channels": (8, 16, 16)},
-        {"layers_per_block": [1]},
-        {"attention_head_dim": [2, 2, 2]},
-        {"attention": ("first", "formr")},
-        {"attention": ()},
-        {"attention": "first"},
-    ],
-    ids=str,
-)
-def test_arguments_that_contradict_each_other_are_refused(changes):
-    config = {"block_out_channels": (8, 16), "norm_num_groups": 4, "cross_attention_dim": CONTEXT_DIM}
-    config |= {"down_block_types": ["DownBlock3D"] * 2, "up_block_types": ["UpBlock3D"] * 2}
-    with pytest.raises(ValueError, match=r"\A.*\Z"):
-        UNet3DConditionModel(**config | changes)
-
-
-# What is trained
-
-
-def test_trainable_parameters_are_chosen_by_the_end_of_a_modules_name():
-    unet = video_unet()
-    chosen = unet.trainable_parameters(["attn1.to_q"])
-    assert chosen and all(name.endswith("attn1.to_q.weight") for name in chosen)
-    assert all(value is dict(unet.named_parameters())[name] for name, value in chosen.items())
-
-
-def test_trainable_parameters_come_in_one_order():
-    names = list(video_unet().trainable_parameters(["attn_temp", "attn1.to_q"]))
-    assert names == list(video_unet().trainable_parameters(["attn1.to_q", "attn_temp"]))
-
-
-def test_without_temporal_attention_only_queries_are_trained():
-    names = video_unet(temporal=False).trainable_parameters()
-    assert names and all(name.endswith(".to_q.weight") for name in names)
-
-
-@pytest.mark.parametrize("modules", [["attn1.to_x"], ["ttn1.to_q"], [], ["attn1.to_q", ""]], ids=str)
-def test_trainable_modules_that_are_not_there_are_refused(modules):
-    with pytest.raises(TavError, match=r"\Atrainable: .*\Z"):
-        video_unet().trainable_parameters(modules)
-
-
-def test_temporal_attention_alone_cannot_be_trained_where_it_is_off():
-    with pytest.raises(TavError, match="attn_temp"):
-        video_unet(temporal=False).trainable_parameters(["attn_temp"])
