@@ -89,9 +89,11 @@ def ask(prefect: dict[str, str], path: str, body: object = None) -> Any:
         return json.loads(answer.read())
 
 
-def task_runs(prefect: dict[str, str]) -> list[str]:
-    """Return the names of all task runs in the order in which they started."""
-    runs = ask(prefect, "task_runs/filter", {"limit": 200})
+def task_runs(prefect: dict[str, str], state: str | None = None) -> list[str]:
+    """Return the names of the task runs in a state, or of all, in the order in which they started."""
+    runs = [
+        one for one in ask(prefect, "task_runs/filter", {"limit": 200}) if state is None or one["state_name"] == state
+    ]
     return [one["name"] for one in sorted(runs, key=lambda one: one["start_time"])]
 
 
