@@ -1,1 +1,1 @@
-"""Prefect: the flow `tav` and what it needs of DVC. Orchestration only."""
+"""Prefect: the flow `tav`, its artifacts, the local services, rows on Ray, and the benchmark."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from prefect import task
@@ -13,7 +14,8 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 
-from flows.pipeline_run import NO_ROOM, RETRIES, PipelineRun, cached
+from flows.pipeline_run import DISK_FULL, RETRIES, PipelineRun, cached
+from tasks.clip_stages import ClipStages
 from tasks.edit import edit_progress
 from tasks.model_loading import import_libraries
 from tasks.rows import RowBatch, RowResult, render_rows
@@ -33,12 +35,14 @@ class EditRows:
     """The rows of one clip, shared by the task runs that render them.
 
     Attributes:
-        rows: every row of the prompt CSV, once opened.
-        batch: the rows with their store, once opened, unless they are up to date.
+        stages: the stages of the clip, once in the session.
+        rows: every row of the prompt CSV, once in the session.
+        batch: the rows with their store, once in the session, unless they are up to date.
     """
 
     def __init__(self, run: PipelineRun, clip: str) -> None:
-        self.run, self.clip, self.stages = run, clip, run.stages(clip)
+        self.run, self.clip = run, clip
+        self.stages: ClipStages
         self.rows: list[EditRow] = []
         self.batch: RowBatch
         self._progress: Progress
@@ -49,19 +53,21 @@ class EditRows:
         self._results: dict[str, RowResult] = {}
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[None]:
-        """Let rows be rendered within the `with` block; at its end leave the results folder and commit it to DVC.
+    def session(self) -> Iterator[None]:
+        """Prepare the rendering of rows; on exit, write the results folder and commit it to DVC.
 
         Raises:
             TavError: another process works on the clip, an input has changed meanwhile, or rows have failed.
             FullDiskError: the disk is full.
         """
-        self._why_cached = self.run.why_cached("edit", self.clip)
+        self._why_cached = self.run.restore_if_possible("edit", self.clip)
         if self._why_cached is not None:
+            self.stages = self.run.stages(self.clip)
             self.rows = self.stages.edit_rows()
             yield
             return
         before = self.run.dvc.snapshot("edit", self.clip)
+        self.stages = self.run.stages(self.clip)  # By the parameters of the snapshot, or the commit is refused.
         import_libraries()
         with self.stages.prepared("edit", "edit"), self.stages.reported("edit"):
             batch = self.batch = self.stages.edit_batch(self.run.pool.devices[0])
@@ -72,7 +78,7 @@ class EditRows:
                     yield
                 finally:
                     self.run.pool.drop(self.resident)
-            batch.publish({one.row.name: one.error for one in self._results.values() if one.error is not None})
+            batch.publish(self._errors())
         self.run.dvc.commit("edit", self.clip, before)
 
     @property
@@ -81,27 +87,30 @@ class EditRows:
         return f"edit {self.clip}"
 
     def why_cached(self, row: EditRow) -> str | None:
-        """Return why a row is not rendered now; None where it is to be rendered."""
+        """Return why a row is not rendered now; None if it is to be rendered."""
         return self._why_cached or ("rendered before" if row.identity in self._found else None)
 
     def claim(self, row: EditRow) -> list[EditRow]:
         """Return the rows that the task run of `row` is to render: itself, and others that can be sampled with it.
 
-        They are fewer where another task run has claimed them, and none where the row need not be rendered.
+        Rows that another task run has claimed are left out; the list is empty if `row` itself is one of them, or is
+        cached.
         """
         if self.why_cached(row):
             return []
         with self._mutex:
             if row.identity in self._finished:
                 return []
-            free = [one for one in self.rows if one.identity not in self._found | self._finished.keys()]
-            group = self.batch.first_group([row, *(one for one in free if one is not row)])
-            self._finished |= {one.identity: threading.Event() for one in group}
+            taken = self._found | self._finished.keys() | {row.identity}
+            free = {other.identity: other for other in self.rows if other.identity not in taken}
+            group = self.batch.first_group([row, *free.values()])
+            self._finished |= {member.identity: threading.Event() for member in group}
         return group
 
-    def release(self, group: Sequence[EditRow]) -> None:
-        """Let the task runs that wait for these rows go on."""
+    def release(self, group: Sequence[EditRow], error: str) -> None:
+        """Wake the task runs that wait for these rows; `error` becomes the result of those that have none."""
         for row in group:
+            self._results.setdefault(row.identity, RowResult(row, error=error))
             self._finished[row.identity].set()
 
     def render(self, group: Sequence[EditRow], slot: Slot) -> None:
@@ -119,39 +128,49 @@ class EditRows:
                 self._results[result.row.identity] = result
 
     def result(self, row: EditRow) -> RowResult:
-        """Return what became of a row, once the task run that has claimed it is done."""
+        """Return the result of a row, waiting for the task run that has claimed it."""
         if row.identity not in self._results:
             self._finished[row.identity].wait()
-        return self._results.get(row.identity) or RowResult(row, error="the row it was to be rendered with has failed")
+        return self._results[row.identity]
 
-    def adopt(self, result: RowResult) -> None:
-        """Count a row that was rendered elsewhere, its files in the store of `batch`."""
+    def register_remote(self, result: RowResult) -> None:
+        """Register a row that was rendered elsewhere, its files in the store of `batch`."""
         row = result.row
         self._results[row.identity] = result
         if result.error is None:
             self._progress.update(row.steps)
             self.run.events.publish(RowFinished(clip=self.clip, stage="edit", row=row.name, edit=row))
 
+    def _errors(self) -> dict[str, str]:
+        """Return why rows have failed, by name."""
+        results = {row.name: self._results.get(row.identity) for row in self.rows if row.identity not in self._found}
+        return {
+            name: result.error for name, result in results.items() if result is not None and result.error is not None
+        }
+
 
 def run_row(
     edits: EditRows, row: EditRow, tuned: PrefectFuture[Any], inverted: PrefectFuture[Any]
 ) -> PrefectFuture[Any]:
-    """Run the task of one row, once a device is free where it needs one; returns its future, finished.
+    """Run the task of one row, once a device is free if it needs one; return its finished future.
 
     Raises:
         TavError: the disk is full, which is no fault of a row; rows that are done stay done.
     """
-    group = edits.claim(row)
     run = edits.run
+    group = edits.claim(row)
+    device = run.pool.hold(edits.stages.priority, edits.resident, run.events.check) if group else nullcontext()
+    error = "not rendered"
     try:
-        with run.pool.hold(edits.stages.priority, edits.resident) if group else contextlib.nullcontext() as slot:
+        with device as slot:
             run.events.check()
             future = render_row.submit(edits, row, tuned, inverted, group, slot)
             future.wait()
+        error = future.state.message or error
     finally:
-        edits.release(group)
-    if future.state.name == NO_ROOM:
-        raise TavError(future.state.message or NO_ROOM)
+        edits.release(group, error)
+    if future.state.name == DISK_FULL:
+        raise TavError(error)
     return future
 
 
@@ -166,7 +185,7 @@ def render_row(
         row: the row.
         tuned: the task run of the stage `tune`, which this one depends on.
         inverted: the task run of the stage `invert`, which this one depends on.
-        group: the rows to render, this one included; none where it was rendered before, or with another.
+        group: the rows to render, this one included; empty if it was rendered before, or is rendered with another.
         slot: the device to render on.
     """
     why = edits.why_cached(row)
@@ -179,7 +198,7 @@ def render_row(
     except TavError as error:
         return Failed(message=str(error))
     except FullDiskError as error:
-        return Failed(name=NO_ROOM, message=str(error))
+        return Failed(name=DISK_FULL, message=str(error))
     if result.error is not None:
         return Failed(message=result.error)
     return Completed(message=f"{row.name}: {row.prompt}")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from prefect import Task
     from prefect.client.schemas.objects import TaskRun
 
-NO_ROOM = "NoRoom"  # the name of the state of a row that met a full disk
+DISK_FULL = "DiskFull"  # the name of the state of a row that was not rendered for that reason
 
 
 def is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
@@ -48,7 +48,7 @@ class PipelineRun:
     """One run of the flow over some clips.
 
     Args:
-        clips: the clips, those to finish first in front.
+        clips: the clips, in order of priority.
         pool: the devices that heavy stages hold one at a time.
         tags: further tags of the MLflow runs.
     """
@@ -68,8 +68,8 @@ class PipelineRun:
         """Return the stages of a clip, by the params.yaml that is there now."""
         return ClipStages(self.root, clip, self.events, self.pool, self.clips.index(clip), self.tags)
 
-    def why_cached(self, stage: str, clip: str) -> str | None:
-        """Return why a stage need not run, its outputs restored where DVC's cache has them; None where it must.
+    def restore_if_possible(self, stage: str, clip: str) -> str | None:
+        """Return why a stage need not run, after restoring its outputs if DVC's cache has them; None if it must run.
 
         Raises:
             TavError: DVC cannot read the project, or an input is missing.

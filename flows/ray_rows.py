@@ -19,7 +19,7 @@ from prefect.states import Failed
 
 from flows.artifacts import ProgressArtifacts
 from flows.edit_rows import EditRows, run_row
-from flows.pipeline_run import NO_ROOM, RETRIES
+from flows.pipeline_run import DISK_FULL, RETRIES
 from tasks import row_jobs
 from tasks.clip_stages import ClipStages
 from tasks.row_jobs import RowJob
@@ -76,7 +76,7 @@ def render_rows_on_ray(
                 task_run = _render_job.with_options(task_run_name=f"edit: {_literal(row.prompt)}", **RETRIES)
                 futures.append(runner.submit(task_run, {"job": job}, dependencies=upstream))
             for row, future in zip(todo, futures[len(done) :], strict=True):
-                edits.adopt(_result(row, future, edits.batch))
+                edits.register_remote(_result(row, future, edits.batch))
     except ConnectionError as error:
         raise _no_cluster(address, error) from None
     return futures
@@ -88,7 +88,7 @@ def _result(row: EditRow, future: PrefectFuture[Any], batch: RowBatch) -> RowRes
     except FullDiskError:
         raise
     except Exception as error:
-        if future.state.name == NO_ROOM:
+        if future.state.name == DISK_FULL:
             raise TavError(future.state.message) from None
         return RowResult(row, error=first_line(getattr(error, "cause", None) or error))  # Ray wraps a worker's error.
     return RowResult(row, rendered=True)
@@ -172,7 +172,7 @@ def _render_job(job: RowJob) -> State[Any] | dict[str, bytes]:
     except TavError as error:
         return Failed(message=str(error))
     except FullDiskError as error:
-        return Failed(name=NO_ROOM, message=str(error))
+        return Failed(name=DISK_FULL, message=str(error))
 
 
 def _jobs(stages: ClipStages, todo: Sequence[EditRow], share: float) -> list[RowJob]:

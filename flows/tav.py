@@ -68,7 +68,7 @@ def tav(
     try:
         chosen = _choose(root, clips, prompts, overrides or {})
         pool = DevicePool(choose_devices(load_params(root / "params.yaml").runtime.device))
-    except TavError as error:
+    except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
     events = EventStream(ProgressArtifacts(), *_observers.get())
     run = PipelineRun(root, chosen, events, pool, {"prefect.flow_run_id": str(flow_run.id)})
@@ -92,7 +92,7 @@ def _choose(root: Path, clips: list[str] | None, prompts: str | None, overrides:
     """Return the clips to work on, after the overrides are written to params.yaml."""
     path = root / "params.yaml"
     params = load_params(path)
-    chosen = clips or list(params.clips)
+    chosen = list(dict.fromkeys(clips or params.clips))
     for clip in chosen:
         params.clip(clip)
     if prompts is not None:
@@ -103,7 +103,7 @@ def _choose(root: Path, clips: list[str] | None, prompts: str | None, overrides:
 
 
 def run_clip(run: PipelineRun, clip: str) -> str | None:
-    """Bring one clip up to date; returns why it is not, in one line, or None."""
+    """Bring one clip up to date. Return None, or the reason it failed in one line."""
     logger = get_run_logger()
     error = None
     try:
@@ -115,12 +115,15 @@ def run_clip(run: PipelineRun, clip: str) -> str | None:
     except (TavError, FullDiskError) as failure:
         error = first_line(failure)
         logger.error("%s: %s", clip, failure)
+    except Exception as failure:  # A defect in the work on one clip does not stop the others.
+        error = first_line(failure)
+        logger.exception("%s: %s", clip, error)
     run.events.publish(ClipFinished(clip=clip, stage="", error=error))
     return error
 
 
 def _run_stages(run: PipelineRun, clip: str) -> bool:
-    """Run the graph of one clip; returns whether any stage was out of date.
+    """Run the graph of one clip. Return whether any stage was out of date.
 
     Raises:
         TavError: a stage has failed.
@@ -130,22 +133,22 @@ def _run_stages(run: PipelineRun, clip: str) -> bool:
     tuned = _run_stage("tune", clip, run, latents)
     inverted = _run_stage("invert", clip, run, latents, tuned)
     edits = EditRows(run, clip)
-    with edits.opened():
+    with edits.session():
         rows = _run_rows(edits, tuned, inverted)
     score = _run_stage("score", clip, run, frames, *rows)
     return any(one.state.name != "Cached" for one in (frames, latents, tuned, inverted, *rows, score))
 
 
 def _run_stage(stage: str, clip: str, run: PipelineRun, *inputs: PrefectFuture[Any]) -> PrefectFuture[Any]:
-    """Run the task of one stage, once a device is free where it needs one; returns its future, completed.
+    """Run the task of one stage, once a device is free if it needs one; return its completed future.
 
     Raises:
         TavError: it has not completed.
     """
-    why = run.why_cached(stage, clip)
+    why = run.restore_if_possible(stage, clip)
     stages = run.stages(clip)
     waits = why is None and stages.needs_device(stage)
-    with run.pool.hold(stages.priority) if waits else contextlib.nullcontext() as slot:
+    with run.pool.hold(stages.priority, check=run.events.check) if waits else contextlib.nullcontext() as slot:
         run.events.check()
         future = run_stage.with_options(name=stage).submit(stage, clip, run, list(inputs), why, slot)
         future.wait()
@@ -184,7 +187,7 @@ def run_stage(
         clip: the clip.
         run: the run of the flow.
         inputs: the task runs that this one depends on.
-        why_cached: why the stage need not run; None where it must.
+        why_cached: why the stage need not run; None if it must.
         slot: the device to compute on.
     """
     if why_cached is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ from tav_model.files import read_json
 if TYPE_CHECKING:
     from tav.config.prompts import EditRow, PromptRow
 
-SHEET_ROWS = 24  # A contact sheet of more is no picture to look at.
+SHEET_ROWS = 24  # Larger contact sheets are unreadable.
 
 
 def clip_holder(root: Path, clip: str) -> dict[str, Any] | None:
@@ -67,6 +68,7 @@ class ClipStages:
         self.root, self.clip, self.priority = root, clip, priority
         self.events = events or EventStream()
         self._given_pool = pool
+        self._log_mutex = threading.Lock()
         self.project = Project(root)
         self.params = load_params(root / "params.yaml")
         self.settings = self.params.clip(clip)
@@ -108,21 +110,22 @@ class ClipStages:
             yield device
 
     def needs_device(self, stage: str) -> bool:
-        """Return whether a stage holds a device. To encode on a CPU needs none: another clip may be tuned meanwhile."""
+        """Return whether a stage holds a device. Encoding on a CPU does not: another clip may be tuned meanwhile."""
         return stage in DEVICE_STAGES and (stage != "encode" or self.pool.devices[0] != "cpu")
 
     @contextlib.contextmanager
     def _device(self, stage: str, slot: Slot | None) -> Iterator[str]:
-        if slot is not None or not self.needs_device(stage):
-            yield slot.device if slot else self.pool.devices[0]
+        if slot is not None:
+            yield slot.device
+        elif not self.needs_device(stage):
+            yield "cpu"
         else:
-            with self.pool.hold(self.priority) as held:
-                self.events.check()
+            with self.pool.hold(self.priority, check=self.events.check) as held:
                 yield held.device
 
     @contextlib.contextmanager
     def quick_session(self) -> Iterator[Slot]:
-        """Prepare what edits beside the pipeline run in: as `session`, but MLflow receives nothing."""
+        """Prepare what quick edits run in: as `session`, but nothing is logged to MLflow."""
         with self.prepared("quick edits", "quick"), self.pool.hold(self.priority) as slot:
             yield slot
 
@@ -152,7 +155,8 @@ class ClipStages:
 
     def _log_row(self, event: Event) -> None:
         if isinstance(event, RowFinished) and event.clip == self.clip:
-            self.runs.edit(event.edit)
+            with self._log_mutex:  # Rows finish in several threads.
+                self.runs.edit(event.edit)
 
     @contextlib.contextmanager
     def _locked(self, stage: str) -> Iterator[None]:
@@ -160,7 +164,11 @@ class ClipStages:
             with file_lock(_lock_path(self.project, self.clip), stage=stage):
                 yield
         except Locked as error:
-            who = f"process {error.holder['process']} (stage {error.holder['stage']})" if error.holder else "another"
+            who = (
+                f"process {error.holder['process']} (stage {error.holder['stage']})"
+                if error.holder
+                else "another process"
+            )
             raise TavError(f"{stage}: the clip {self.clip} is in use by {who}; wait for it") from None
 
     # The stages
@@ -233,7 +241,7 @@ class ClipStages:
         return self._batch(self.prompt_rows(), self.project.edits(self.clip), base=self.base, device=device)
 
     def quick_batch(self, rows: Sequence[PromptRow], device: str) -> RowBatch:
-        """Return edits beside those of the CSV; both share the store, so that neither renders the other's again."""
+        """Return edits beside those of the CSV, which finds what the stage `edit` has rendered."""
         found_in = (self.project.edits(self.clip),)
         out = self.project.quick(self.clip)
         return self._batch(rows, out, base=self.base, device=device, found_in=found_in)
@@ -243,13 +251,13 @@ class ClipStages:
 
         Nothing is written, and nothing of the base model is read: it is assumed to be the one that was tuned.
         """
-        return self._look().to_render()
+        return self._read_only_batch().to_render()
 
     def edit_rows(self) -> list[EditRow]:
         """Return the rows of the CSV with every setting resolved, under the assumption of `rows_to_render`."""
-        return self._look().rows
+        return self._read_only_batch().rows
 
-    def _look(self) -> RowBatch:
+    def _read_only_batch(self) -> RowBatch:
         tuned = read_json(self.project.tuned(self.clip) / "tuned.json")
         return self._batch(
             self.prompt_rows(),

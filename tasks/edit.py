@@ -22,4 +22,6 @@ def edit(batch: RowBatch, events: EventStream, clip: str = "") -> None:
 
 def edit_progress(batch: RowBatch, events: EventStream, clip: str) -> Progress:
     """Return the progress of all rows that are not done yet, in sampling steps."""
-    return Progress(events, stage="edit", clip=clip, total=sum(row.steps for row in batch.todo()))
+    return Progress(
+        events, stage="edit", clip=clip, total=sum({row.identity: row.steps for row in batch.todo()}.values())
+    )

@@ -24,6 +24,7 @@ from tav.config.results import EDIT_SUFFIXES
 from tav.runtime.devices import DevicePool
 from tav.runtime.events import EventStream
 from tav.runtime.locks import waiting_lock
+from tav.versioning.dvc_internals import pull, write_pull_config
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, write_text
@@ -154,35 +155,14 @@ def _workspace(job: RowJob, remote: tuple[tuple[str, str], ...]) -> Path:
         if not complete.exists():
             for name, text in job.texts:
                 write_text(root / name, text)
-            _write_config(root, home / "cache", dict(remote))
-            _pull(root, inputs_of(Project(root), job.clip))
+            write_pull_config(root, home / "cache", dict(remote))
+            try:
+                pull(root, inputs_of(Project(root), job.clip))
+            except TavError as error:
+                raise TavError(f"the worker {platform.node()}: {error}") from error
             write_text(complete, "")
         os.utime(root)
     return root
-
-
-def _write_config(root: Path, cache: Path, remote: Mapping[str, str]) -> None:
-    """Configure a DVC project without git, whose cache all workspaces share."""
-    from dvc.config import Config
-
-    (root / ".dvc").mkdir(parents=True, exist_ok=True)
-    with Config(str(root / ".dvc"), validate=False).edit("repo") as config:
-        config["core"] = {"no_scm": True, "analytics": False, "remote": "driver"}
-        config["cache"] = {"dir": str(cache)}
-        config["remote"] = {"driver": dict(remote)}
-
-
-def _pull(root: Path, paths: list[str]) -> None:
-    from dvc.exceptions import DvcException
-    from dvc.repo import Repo
-
-    try:
-        with Repo(str(root)) as repo:
-            repo.pull(targets=[str(root / path) for path in paths])
-    except DvcException as error:
-        raise TavError(
-            f"the worker {platform.node()} cannot pull {', '.join(paths)}: {' '.join(str(error).split())}"
-        ) from error
 
 
 def _remove_old(home: Path, keep: Path) -> None:

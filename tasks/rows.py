@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Part of every identity: raised when the files that a row leaves change.
+# Part of every identity: increase it when the files that a row leaves change.
 FORMAT = "2"
 OnStep = Callable[[Sequence[EditRow], int], None]
 """Called with the rows sampled together and by how many steps they have advanced, which is negative for a failed attempt."""
@@ -45,7 +45,7 @@ OnStep = Callable[[Sequence[EditRow], int], None]
 
 @dataclass(frozen=True)
 class RowResult:
-    """What became of a row.
+    """The result of a row.
 
     Attributes:
         rendered: whether it was rendered now; False where it was found, or has failed.
@@ -315,12 +315,13 @@ def render_rows(
         TavError: the model cannot be loaded, which is no fault of a row.
         FullDiskError: the disk is full, which is no fault of a row either; what is done stays in the store.
     """
-    waiting = []
+    alike: dict[str, list[EditRow]] = {}  # Rows that differ in their names only have one video.
     for row in rows:
         if batch.is_done(row):
             yield RowResult(row)
         else:
-            waiting.append(row)
+            alike.setdefault(row.identity, []).append(row)
+    waiting = [same[0] for same in alike.values()]
     if waiting:
         batch.pipeline  # noqa: B018 (loaded here, outside of what counts as a row's failure)
     groups: list[list[EditRow]] = []
@@ -344,9 +345,10 @@ def render_rows(
                 groups = [[row] for row in group] + groups
                 continue
             logger.exception("row %s failed", group[0].name)
-            yield RowResult(group[0], error=first_line(error))
+            for row in alike[group[0].identity]:
+                yield RowResult(row, error=first_line(error))
             continue
-        for row in rendered:
+        for row in (same for one in rendered for same in alike[one.identity]):
             events.publish(RowFinished(clip=clip, stage="edit", row=row.name, edit=row))
             yield RowResult(row, rendered=True)
         waiting = [row for row in group if row not in rendered] + waiting

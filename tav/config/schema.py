@@ -46,8 +46,8 @@ def _not_blank(text: str) -> str:
 
 
 AttentionFrame = Literal["first", "former", "self", "middle", "next", "all"]
-DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
-DEVICE_RULE = "must be auto, cpu, mps, cuda or cuda:NUMBER, or a list of these"
+DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
+DEVICE_RULE = "must be auto; or cpu, mps, cuda or cuda:NUMBER, or a list of these"
 Precision = Literal["float32", "bfloat16", "float16"]
 ImageSide = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
@@ -164,6 +164,8 @@ class ScoreParams(Section):
 
 
 def _check_devices(value: object) -> object:
+    if value == "auto":
+        return value
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not names:
         raise ValueError(DEVICE_RULE)

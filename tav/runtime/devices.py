@@ -1,10 +1,12 @@
-"""The devices that stages compute on: chosen, held by one stage at a time, and what to do when their memory runs out."""
+"""The devices that stages compute on.
+
+They are chosen by `runtime.device`, and held by one stage at a time. Where memory runs out, batches shrink.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import heapq
 import logging
 import os
 import platform
@@ -24,9 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 def choose_devices(setting: str | Sequence[str]) -> list[str]:
-    """Return the devices that `runtime.device` means: `auto` is every GPU of this machine, or its CPU.
+    """Return the devices selected by `runtime.device`: `auto` is every GPU of this machine, or its CPU.
 
-    A list may name a device several times: so many stages then compute on it side by side.
+    A list may name a device several times: that many stages then compute on it side by side.
 
     Raises:
         TavError: a device that this machine does not have.
@@ -40,22 +42,38 @@ def choose_devices(setting: str | Sequence[str]) -> list[str]:
     else:
         names = [setting] if isinstance(setting, str) else list(setting)
     for name in names:
-        try:
-            torch.empty(1, device=name)
-        except (RuntimeError, AssertionError) as error:
-            raise TavError(f"params.yaml: runtime.device: {name!r} is not usable here ({first_line(error)})") from None
+        if problem := _problem(name):
+            raise TavError(f"params.yaml: runtime.device: {name!r} is not usable here ({problem})")
     # The effect of use_deterministic_algorithms, which also imports torch's compiler: a second in each stage.
     torch.set_deterministic_debug_mode("warn")
     return names
 
 
+def _problem(name: str) -> str | None:
+    """Return why torch cannot use a device; None if it can.
+
+    Nothing is allocated on a GPU: another process may hold it, with all of its memory.
+    """
+    import torch
+
+    kind, _, index = name.partition(":")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        return None if int(index or 0) < count else f"torch finds {count} GPU{'' if count == 1 else 's'}"
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        return first_line(error)
+    return None
+
+
 def choose_device(setting: str | Sequence[str]) -> str:
-    """Return the first of the devices that `runtime.device` means. Raises TavError as `choose_devices`."""
+    """Return the first of the devices selected by `runtime.device`. Raises TavError as `choose_devices`."""
     return choose_devices(setting)[0]
 
 
-def gpu_name(device: str) -> str | None:
-    """Return what tells this GPU from all others, whatever its number in this process; None for a CPU."""
+def gpu_identity(device: str) -> str | None:
+    """Return an identity of a GPU that is the same in every process of this machine; None for a CPU."""
     kind, _, index = device.partition(":")
     if kind == "cpu":
         return None
@@ -67,58 +85,88 @@ def gpu_name(device: str) -> str | None:
     return str(getattr(torch.cuda.get_device_properties(number), "uuid", f"{platform.node()}-{number}"))
 
 
+class _GpuLocks:
+    """Locks between processes, one for each GPU, shared by all slots of this process.
+
+    The lock of a GPU is a file in the folder TAV_LOCKS (default: the system's for temporary files) that all projects,
+    entry points and containers of a machine share. It is released when the process ends, however it ends.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._held: dict[Path, tuple[int, int]] = {}  # descriptor, and number of slots
+
+    def acquire(self, path: Path) -> bool:
+        """Lock a GPU; False if another process holds it."""
+        with self._mutex:
+            if path in self._held:
+                descriptor, slots = self._held[path]
+                self._held[path] = descriptor, slots + 1
+                return True
+            descriptor = _open_lock_file(path)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BaseException as error:
+                os.close(descriptor)
+                if isinstance(error, BlockingIOError):
+                    return False
+                raise
+            self._held[path] = descriptor, 1
+            return True
+
+    def release(self, path: Path) -> None:
+        """Let other processes have the GPU, once no slot of this process holds it."""
+        with self._mutex:
+            descriptor, slots = self._held.pop(path)
+            if slots > 1:
+                self._held[path] = descriptor, slots - 1
+            else:
+                os.close(descriptor)
+
+
+_gpu_locks = _GpuLocks()
+
+
 class Slot:
     """One device of a pool, while a stage holds it.
 
     Attributes:
         device: its name, as torch knows it.
-        resident: what the last holder left on the device for the next, such as a loaded model, by name.
+        resident: objects that stay on the device between two holders, such as a loaded model, by name.
     """
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.resident: dict[str, Any] = {}
-        self._lock: int | None = None  # descriptor of the GPU's lock file
+        self._locked: Path | None = None
 
-    def try_lock(self) -> str | None:
-        """Lock the GPU for this process; returns the path of its lock file where another process has it."""
-        name = gpu_name(self.device)
-        if name is None or self._lock is not None:
+    def try_lock(self) -> Path | None:
+        """Lock the GPU for this process; return its lock file if another process holds it."""
+        identity = gpu_identity(self.device)
+        if identity is None or self._locked is not None:
             return None
-        path = _lock_path(name)
-        descriptor = _open(path)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            return str(path)
-        self._lock = descriptor
+        path = _lock_path(identity)
+        if not _gpu_locks.acquire(path):
+            return path
+        self._locked = path
         return None
 
-    def clear(self) -> None:
-        """Drop what is resident, and let other processes have the GPU."""
-        if self.resident:
-            self.resident.clear()
+    def release(self) -> None:
+        """Drop what is resident, return its memory, and let other processes have the GPU."""
+        self.resident.clear()
+        if self._locked is not None:
             release_memory()
-        self.unlock()
-
-    def unlock(self) -> None:
-        """Let other processes have the GPU."""
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            _gpu_locks.release(self._locked)
+            self._locked = None
 
 
 class DevicePool:
     """Devices that stages hold one at a time, within this process and, for GPUs, on this machine.
 
-    The lock of a GPU is a file in the folder TAV_LOCKS (default: the system's for temporary files) that all projects,
-    entry points and containers of a machine share. It ends with the process, however that ends.
-
     Args:
         devices: names for torch; a name may occur several times.
-        exclusive: False where something else hands out shares of the devices, such as Ray: then every `hold` returns
-            the first device at once.
+        exclusive: False if something else hands out shares of the devices, such as Ray: then every `hold` returns the
+            first device at once.
     """
 
     def __init__(self, devices: Sequence[str], exclusive: bool = True) -> None:
@@ -132,12 +180,15 @@ class DevicePool:
         return len(self.devices)
 
     @contextlib.contextmanager
-    def hold(self, priority: int = 0, prefer: str | None = None) -> Iterator[Slot]:
-        """Hold one of the devices, waiting for it where need be.
+    def hold(
+        self, priority: int = 0, prefer: str | None = None, check: Callable[[], None] | None = None
+    ) -> Iterator[Slot]:
+        """Hold one of the devices, waiting for it if necessary.
 
         Args:
-            priority: of those that wait, the lowest is first; then whoever came first.
-            prefer: take a device on which this is resident, where one is free.
+            priority: among those that wait, the lowest is first; then whoever came first.
+            prefer: take a free device on which this is resident, if there is one.
+            check: called while waiting; raises an exception to stop it.
 
         Raises:
             TavError: the lock file of a GPU cannot be made.
@@ -145,54 +196,58 @@ class DevicePool:
         if not self.exclusive:
             yield Slot(self.devices[0])
             return
-        slot = self._take(priority, prefer)
+        slot = self._take(priority, prefer, check)
         try:
             yield slot
         finally:
             if not slot.resident:
-                slot.unlock()
+                slot.release()
             with self._changed:
                 self._free.append(slot)
                 self._changed.notify_all()
 
-    def _take(self, priority: int, prefer: str | None) -> Slot:
+    def _take(self, priority: int, prefer: str | None, check: Callable[[], None] | None) -> Slot:
         with self._changed:
             self._tickets += 1
             ticket = (priority, self._tickets)
-            heapq.heappush(self._waiting, ticket)
+            self._waiting.append(ticket)
             warned = False
             try:
                 while True:
-                    if self._waiting[0] == ticket and self._free:
-                        locked_elsewhere = None
-                        for slot in sorted(self._free, key=lambda slot: prefer not in slot.resident):
-                            locked_elsewhere = slot.try_lock()
-                            if locked_elsewhere is None:
-                                self._free.remove(slot)
-                                break
-                        else:
-                            if not warned:
-                                logger.warning("waiting for a GPU, in use by another process (%s)", locked_elsewhere)
-                                warned = True
-                            self._changed.wait(POLL_SECONDS)
-                            continue
-                        break
+                    if check is not None:
+                        check()
+                    if min(self._waiting) == ticket and self._free:
+                        slot, locked = self._lock_one(prefer)
+                        if slot is not None:
+                            break
+                        if not warned:
+                            logger.warning("waiting for a GPU that another process uses (%s)", locked)
+                            warned = True
                     self._changed.wait(POLL_SECONDS)
             finally:
                 self._waiting.remove(ticket)
-                heapq.heapify(self._waiting)
                 self._changed.notify_all()
-        if slot.resident and prefer not in slot.resident:
+        if prefer not in slot.resident:
             slot.resident.clear()
-            release_memory()
         return slot
 
+    def _lock_one(self, prefer: str | None) -> tuple[Slot | None, Path | None]:
+        """Return a free slot whose GPU is locked for this process, or the lock file that another process holds."""
+        locked = None
+        # The preferred device first, then one that is empty rather than one whose model would have to go.
+        for slot in sorted(self._free, key=lambda slot: (prefer not in slot.resident, bool(slot.resident))):
+            locked = slot.try_lock()
+            if locked is None:
+                self._free.remove(slot)
+                return slot, None
+        return None, locked
+
     def drop(self, resident: str) -> None:
-        """Drop this from the devices that nobody holds now; their GPUs are then free for other processes."""
+        """Remove a resident object from all free devices; GPUs left empty are then free for other processes."""
         with self._changed:
             for slot in self._free:
                 if slot.resident.pop(resident, None) is not None and not slot.resident:
-                    slot.clear()
+                    slot.release()
 
 
 def _lock_path(name: str) -> Path:
@@ -200,14 +255,19 @@ def _lock_path(name: str) -> Path:
     return folder / f"tav-{re.sub(r'[^A-Za-z0-9-]+', '-', name)}.lock"
 
 
-def _open(path: Path) -> int:
-    """Open a lock file. A link is never followed; in a sticky folder, another user's file cannot be opened by O_CREAT."""
+def _open_lock_file(path: Path) -> int:
+    """Open a lock file, which every user of the machine can lock. A link is never followed.
+
+    In a sticky folder, another user's file cannot be opened with O_CREAT.
+    """
     flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         try:
             return os.open(path, os.O_RDONLY | flags)
         except FileNotFoundError:
-            return os.open(path, os.O_RDONLY | os.O_CREAT | flags, 0o644)
+            descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | flags, 0o644)
+            os.fchmod(descriptor, 0o644)  # whatever the umask
+            return descriptor
     except OSError as error:
         raise TavError(f"{path}: cannot be opened ({error.strerror}); set TAV_LOCKS to a folder of your own") from None
 

@@ -78,11 +78,11 @@ class ClipFinished(Event):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopEvent(Event):
-    """How far a loop is.
+    """The progress of a loop.
 
     Attributes:
-        done: how many times it has gone round, the times before a resumption included.
-        total: how many times there will be; None where that is unknown.
+        done: iterations that are done, including those before a resumption.
+        total: how many iterations there are; None if that is unknown.
         unit: what is counted, in the singular.
         values: the latest value of each quantity that the loop reports, such as the loss.
     """
@@ -103,7 +103,7 @@ class LoopResumed(LoopEvent):
     """A loop resumes where another process or attempt has left it.
 
     Attributes:
-        records: those of the times before, as far as they are known.
+        records: what the earlier iterations measured, as far as it is known.
     """
 
     records: Sequence[Any] = ()
@@ -111,21 +111,21 @@ class LoopResumed(LoopEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class LoopProgressed(LoopEvent):
-    """A loop has gone round again; `record` holds everything that a tuning step measured."""
+    """A loop has advanced; `record` holds everything that a tuning step measured."""
 
     record: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopEnded(LoopEvent):
-    """A loop has ended; `error` is None where it came to its end."""
+    """A loop has ended; `error` is None if it is complete."""
 
     error: BaseException | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RowFinished(Event):
-    """A row of the prompt CSV was rendered now."""
+    """A row of the prompt CSV was rendered."""
 
     edit: EditRow
 

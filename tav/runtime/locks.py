@@ -1,4 +1,7 @@
-"""File locks that end with the process that holds them, however it ends; the file says who that is."""
+"""File locks that are released when the process ends, however it ends; the file says which process holds it.
+
+The locks of GPUs are in `tav.runtime.devices`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-LOOK_SECONDS = 0.5
+RETRY_SECONDS = 0.5
 
 
 class Locked(Exception):  # noqa: N818 (a state of affairs, not a failure)
@@ -36,13 +39,13 @@ def file_lock(path: Path, **holder: Any) -> Iterator[None]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        end = time.monotonic() + LOOK_SECONDS
+        end = time.monotonic() + RETRY_SECONDS
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                # A process that only reads who the holder is (`lock_holder`) has the lock for an instant.
+                # A process that only reads who the holder is (`lock_holder`) holds the lock briefly.
                 if time.monotonic() >= end:
                     raise Locked(lock_holder(path) or {}) from None
                 time.sleep(0.02)
@@ -54,7 +57,7 @@ def file_lock(path: Path, **holder: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def waiting_lock(path: Path) -> Iterator[None]:
-    """Hold the lock of a file, which is created, after waiting for the process that holds it."""
+    """Wait for the lock of a file, and hold it; the file is created if it is missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

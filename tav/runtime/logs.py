@@ -27,8 +27,8 @@ def stage_log(path: Path, events: EventStream | None = None, clip: str | None = 
     """Append to the file `path` what happens within the `with` block.
 
     That is what the project's modules log in this context (INFO and above, with tracebacks), and a line for the
-    progress of the clip's loops at most every 5 s. Standard error receives warnings and errors, a line each and around a
-    progress bar, unless the root logger has handlers.
+    progress of the clip's loops at most every 5 s. Standard error receives warnings and errors, one line each, without
+    breaking a progress bar, unless the root logger has handlers.
 
     Raises:
         TavError: the file cannot be written.
@@ -55,7 +55,7 @@ def stage_log(path: Path, events: EventStream | None = None, clip: str | None = 
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Count what this thread logs within the `with` block among the records of an open stage log."""
+    """Send the log records of this thread within the `with` block to an open stage log."""
     token = _log.set(path)
     try:
         yield
@@ -69,7 +69,7 @@ def _records_to(handlers: list[logging.Handler], path: Path) -> Iterator[None]:
         # Records of threads that no stage has started belong to every open log.
         handler.addFilter(lambda record: _log.get() in (None, path))
     loggers = [logging.getLogger(name) for name in PACKAGES]
-    _levels.raise_to_info(loggers)
+    _levels.enable_info(loggers)
     for logger in loggers:
         for handler in handlers:
             logger.addHandler(handler)
@@ -89,12 +89,13 @@ class _Levels:
     def __init__(self) -> None:
         self._mutex, self._open_logs, self._before = threading.Lock(), 0, [logging.NOTSET]
 
-    def raise_to_info(self, loggers: list[logging.Logger]) -> None:
+    def enable_info(self, loggers: list[logging.Logger]) -> None:
         with self._mutex:
             if not self._open_logs:
                 self._before = [logger.level for logger in loggers]
                 for logger in loggers:
-                    logger.setLevel(logging.INFO)
+                    if logger.getEffectiveLevel() > logging.INFO:
+                        logger.setLevel(logging.INFO)
             self._open_logs += 1
 
     def restore(self, loggers: list[logging.Logger]) -> None:

@@ -12,7 +12,7 @@ DVC documents a command line and `dvc.api`. Neither will do:
 So this module works on DVC's own objects, in the way `dvc repro` does:
 
 =====================================  ====================================================================
-`dvc.repo`                             `Repo`: `push`, `scm_context`, `stage_cache`, `cache.local.path`, `config`,
+`dvc.repo`                             `Repo`: `push`, `pull`, `scm_context`, `stage_cache`, `cache.local.path`, `config`,
                                        `root_dir`, `tmp_dir`; `lock_repo`, the lock that `dvc` takes itself
 `dvc.dvcfile.ProjectFile`              `stages`, `contents`, `lockfile_contents`: dvc.yaml resolved, with its dvc.lock
 `dvc.stage.PipelineStage`              `changed`, `changed_stage`, `status`, `deps_cached`, `save_deps`, `save`, `commit`,
@@ -21,7 +21,7 @@ So this module works on DVC's own objects, in the way `dvc repro` does:
 `dvc.stage.cache`                      `StageCache`: `restore`, `save`, the run cache; `RunCacheNotFoundError`
 `dvc.stage.serialize`, `dvc.utils`     `to_lockfile`, `parse_yaml_for_update`, `dump_yaml`: entries of dvc.lock, byte for byte
 `dvc.lock`, `dvc.exceptions`           `make_lock`, `LockError`, `DvcException`
-`dvc.config.Config`                    the cache's folder
+`dvc.config.Config`                    `edit`: the configuration of a project that only pulls
 names and files                        loggers of `dvc`, `dvc_data`, `dvc_objects`; `.dvc/tmp/lock`, `.dvc/tmp/rwlock`
 =====================================  ====================================================================
 
@@ -392,3 +392,43 @@ def _change(how: object) -> str:
 def one_line(message: object) -> str:
     """Return a text with all white space, line breaks included, as single spaces."""
     return " ".join(str(message).split())
+
+
+# A project that only pulls
+
+
+def write_pull_config(root: Path, cache: Path, remote: Mapping[str, str]) -> None:
+    """Configure a DVC project without git in `root` that pulls from `remote`.
+
+    Args:
+        root: the project's folder.
+        cache: the folder of its cache, which several such projects may share.
+        remote: the options of the remote.
+    """
+    from dvc.config import Config
+
+    (root / ".dvc").mkdir(parents=True, exist_ok=True)
+    with Config(str(root / ".dvc"), validate=False).edit("repo") as config:
+        config["core"] = {"no_scm": True, "analytics": False, "remote": "driver"}
+        config["cache"] = {"dir": str(cache)}
+        config["remote"] = {"driver": dict(remote)}
+
+
+def pull(root: Path, paths: Sequence[str]) -> None:
+    """Pull outputs into the project in `root`.
+
+    Args:
+        root: the project's folder.
+        paths: the outputs, relative to `root`.
+
+    Raises:
+        TavError: the remote cannot be reached, or lacks them.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            repo.pull(targets=[str(root / path) for path in paths])
+    except DvcException as error:
+        raise TavError(f"cannot pull {', '.join(paths)}: {' '.join(str(error).split())}") from error

@@ -85,8 +85,16 @@ def ask(prefect: dict[str, str], path: str, body: object = None) -> Any:
         None if body is None else json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.loads(answer.read())
+    for attempt in range(5):
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return json.loads(answer.read())
+        except urllib.error.HTTPError as error:
+            # The server asks for another try while its database is locked; Prefect's own client does that.
+            if error.code != 503 or attempt == 4:
+                raise
+            time.sleep(1 + attempt)
+    raise AssertionError("unreachable")
 
 
 def task_runs(prefect: dict[str, str], state: str | None = None) -> list[str]:

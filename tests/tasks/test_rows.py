@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from tasks.rows import RowBatch, render_rows
+from tav.config.prompts import PromptRow
 from tav.runtime.events import Event, EventStream, LoopProgressed, RowFinished
 from tav.runtime.progress import Progress
 from tav_model.errors import FullDiskError
-from tests.tasks.test_edit import Renderer, batch_of, project  # noqa: F401 (a fixture)
+from tests.tasks.test_edit import Renderer, batch_of, batch_of_rows, project  # noqa: F401 (a fixture)
 
 
 def rendered(batch: RowBatch, *subscribers: Any) -> dict[str, tuple[bool, str | None]]:
@@ -77,3 +78,10 @@ def test_a_full_disk_is_no_fault_of_a_row(project: Path, monkeypatch: pytest.Mon
     with pytest.raises(FullDiskError):
         rendered(batch)
     assert [row.prompt for row in batch.todo()] == ["a dog", "a fish"]
+
+
+def test_rows_that_differ_in_their_names_only_share_a_video(project: Path) -> None:  # noqa: F811
+    rows = [PromptRow(line=i, prompt="a cat", name=name) for i, name in enumerate(("felix", "tom"))]
+    batch = batch_of_rows(project, rows, size=2)
+    assert rendered(batch) == {"felix": (True, None), "tom": (True, None)}
+    assert batch.pipeline.calls == [["a cat"]]

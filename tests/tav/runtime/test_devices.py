@@ -24,11 +24,11 @@ from tav.runtime import devices
 from tav.runtime.devices import (
     DevicePool,
     choose_devices,
-    gpu_name,
+    gpu_identity,
     is_out_of_memory,
     retry_with_smaller_batch,
 )
-from tav.runtime.events import Event, EventStream, LoopProgressed, LoopResumed
+from tav.runtime.events import Event, EventStream, LoopProgressed, LoopResumed, Stopped
 from tav.runtime.progress import Progress
 from tav_model.errors import TavError
 from tav_model.tensors import load_tensors, save_tensors
@@ -37,7 +37,7 @@ from tests.support.models import small_base
 HOLD = """
 import time
 from tav.runtime import devices
-devices.gpu_name = lambda device: "GPU-1"
+devices.gpu_identity = lambda device: "GPU-1"
 with devices.DevicePool(["cpu"]).hold():
     print("held", flush=True)
     time.sleep(60)
@@ -48,7 +48,7 @@ with devices.DevicePool(["cpu"]).hold():
 def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine whose devices cuda:0 and cuda:1 are GPU-1 and GPU-2."""
     names = {"cpu": None, "cuda:0": "GPU-1", "cuda:1": "GPU-2"}
-    monkeypatch.setattr(devices, "gpu_name", names.__getitem__)
+    monkeypatch.setattr(devices, "gpu_identity", names.__getitem__)
     monkeypatch.setenv("TAV_LOCKS", str(tmp_path))
 
 
@@ -82,7 +82,7 @@ def test_a_gpu_in_use_is_waited_for_until_its_process_is_gone(
 ) -> None:
     holds, release, device, thread = hold(DevicePool(["cuda:0"]))
     assert not holds.wait(1.5)
-    assert caplog.text.count("waiting for a GPU, in use by another process") == 1
+    assert caplog.text.count("waiting for a GPU that another process uses") == 1
     for free in ("cuda:1", "cpu"):
         elsewhere, let_go, *_ = hold(DevicePool([free]))
         assert elsewhere.wait(5), free
@@ -183,7 +183,7 @@ def test_devices_are_chosen_by_name_or_all_that_there_are() -> None:
 
 
 def test_a_cpu_is_no_gpu() -> None:
-    assert gpu_name("cpu") is None and gpu_name("mps").endswith("-mps")
+    assert gpu_identity("cpu") is None and gpu_identity("mps").endswith("-mps")
 
 
 @pytest.mark.parametrize(
@@ -294,3 +294,29 @@ def test_encode_and_tune_go_on_with_less(tmp_path: Path, monkeypatch: pytest.Mon
     assert steps == [1, 2, 3, [1, 2], 3, 4, 5, 6]  # those of the checkpoint at step 2 are published again
     for name, tensor in plain.items():
         torch.testing.assert_close(with_less[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_a_gpu_named_twice_takes_two_stages_of_this_process(gpus: None, tmp_path: Path) -> None:
+    pool = DevicePool(["cuda:0", "cuda:0"])
+    with pool.hold() as one:
+        with pool.hold() as other:
+            assert one is not other and one.device == other.device == "cuda:0"
+        assert is_locked(tmp_path / "tav-GPU-1.lock")
+    assert not is_locked(tmp_path / "tav-GPU-1.lock")
+
+
+def test_waiting_for_another_process_can_be_stopped(other_process: subprocess.Popen[str]) -> None:
+    events = EventStream()
+    threading.Timer(0.3, events.stop).start()
+    with pytest.raises(Stopped), DevicePool(["cuda:0"]).hold(check=events.check):
+        pass
+
+
+def test_memory_is_returned_before_a_gpu_is(gpus: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[bool] = []
+    monkeypatch.setattr(devices, "release_memory", lambda: locked.append(is_locked(tmp_path / "tav-GPU-1.lock")))
+    pool = DevicePool(["cuda:0"])
+    with pool.hold() as slot:
+        slot.resident["edit ball"] = "a model"
+    pool.drop("edit ball")
+    assert locked == [True] and not is_locked(tmp_path / "tav-GPU-1.lock")
