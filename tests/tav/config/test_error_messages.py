@@ -65,7 +65,11 @@ INSIDE = "must be a relative path inside the project, without '..'"
         ("{frames: 8}", "{fit: squeeze}", "decode.fit: 'squeeze' is not allowed: must be one of crop, pad, stretch"),
         ("score: {}", "score: {clip_model: 3}", "score.clip_model: 3 is not allowed: must be a string or null"),
         ("score: {}", "score: {clip_model: /x}", f"score.clip_model: '/x' is not allowed: {INSIDE}"),
-        ("score: {}", "score: {}\nruntime: {device: gpu}", "must be auto; or cpu, mps, cuda or cuda:NUMBER, or a list of these"),
+        (
+            "score: {}",
+            "score: {}\nruntime: {device: gpu}",
+            "must be auto; or cpu, mps, cuda or cuda:NUMBER, or a list of these",
+        ),
         ("score: {}", "score: {}\ntracking: {experiment: ''}", "must be a non-empty string"),
         ("seed: 33", "seed: -1", "seed: -1 is not allowed: must be a whole number at least 0 and less than 922337203"),
         ("seed: 33\n", "", "seed: is missing; must be a whole number at least 0"),
