@@ -10,9 +10,8 @@ nothing to do, and the other way round.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,16 @@ from prefect.states import Completed, Failed
 
 from flows.artifacts import ProgressArtifacts, publish_results
 from flows.edit_rows import EditRows, run_row
+from flows.observers import observers
 from flows.pipeline_run import RETRIES, PipelineRun, cached
 from flows.ray_rows import render_rows_on_ray
 from tasks.model_loading import import_libraries
 from tav.config import load_params, write_overrides
 from tav.reports.report import update_reports
 from tav.runtime.devices import DevicePool, Slot, choose_devices
-from tav.runtime.events import ClipFinished, EventStream, Subscriber
+from tav.runtime.events import ClipFinished, EventStream
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import read_json
-
-_observers: ContextVar[tuple[Subscriber, ...]] = ContextVar("observers", default=())
-
-
-@contextlib.contextmanager
-def observed_by(*subscribers: Subscriber) -> Iterator[None]:
-    """Let `subscribers` receive the events of flow runs that are called within the `with` block."""
-    token = _observers.set(subscribers)
-    try:
-        yield
-    finally:
-        _observers.reset(token)
 
 
 def _flow_name() -> str:
@@ -70,7 +58,7 @@ def tav(
         pool = DevicePool(choose_devices(load_params(root / "params.yaml").runtime.device))
     except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
-    events = EventStream(ProgressArtifacts(), *_observers.get())
+    events = EventStream(ProgressArtifacts(), *observers())
     run = PipelineRun(root, chosen, events, pool, {"prefect.flow_run_id": str(flow_run.id)})
 
     # The next clip is decoded and encoded while the devices work on the ones before it.

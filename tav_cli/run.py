@@ -155,7 +155,8 @@ def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], progress:
     if services and services.mlflow:
         os.environ["TAV_MLFLOW_URL"] = services.mlflow  # for the links on Prefect's pages
     with progress.bars.activity("loading"):
-        from flows.tav import observed_by, tav
+        from flows.observers import observed_by
+        from flows.tav import tav
 
     with observed_by(*progress.subscribers), _prefect_log(root / LOG):
         state = tav(clips, None, overrides, return_state=True)

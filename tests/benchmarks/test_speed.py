@@ -9,7 +9,6 @@ from benchmarks import speed
 from benchmarks.measures import Measure
 from benchmarks.speed import PARTS, Setting, Timing, count_flop, exponent, main, stated_figures, timing_table
 
-
 EPYC = "AMD EPYC 7B13"
 
 

@@ -22,7 +22,8 @@ os.environ["PREFECT_API_URL"] = start_temporary_server(Path("logs/server.log"))
 os.environ["PREFECT_LOGGING_LEVEL"] = "CRITICAL"
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.sorting import TaskRunSort
-from flows.tav import observed_by, tav
+from flows.observers import observed_by
+from flows.tav import tav
 from tav.runtime.events import StageFinished, StageStarted
 
 spans = {}
