@@ -9,13 +9,14 @@ import importlib.util
 import logging
 import platform
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 
 from prefect import task
 from prefect.client.schemas.objects import State, TaskRunResult
-from prefect.futures import PrefectFuture
-from prefect.states import Failed
+from prefect.futures import PrefectConcurrentFuture, PrefectFuture
+from prefect.states import Completed, Failed
 
 from flows.artifacts import ProgressArtifacts
 from flows.edit_rows import EditRows, run_row
@@ -65,21 +66,31 @@ def render_rows_on_ray(
     address, share = stages.params.runtime.ray, stages.params.runtime.ray_gpus
     jobs = _jobs(stages, todo, share)
     resources = _resources(edits.run.pool.devices[0], share)
-    upstream: dict[str, set[Any]] = {
-        "tuned": {TaskRunResult(id=tuned.task_run_id)},
-        "inverted": {TaskRunResult(id=inverted.task_run_id)},
-    }
+    # Prefect stores dependencies by parameter, and the futures themselves cannot go to another machine.
+    upstream: dict[str, set[Any]] = {"job": {TaskRunResult(id=future.task_run_id) for future in (tuned, inverted)}}
     try:
         with RayTaskRunner(address=None if address == "local" else address) as runner, remote_options(**resources):
             _check_room(resources)
+            submitted = []
             for row, job in zip(todo, jobs, strict=True):
                 task_run = _render_job.with_options(task_run_name=f"edit: {_literal(row.prompt)}", **RETRIES)
-                futures.append(runner.submit(task_run, {"job": job}, dependencies=upstream))
-            for row, future in zip(todo, futures[len(done) :], strict=True):
-                edits.register_remote(_result(row, future, edits.batch))
+                submitted.append(runner.submit(task_run, {"job": job}, dependencies=upstream))
+            for row, future in zip(todo, submitted, strict=True):
+                result = _result(row, future, edits.batch)
+                edits.register_remote(result)
+                futures.append(_finished(future, result))
     except ConnectionError as error:
         raise _no_cluster(address, error) from None
     return futures
+
+
+def _finished(future: PrefectFuture[Any], result: RowResult) -> PrefectFuture[Any]:
+    """Return the future of a task run on the cluster in a form that outlasts the connection to it."""
+    finished: Future[State[None]] = Future()
+    finished.set_result(
+        Completed(message=result.row.name, data=True) if result.error is None else Failed(message=result.error)
+    )
+    return PrefectConcurrentFuture(task_run_id=future.task_run_id, wrapped_future=finished)
 
 
 def _result(row: EditRow, future: PrefectFuture[Any], batch: RowBatch) -> RowResult:

@@ -86,6 +86,7 @@ def _choose(root: Path, clips: list[str] | None, prompts: str | None, overrides:
     if prompts is not None:
         overrides = {**overrides, **{f"clips.{clip}.prompts": prompts for clip in chosen}}
     if overrides:
+        choose_devices(load_params(path, overrides).runtime.device)  # A device that is missing is not written.
         write_overrides(path, overrides)
     return chosen
 

@@ -17,6 +17,7 @@ from flows.services import answers, api_url, running
 from tav.config import Params, load_params, parse_overrides
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.stages import STAGES
+from tav.runtime.devices import choose_devices
 from tav.runtime.events import (
     ClipFinished,
     Event,
@@ -63,6 +64,8 @@ def run(root: Path, clips: Sequence[str], overrides: Sequence[str], prompts: str
         changes |= {f"clips.{clip}.prompts": prompts for clip in chosen}
     params = load_params(root / "params.yaml", changes)
     _check_inputs(root, params, chosen)
+    if params.runtime.device != before.runtime.device:
+        choose_devices(params.runtime.device)
 
     progress = FlowProgress(root, chosen)
     try:

@@ -276,7 +276,8 @@ class Tuner:
             deviation: of the posterior, `1 c f h w`.
             encoder_hidden_states: the embeddings of the clip's caption, `1 n c`.
             checkpoints: where to save the state, and how often.
-            on_step: called with the record of each step.
+            on_step: called with the record of each step. If it raises an interruption (an exception that is no
+                `Exception`), the step is saved before `fit` ends with it.
             on_resume: called once, before the first step, with the records of the steps before an interruption, if any.
 
         Returns:
@@ -292,11 +293,19 @@ class Tuner:
             on_resume(tuple(self.history))
         while len(self.history) < self.config.steps:
             record = self.step(mean, deviation, encoder_hidden_states)
-            if on_step is not None:
-                on_step(record)
-            if checkpoints is not None and record.step % checkpoints.every == 0:
+            interruption: BaseException | None = None
+            try:
+                if on_step is not None:
+                    on_step(record)
+            except BaseException as error:
+                if isinstance(error, Exception):
+                    raise
+                interruption = error
+            if checkpoints is not None and (interruption or record.step % checkpoints.every == 0):
                 self.check_finite()
                 checkpoints.save(self, record.step)
+            if interruption:
+                raise interruption
         self.check_finite()
         self.unet.eval()
         return self.history

@@ -110,6 +110,7 @@ def test_a_report_that_fails_fails_no_run(
         (["--set", "tune.step=3"], "override tune.step: unknown key; did you mean steps?"),
         (["--set", "tune.steps=-1"], "tune.steps: -1 is not allowed: must be a whole number"),
         (["--set", "clips.ball.caption= "], "clips.ball.caption: '' is not allowed"),
+        (["--set", "runtime.device=cuda:99"], "runtime.device: 'cuda:99' is not usable here"),
         (["--set", "base_model=missing"], "no model 'missing': it is neither a folder"),
         (["--set", "clips.ball.video=data/none.mp4"], "data/none.mp4: no such file; it is the video of ball"),
         (["ball", "--prompts", "data/none.csv"], "data/none.csv: no such file"),

@@ -84,6 +84,20 @@ def test_resumed_is_uninterrupted(tmp_path, config):
     assert_same(resumed, whole)
 
 
+def test_a_step_that_is_interrupted_after_its_end_is_saved(tmp_path, whole):
+    def interrupt(record):
+        if record.step == 3:
+            raise KeyboardInterrupt
+
+    tuner = fresh(learning_rate_schedule="cosine")
+    with pytest.raises(KeyboardInterrupt):
+        tuner.fit(MEAN, DEVIATION, CAPTION, checkpoints=Checkpoints(tmp_path, "this clip", 100), on_step=interrupt)
+    assert checkpoints_in(tmp_path) == ["step-000003.safetensors"]
+    resumed = fresh(learning_rate_schedule="cosine")
+    assert len(run(resumed, tmp_path, every=100)) == STEPS
+    assert_same(resumed, whole)
+
+
 @pytest.fixture(scope="module")
 def whole():
     tuner = fresh(learning_rate_schedule="cosine")
