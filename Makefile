@@ -14,7 +14,7 @@ help:
 	@echo "make up         start Prefect, its worker and the MLflow UI in the background"
 	@echo "make down       stop them"
 	@echo "make test       set up $(VENV) and run the tests, WORKERS=$(WORKERS) at a time"
-	@echo "make test-fast  run the tests of the packages that take two seconds at most, in about a minute"
+	@echo "make test-fast  run the tests of the packages that take two seconds at most, in a minute and a half"
 	@echo "make test-long  run all tests, with full fuzzing and repetition"
 	@echo "make coverage   run the tests and print the lines that they miss, by file"
 	@echo "make lint       run ruff, mypy and import-linter"

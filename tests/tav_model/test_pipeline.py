@@ -100,6 +100,7 @@ def test_given_latents_are_left_as_they_were(pipe):
 # Batches
 
 
+@pytest.mark.slow
 @settings(max_examples=6)
 @given(
     prompts=st.lists(st.text("abcdef ", min_size=1, max_size=6), min_size=2, max_size=3),

@@ -21,6 +21,7 @@ def test_tensors_and_metadata_are_loaded_as_they_were_saved(tmp_path: Path):
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes(tmp_path: Path):
     code = (
         "import sys; from tests.tav_model.test_tensors import *\n"

@@ -246,6 +246,7 @@ def test_gradient_checkpointing_gives_the_same_history(precision):
 # Half precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize(("kind", "shape"), [("epsilon", {}), ("v_prediction", SD2)], ids=["sd1", "sd2"])
 def test_half_precision_losses_are_finite_and_nearly_those_of_float32(precision, kind, shape):
@@ -282,6 +283,7 @@ def test_small_gradients_do_not_vanish_in_float16():
     assert norms[1] == pytest.approx(norms[0], rel=0.2)
 
 
+@pytest.mark.slow
 def test_float16_overflow_skips_the_update_and_halves_the_scale():
     one = tuner(precision="float16", steps=30)
     one.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)

@@ -105,6 +105,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path: Path):
     assert not (tmp_path / "line.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_mlflow_has_one_run_of_a_training_that_was_stopped(tmp_path: Path):
     import mlflow
 
@@ -184,6 +185,7 @@ def test_parts_that_need_others_say_so(tmp_path: Path, capsys: pytest.CaptureFix
     assert missing in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_whole_pictures_come_last():
     part = VaePart(Settings(steps=20, batch=8, learning_rate=1e-3))
     assert part[16]["pictures"].shape == (8, 3, 64, 64) and part[17]["pictures"].shape == (2, 3, 128, 128)

@@ -19,6 +19,7 @@ def noisy(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return mixed.clip(0, 255).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_pictures_of_the_world_are_read_right():
     rng = np.random.default_rng(7)
     errors = []

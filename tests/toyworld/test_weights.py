@@ -41,6 +41,7 @@ def test_the_autoencoder_keeps_pictures():
     assert measures[0].value >= 30 and all(measure.reached for measure in measures)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fewer_pictures")
 def test_the_scorer_knows_the_world():
     measures = list(benchmark.measure_scorer(WEIGHTS))

@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from tasks.score import score
@@ -21,6 +22,7 @@ from toyworld.renderer import render
 from toyworld.scenes import Scene, Truth
 
 
+@pytest.mark.slow
 def test_every_score_that_the_pipeline_writes_is_in_the_catalogue(tmp_path: Path) -> None:
     """Score a rendered clip with everything on: a CLIP model, a PickScore model and a known truth."""
     scene, indexes = Scene("cube", "green", "snow"), [0, 9, 23]

@@ -265,6 +265,7 @@ def test_the_index_has_a_card_for_each_report(project: Path) -> None:
             assert picture.size == (480, 240)
 
 
+@pytest.mark.slow
 def test_the_score_stage_writes_a_report_and_outlasts_its_failure(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

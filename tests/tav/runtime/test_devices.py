@@ -77,6 +77,7 @@ def hold(pool: DevicePool, **options: Any) -> tuple[threading.Event, threading.E
     return holds, release, device, thread
 
 
+@pytest.mark.slow
 def test_a_gpu_in_use_is_waited_for_until_its_process_is_gone(
     other_process: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,6 +237,7 @@ def encoded(base: Path, frames: Path, out: Path) -> dict[str, torch.Tensor]:
     return load_tensors(out / "latents.safetensors")[0]
 
 
+@pytest.mark.slow
 def test_encode_and_tune_go_on_with_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import AutoencoderKL
 

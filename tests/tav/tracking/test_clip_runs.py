@@ -34,6 +34,7 @@ def edit_row(name: str) -> EditRow:
     return EditRow(name, PROMPTS[name], "object", "", 3.5, 20, 33, identity=name * 4)
 
 
+@pytest.mark.slow
 def test_a_parent_run_has_scores_and_durations_and_nothing_else(project: Path) -> None:
     with (edit := clip_runs(project)).reporting("edit"):
         for name in PROMPTS:

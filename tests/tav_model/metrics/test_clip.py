@@ -201,6 +201,7 @@ def test_a_missing_folder_is_one_line(tmp_path):
     assert_one_line(error, "nowhere", "not a folder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "preprocessor_config.json", "tokenizer.json", "config.json"])
 def test_a_folder_that_lacks_a_file_is_one_line(clip, tmp_path, name):
     broken = copied(clip, tmp_path)
@@ -210,6 +211,7 @@ def test_a_folder_that_lacks_a_file_is_one_line(clip, tmp_path, name):
     assert_one_line(error, str(broken))
 
 
+@pytest.mark.slow
 def test_a_truncated_file_or_another_model_is_one_line(clip, tmp_path, capfd):
     broken = copied(clip, tmp_path)
     whole = (broken / "model.safetensors").read_bytes()

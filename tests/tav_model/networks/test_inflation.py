@@ -110,6 +110,7 @@ def test_temporal_attention_tells_frames_of_each_other():
 # Weights
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(config=image_configs())
 def test_names_are_the_image_models_and_those_of_temporal_attention(config):
