@@ -33,7 +33,7 @@ def choose_devices(setting: str | Sequence[str]) -> list[str]:
     Raises:
         TavError: a device that this machine does not have.
     """
-    # cuBLAS computes the same bits each time only with this workspace.
+    # cuBLAS is deterministic only with this workspace.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
