@@ -53,11 +53,6 @@ def print_error(message: str) -> None:
     print_notice(f"error: {message}")
 
 
-def print_warning(message: str) -> None:
-    """Print what needs attention but failed nothing, in one line on standard error."""
-    print_notice(f"warning: {message}")
-
-
 class ProgressBars:
     """A progress bar for each running loop, below the messages; a subscriber of events.
 

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tav.config.characters import has_control_characters
+from tav.config.csv_rows import read_csv_rows
 from tav_model.errors import TavError
-from tav_model.files import atomic_file, read_text
+from tav_model.files import atomic_file
 
 # In the order of the documentation; only `prompt` is required.
 COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category")
@@ -26,7 +27,6 @@ FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 _.-]{0,78}[A-Za-z0-9_-])?")
 # Names that Windows reserves for devices, with any suffix.
 RESERVED_NAME = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 LONGEST_SLUG = 60
-LARGEST_FILE = 32 * 2**20  # Bytes.
 
 
 @dataclass(frozen=True)
@@ -94,11 +94,11 @@ def read_prompts(path: Path) -> list[PromptRow]:
         TavError: with the file and the line: unknown, duplicate or missing columns, rows that are too long or too short,
             empty prompts, invalid numbers, unsafe or duplicate names, no rows at all.
     """
-    lines, table = _read_table(path)
-    header = _check_header(path, lines, table)
+    table = _read_table(path)
+    header = _check_header(path, table)
     rows = [
         _check_row(f"{path}: line {line}", {"line": line, **dict(zip(header, cells, strict=True))})
-        for line, cells in zip(lines[1:], table[1:], strict=True)
+        for line, cells in table[1:]
     ]
     return _name_rows(path, rows)
 
@@ -134,13 +134,13 @@ def append_rows(path: Path, rows: Sequence[PromptRow]) -> list[PromptRow]:
         return []
     raw = path.read_bytes()
     text = raw.decode("utf-8-sig")
-    lines, table = _read_table(path)
-    header = _check_header(path, lines, table)
+    table = _read_table(path)
+    header = _check_header(path, table)
     missing = [name for name in CONTENT_COLUMNS if name not in header and any(_cells(row)[name] for row in new)]
     added = [[_cells(row).get(name, "") for name in (*header, *missing)] for row in new]
     newline = "\r\n" if "\r\n" in text else "\n"
     if missing:
-        widened = [[*cells, *[""] * len(missing)] for cells in table[1:]]
+        widened = [[*cells, *[""] * len(missing)] for _, cells in table[1:]]
         text = csv_text([[*header, *missing], *widened, *added], newline)
     else:
         text += ("" if text.endswith(("\n", "\r")) else newline) + csv_text(added, newline)
@@ -170,37 +170,18 @@ def _cells(row: PromptRow) -> dict[str, str]:
     return {name: "" if value is None else str(value) for name, value in values.items()}
 
 
-def _read_table(path: Path) -> tuple[list[int], list[list[str]]]:
-    """Return the line on which each row begins, and the rows, the header first; empty rows are left out."""
-    try:
-        text = read_text(path, LARGEST_FILE).removeprefix("\ufeff")
-    except FileNotFoundError:
-        raise TavError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise TavError(f"{path}: line {line}: not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise TavError(f"{path}: cannot be read ({error.strerror})") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    lines: list[int] = []
-    table: list[list[str]] = []
-    begin = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                lines.append(begin)
-                table.append(cells)
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise TavError(f"{path}: line {begin}: not CSV ({error})") from None
+def _read_table(path: Path) -> list[tuple[int, list[str]]]:
+    """Return the rows, the header first, each after the line on which it begins."""
+    table = read_csv_rows(path, str(path))
     if len(table) < 2:
         raise TavError(f"{path}: no rows; it needs a header with the column 'prompt', and one row for each edit")
-    return lines, table
+    return table
 
 
-def _check_header(path: Path, lines: list[int], table: list[list[str]]) -> list[str]:
-    header = [cell.strip() for cell in table[0]]
-    where = f"{path}: line {lines[0]}"
+def _check_header(path: Path, table: list[tuple[int, list[str]]]) -> list[str]:
+    number, cells = table[0]
+    header = [cell.strip() for cell in cells]
+    where = f"{path}: line {number}"
     for name in header:
         if name not in COLUMNS:
             raise TavError(f"{where}: unknown column {name!r}; allowed: {', '.join(COLUMNS)}")
@@ -208,7 +189,7 @@ def _check_header(path: Path, lines: list[int], table: list[list[str]]) -> list[
             raise TavError(f"{where}: duplicate column {name!r}")
     if "prompt" not in header:
         raise TavError(f"{where}: the column 'prompt' is missing")
-    for line, cells in zip(lines[1:], table[1:], strict=True):
+    for line, cells in table[1:]:
         if len(cells) != len(header):
             raise TavError(
                 f"{path}: line {line}: {len(cells)} cells, but the header has {len(header)}; "

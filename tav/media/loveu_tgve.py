@@ -14,8 +14,6 @@ Tune-A-Video's code.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from tav.config.characters import has_control_characters
+from tav.config.csv_rows import read_csv_rows
 from tav.config.paths import project_path
 from tav.media.frame_readers import IMAGE_SUFFIXES
 from tav_model.errors import TavError, first_line
-from tav_model.files import read_text
 
 TABLE = "LOVEU-TGVE-2023_Dataset.csv"
 SETS = ("DAVIS_480p", "youtube_480p", "videvo_480p")
@@ -42,7 +40,6 @@ SIDE = 480  # Pixels of a frame, in the data set and in a submission.
 HEADING = re.compile(r"(\w+) videos:?", re.IGNORECASE)
 # With the name of its set in front, such a name has at most the length that params.yaml allows.
 CLIP_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,47}")
-LARGEST_CSV = 32 * 2**20  # Bytes.
 LARGEST_YAML = 2**20
 
 
@@ -123,7 +120,7 @@ def choose(entries: Sequence[Entry], only: Sequence[str] = ()) -> list[Entry]:
 
 
 def _read_table(path: Path) -> Iterable[Entry]:
-    lines = _table_rows(path)
+    lines = read_csv_rows(path, path.name)
     if not lines:
         raise TavError(f"{path.name}: is empty; needs the columns {', '.join((NAME, CAPTION, *COLUMNS.values()))}")
     number, cells = lines[0]
@@ -145,26 +142,6 @@ def _read_table(path: Path) -> Iterable[Entry]:
             raise TavError(f"{where}: a clip before the first heading, such as 'DAVIS Videos:', which names its set")
         else:
             yield _table_entry(path.parent, of_set, row, where)
-
-
-def _table_rows(path: Path) -> list[tuple[int, list[str]]]:
-    """Return the rows that are not empty, each with the line on which it begins."""
-    try:
-        text = read_text(path, LARGEST_CSV).removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise TavError(f"{path.name}: line {line}: not UTF-8; save the file as UTF-8") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    rows = []
-    begin = 1
-    try:
-        for cells in reader:
-            if any(cell.strip() for cell in cells):
-                rows.append((begin, cells))
-            begin = reader.line_num + 1
-    except csv.Error as error:
-        raise TavError(f"{path.name}: line {begin}: not CSV ({error})") from None
-    return rows
 
 
 def _set_of_heading(text: str, where: str) -> str:

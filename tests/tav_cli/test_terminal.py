@@ -10,7 +10,7 @@ from rich.console import Console
 from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
 from tav_cli import terminal
-from tav_cli.terminal import ProgressBars, print_error, print_message, print_notice, print_warning
+from tav_cli.terminal import ProgressBars, print_error, print_message, print_notice
 
 
 @pytest.fixture
@@ -59,13 +59,12 @@ def test_lines_of_output_are_complete_between_bars(screen: io.StringIO, capsys: 
 
 
 @pytest.mark.parametrize("quiet", [False, True])
-def test_quiet_keeps_notices_warnings_and_errors(
+def test_quiet_keeps_notices_and_errors(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], quiet: bool
 ) -> None:
     monkeypatch.setenv("TAV_QUIET", str(int(quiet)))
     print_message("ball: up to date")
     print_notice("stopped")
-    print_warning("a warning")
     print_error("an error")
-    lines = ["stopped", "warning: a warning", "error: an error"]
+    lines = ["stopped", "error: an error"]
     assert capsys.readouterr().err.splitlines() == (lines if quiet else ["ball: up to date", *lines])
