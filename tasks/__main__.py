@@ -60,9 +60,11 @@ def run(stage: str, clip: str | None) -> None:
     params = load_params(root / "params.yaml")
     clips = [clip] if clip else list(params.clips)
     if stage == "show":
-        from tav.reports.score_table import show
+        from rich.console import Console
 
-        print(show(root, [name for name in clips if params.clip(name)]))
+        from tav.reports.score_table import score_table
+
+        Console().print(score_table(root, [name for name in clips if params.clip(name)]))
         return
     from tasks.clip_stages import ClipStages
     from tav.runtime.events import EventStream

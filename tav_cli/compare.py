@@ -12,14 +12,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tav.config.metrics import METRICS, format_score
+from tav.config.metrics import HEADLINES, METRICS, format_score
 from tav.tracking.comparison import Comparison, as_rows, compare
 from tav.tracking.stored_runs import PipelineRun
 from tav_cli.terminal import output_console, print_json
 
 MAX_VALUE_LENGTH = 28  # characters of a parameter; a full negative prompt would fill the screen
 SHORT_ID_LENGTH = 8
-MIN_NAME_WIDTH = 32  # columns of a run's name; longer ones are wrapped where they would fill half of the console
+MIN_NAME_WIDTH = 24  # columns of a run's name; longer ones are wrapped where they would fill a third of the console
 
 
 def show_comparisons(root: Path, clips: list[str], by: str | None, include_unscored: bool, as_json: bool) -> None:
@@ -41,8 +41,11 @@ def show_comparisons(root: Path, clips: list[str], by: str | None, include_unsco
         return
     console = output_console()
     for comparison in comparisons:
-        for table in tables(comparison, console):
-            console.print(table)
+        table, hidden = fitting_table(comparison, console)
+        console.print(table)
+        if hidden:
+            columns = "column" if len(hidden) == 1 else "columns"
+            console.print(f"{len(hidden)} more {columns}; --json prints everything", style="dim", highlight=False)
         if comparison.left_out:
             runs = "run" if comparison.left_out == 1 else "runs"
             console.print(f"{comparison.left_out} {runs} without scores left out; --all shows them", style="dim")
@@ -50,50 +53,58 @@ def show_comparisons(root: Path, clips: list[str], by: str | None, include_unsco
 
 @dataclass(frozen=True)
 class _Column:
+    """A column that is shown if there is room for it.
+
+    Attributes:
+        name: what the column holds, as a note calls it.
+        priority: columns with a lower number are the last to be left out.
+    """
+
+    name: str
     header: str
     cell: Callable[[PipelineRun], Text]
+    priority: int
     justify: Literal["left", "right"] = "left"
 
 
-def tables(comparison: Comparison, console: Console) -> list[Table]:
-    """Return the comparison as one table, or as several where the console is too narrow for all columns."""
+def fitting_table(comparison: Comparison, console: Console) -> tuple[Table, list[str]]:
+    """Return a table with as many columns as the console has room for, and the names of the others."""
     columns = _columns(comparison)
-    blocks: list[list[_Column]] = [[]]
+    name_width = max(MIN_NAME_WIDTH, console.width // 3)
     unbounded = console.options.update(max_width=10_000)
-    name_width = max(MIN_NAME_WIDTH, console.width // 2)
-    for column in columns:
-        wider = [*blocks[-1], column]
-        if (
-            blocks[-1]
-            and console.measure(_table(comparison, wider, name_width), options=unbounded).maximum > console.width
-        ):
-            blocks.append([column])
-        else:
-            blocks[-1] = wider
-    return [_table(comparison, block, name_width, is_first=number == 0) for number, block in enumerate(blocks)]
+    shown: list[_Column] = []
+    for column in sorted(columns, key=lambda column: column.priority):
+        wider = [one for one in columns if one in shown or one is column]
+        if console.measure(_table(comparison, wider, name_width), options=unbounded).maximum <= console.width:
+            shown = wider
+    return _table(comparison, shown, name_width), [column.name for column in columns if column not in shown]
 
 
 def _columns(comparison: Comparison) -> list[_Column]:
-    columns = [_Column(key.replace(".", ".\n"), _parameter_cell(key)) for key in comparison.differing]
-    metrics = sorted(comparison.metrics, key=lambda metric: metric != comparison.by)  # the one that orders them first
-    for metric in metrics:
+    """Return all columns from left to right: parameters, scores (the one that orders the runs first), and the rest."""
+    headlines = [metric.key for metric in HEADLINES]
+    columns = [
+        _Column(key, key.replace(".", ".\n"), _parameter_cell(key), priority=3) for key in comparison.differing
+    ]
+    for metric in sorted(comparison.metrics, key=lambda metric: metric != comparison.by):
         arrow = (" ↑" if METRICS[metric].higher_is_better else " ↓") if metric in METRICS else ""
         first, _, rest = metric.partition("_")
         header = f"{first}\n{rest}{arrow}" if rest else f"{first}{arrow}"
-        columns.append(_Column(header, _score_cell(metric, comparison.best(metric)), "right"))
-    columns.append(_Column("when", lambda run: Text(f"{run.started:%Y-%m-%d %H:%M}")))
+        priority = 0 if metric == comparison.by else 2 if metric in headlines else 5
+        columns.append(_Column(metric, header, _score_cell(metric, comparison.best(metric)), priority, "right"))
+    columns.append(_Column("when", "when", lambda run: Text(f"{run.started:%Y-%m-%d %H:%M}"), priority=5))
     if any(_state(run) for run in comparison.runs):
-        columns.append(_Column("state", lambda run: Text(_state(run), style="yellow")))
-    columns.append(_Column("run id", lambda run: Text(run.run_id[:SHORT_ID_LENGTH], style="dim")))
+        columns.append(_Column("state", "state", lambda run: Text(_state(run), style="yellow"), priority=1))
+    columns.append(_Column("run id", "run id", lambda run: Text(run.run_id[:SHORT_ID_LENGTH], style="dim"), priority=4))
     return columns
 
 
-def _table(comparison: Comparison, columns: list[_Column], name_width: int, is_first: bool = True) -> Table:
+def _table(comparison: Comparison, columns: list[_Column], name_width: int) -> Table:
     order = f", best {comparison.by} first" if comparison.by else ""
-    title = Text(f"{comparison.clip}{order}" if is_first else f"{comparison.clip}, further columns", style="bold")
+    title = Text(f"{comparison.clip}{order}", style="bold")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
     table.add_column("", justify="right", no_wrap=True)
-    table.add_column("run", max_width=name_width)
+    table.add_column("run", max_width=name_width, vertical="bottom")
     for column in columns:
         table.add_column(Text(column.header), justify=column.justify, no_wrap=True, vertical="bottom")
     for rank, run in enumerate(comparison.runs, 1):

@@ -187,7 +187,9 @@ def run(
         str | None, typer.Option(metavar="CSV", help="Use another prompt CSV of the project for these clips.")
     ] = None,
     json: Json = False,
-    quiet: Quiet = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print only errors: no progress, no scores.", callback=_set_quiet)
+    ] = False,
 ) -> None:
     """Bring clips up to date (default: all): decode, encode, tune, invert, edit, score.
 
@@ -256,12 +258,10 @@ def report(
     write_reports(root, clips or [], open_browser, json)
 
 
-@_command("Compare the MLflow runs of each clip, best first.", "tav compare --clip ball --by frame_consistency")
+@_command("Compare the MLflow runs of each clip, best first.", "tav compare ball --by frame_consistency")
 def compare(
-    clip: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Compare this clip only; repeatable.", autocompletion=_complete_clip),
-    ] = None,
+    clips: Clips = None,
+    clip: Annotated[list[str] | None, typer.Option(metavar="NAME", hidden=True, autocompletion=_complete_clip)] = None,
     by: Annotated[
         str | None,
         typer.Option(
@@ -273,11 +273,14 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print one JSON list instead of tables.")] = False,
     include_unscored: Annotated[bool, typer.Option("--all", help="Also show runs without scores.")] = False,
 ) -> None:
-    """Compare the MLflow runs of each clip, best first: the parameters that differ between them, and their mean scores."""
+    """Compare the MLflow runs of clips (default: all), best first: the parameters that differ between them, and their
+    mean scores, as far as the terminal has room.
+    """  # noqa: D205 (one paragraph of the help)
     root = _project_root()
     from tav_cli.compare import show_comparisons
 
-    show_comparisons(root, clip or [], by, include_unscored, json)
+    # `--clip NAME` is how earlier versions named clips.
+    show_comparisons(root, [*(clips or []), *(clip or [])], by, include_unscored, json)
 
 
 @_command("Run the LOVEU-TGVE-2023 benchmark.", "tav benchmark ~/loveu-tgve-2023 --set edit.steps=20")

@@ -30,9 +30,9 @@ from tav.runtime.events import (
 )
 from tav.runtime.exit_status import RESUMABLE, ExitStatus
 from tav.runtime.progress import clock
-from tav.runtime.progress_display import standard_error_display
+from tav.runtime.progress_display import is_quiet, standard_error_display
 from tav.versioning.dvc_pipeline import DvcPipeline
-from tav_cli.terminal import ProgressBars, print_error, print_json, print_message, print_notice
+from tav_cli.terminal import ProgressBars, output_console, print_error, print_json, print_message, print_notice
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
@@ -85,10 +85,10 @@ def run(root: Path, clips: Sequence[str], overrides: Sequence[str], prompts: str
     _write_missing_reports(root, done)
     if as_json:
         print_json(_result(root, progress, time.monotonic() - start))
-    elif done:
-        from tav.reports.score_table import show
+    elif done and not is_quiet():
+        from tav.reports.score_table import score_table
 
-        print(show(root, done))
+        output_console().print(score_table(root, done))
     if not progress.errors:
         return ExitStatus.SUCCESS
     for clip, reason in progress.errors.items():

@@ -58,7 +58,7 @@ def compare(root: Path, clips: Sequence[str] = (), by: str | None = None, everyt
     known = sorted({run.clip for run in runs})
     for clip in clips:
         if clip not in known:
-            raise TavError(f"--clip: no runs of {clip!r}; there are runs of: {', '.join(known)}")
+            raise TavError(f"no runs of {clip!r}; there are runs of: {', '.join(known)}")
     chosen = [run for run in runs if not clips or run.clip in clips]
     listed = [run for run in chosen if everything or run.has_scores]
     if not listed:

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tav.tracking.comparison import compare
 from tav.tracking.stored_runs import read_runs
-from tav_cli.compare import tables
+from tav_cli.compare import fitting_table
 from tests.support.compared_runs import write_compared_runs
 from tests.support.tav_command import Tav
 
@@ -35,7 +35,7 @@ def wide(tav: Tav, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_table(tav: Tav, store: Path, wide: None) -> None:
-    ended = tav("compare", "--clip", "ball")
+    ended = tav("compare", "ball")
     lines = ended.out.splitlines()
     ids = {run.name: run.run_id[:8] for run in read_runs(store)}
     assert (ended.code, ended.err) == (0, "") and lines[0].strip() == "ball, best textual_alignment first"
@@ -48,7 +48,7 @@ def test_table(tav: Tav, store: Path, wide: None) -> None:
 
 
 def test_unfinished_runs_are_marked(tav: Tav, store: Path, wide: None) -> None:
-    out = tav("compare", "--clip", "ball", "--all").out
+    out = tav("compare", "ball", "--all").out
     assert "left out" not in out
     (line,) = [line for line in out.splitlines() if "no scores (failed)" in line]
     assert line.split()[0] == "4" and " 0 steps" in line
@@ -58,24 +58,39 @@ def test_the_best_of_each_metric_is_bold(store: Path) -> None:
     (comparison,) = compare(store, ["ball"])
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, color_system="standard", width=200)
-    for table in tables(comparison, console):
-        console.print(table)
+    console.print(fitting_table(comparison, console)[0])
     bold = [part.partition("\x1b[0m")[0].strip() for part in text.getvalue().split("\x1b[1;32m")[1:]]
     # The best of each metric, frame_consistency twice; a metric without a known direction has none.
     assert sorted(bold) == sorted(["0.3500", "0.9000", "0.9000", "21.50", "21.50", "0.0100"])
 
 
-@pytest.mark.parametrize("columns", [60, 90])
-def test_narrow_terminals_get_the_columns_in_several_tables(
-    tav: Tav, store: Path, monkeypatch: pytest.MonkeyPatch, columns: int
+@pytest.mark.parametrize(
+    ("columns", "shown", "hidden"),
+    [
+        (60, {"alignment", "consistency"}, {"spatial", "guidance_scale", "flicker", "when", "id"}),
+        (80, {"alignment", "consistency", "spatial"}, {"guidance_scale", "flicker", "when", "id"}),
+        (120, {"alignment", "consistency", "spatial", "guidance_scale", "id"}, {"flicker", "when"}),
+    ],
+)
+def test_one_table_with_what_matters_most_fits_the_terminal(
+    tav: Tav, store: Path, monkeypatch: pytest.MonkeyPatch, columns: int, shown: set[str], hidden: set[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
-    wide = tav("compare", "--clip", "ball").out
+    wide = tav("compare", "ball").out
+    assert "more column" not in wide and shown | hidden <= set(wide.split())
     monkeypatch.setenv("COLUMNS", str(columns))
-    narrow = tav("compare", "--clip", "ball").out
-    assert "ball, further columns" in narrow and "further columns" not in wide
+    narrow = tav("compare", "ball").out
     assert max(len(line.rstrip()) for line in narrow.splitlines()) <= columns
-    assert set(re.sub("─", "", wide).split()) <= set(narrow.split())
+    words = set(narrow.split())
+    assert shown <= words and not hidden & words
+    assert re.search(r"^\d+ more columns; --json prints everything$", narrow, re.MULTILINE)
+    assert narrow.count("best textual_alignment first") == 1
+
+
+def test_clips_are_arguments_as_in_other_commands(tav: Tav, store: Path, wide: None) -> None:
+    assert tav("compare", "ball") == tav("compare", "--clip", "ball")
+    both = tav("compare", "fish", "--clip", "ball").out
+    assert both == tav("compare").out and both.index("ball, best") < both.index("fish, best")
 
 
 def test_long_names_are_wrapped_so_that_the_scores_fit(store: Path) -> None:
@@ -84,12 +99,11 @@ def test_long_names_are_wrapped_so_that_the_scores_fit(store: Path) -> None:
     runs = [dataclasses.replace(run, name=name) for run in comparison.runs]
     text = io.StringIO()
     console = Console(file=text, width=80)
-    for table in tables(dataclasses.replace(comparison, runs=runs), console):
-        console.print(table)
+    console.print(fitting_table(dataclasses.replace(comparison, runs=runs), console)[0])
     assert "…" not in text.getvalue() and "0.2500" in text.getvalue()
     assert {"setting", "0", "11"} <= set(text.getvalue().split())
 
 
 def test_an_unknown_clip_is_refused_in_one_line(tav: Tav, store: Path) -> None:
-    ended = tav("compare", "--clip", "cat")
-    assert ended.code == 2 and "--clip: no runs of 'cat'; there are runs of: ball, fish" in ended.error
+    ended = tav("compare", "cat")
+    assert ended.code == 2 and "error: no runs of 'cat'; there are runs of: ball, fish" in ended.error

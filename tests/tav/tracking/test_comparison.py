@@ -133,7 +133,7 @@ def test_older_and_broken_stores(tav, store: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--clip", "cat"], "error: --clip: no runs of 'cat'; there are runs of: ball, fish"),
+        (["cat"], "error: no runs of 'cat'; there are runs of: ball, fish"),
         (
             ["--by", "beauty"],
             "error: --by: no metric 'beauty' to order by; allowed: textual_alignment, frame_consistency, "
