@@ -83,9 +83,7 @@ def fitting_table(comparison: Comparison, console: Console) -> tuple[Table, list
 def _columns(comparison: Comparison) -> list[_Column]:
     """Return all columns from left to right: parameters, scores (the one that orders the runs first), and the rest."""
     headlines = [metric.key for metric in HEADLINES]
-    columns = [
-        _Column(key, key.replace(".", ".\n"), _parameter_cell(key), priority=3) for key in comparison.differing
-    ]
+    columns = [_Column(key, key.replace(".", ".\n"), _parameter_cell(key), priority=3) for key in comparison.differing]
     for metric in sorted(comparison.metrics, key=lambda metric: metric != comparison.by):
         arrow = (" ↑" if METRICS[metric].higher_is_better else " ↓") if metric in METRICS else ""
         first, _, rest = metric.partition("_")

@@ -17,7 +17,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from tav.runtime.events import Event, LoopEnded, LoopEvent, LoopProgressed, LoopResumed, LoopStarted
-from tav.runtime.progress import clock, count_text, rate, values_text
+from tav.runtime.progress import Pace, clock, count_text, values_text
 from tav.runtime.progress_display import is_quiet
 
 PIPED_WIDTH = 200  # columns, where there is no terminal to ask
@@ -65,13 +65,14 @@ class ProgressBars:
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[count]}"),
-            _RateColumn(),
+            _PaceColumn(),
         ]
         if self.console.width >= MIN_WIDTH_FOR_VALUES:
             columns.append(TextColumn("{task.fields[values]}", style="dim"))
         # Lines on standard error go above the bars by themselves; those on standard output through `print_line`.
         self._rich = RichProgress(*columns, console=self.console, transient=True, expand=True, redirect_stdout=False)
         self._tasks: dict[str, Any] = {}
+        self._paces: dict[str, Pace] = {}
         self._activities: set[str] = set()
         self._mutex = threading.RLock()  # Events come from the threads of several clips.
 
@@ -113,7 +114,7 @@ class ProgressBars:
         """Show a pulsing bar; a loop with the same title takes its place while it counts."""
         with self._mutex:
             self._activities.add(title)
-            self._replace(title, total=None, count=detail, unit="", values="")
+            self._replace(title, total=None, count=detail, pace="", values="")
 
     def end_activity(self, title: str) -> None:
         """Remove the bar, if there is one."""
@@ -127,35 +128,45 @@ class ProgressBars:
             return
         with self._mutex:
             match event:
-                case LoopStarted() | LoopResumed():
-                    self._replace(event.title, completed=event.done, unit=event.unit, **_fields(event))
+                case LoopStarted() | LoopResumed() if event.total != 0:
+                    self._start_loop(event)
                 case LoopProgressed():
-                    self._rich.update(self._tasks[event.title], completed=event.done, **_fields(event))
+                    if event.title not in self._paces:
+                        self._start_loop(event)
+                    self._paces[event.title].update(event)
+                    self._rich.update(self._tasks[event.title], **self._fields(event))
                 case LoopEnded() if event.title in self._activities:
                     self.start_activity(event.title, "finishing")
                 case LoopEnded():
                     self._remove(event.title)
+
+    def _start_loop(self, event: LoopEvent) -> None:
+        self._remove(event.title)
+        self._paces[event.title] = Pace(event)
+        self._tasks[event.title] = self._rich.add_task(event.title, **self._fields(event))
+
+    def _fields(self, event: LoopEvent) -> dict[str, Any]:
+        return {
+            "completed": event.done,
+            "total": event.total,
+            "count": count_text(event),
+            "pace": self._paces[event.title].text(event),
+            "values": values_text(event.values),
+        }
 
     def _replace(self, title: str, **settings: Any) -> None:
         self._remove(title)
         self._tasks[title] = self._rich.add_task(title, **settings)
 
     def _remove(self, title: str) -> None:
+        self._paces.pop(title, None)
         if title in self._tasks:
             self._rich.remove_task(self._tasks.pop(title))
 
 
-class _RateColumn(ProgressColumn):
-    """The rate and the remaining time, such as `3.20 step/s, 1:28 left`; the elapsed time of an activity."""
+class _PaceColumn(ProgressColumn):
+    """The rate and the remaining time of a loop, such as `3.20 step/s, 1:28 left`; the elapsed time of an activity."""
 
     def render(self, task: Task) -> Text:
-        parts = [rate(task.speed, 1, task.fields["unit"]) if task.speed else ""]
-        if task.time_remaining is not None:
-            parts.append(f"{clock(task.time_remaining)} left")
-        if not task.total:
-            parts.append(clock(task.elapsed or 0))
-        return Text(", ".join(part for part in parts if part))
-
-
-def _fields(event: LoopEvent) -> dict[str, Any]:
-    return {"total": event.total, "count": count_text(event), "values": values_text(event.values)}
+        parts = [task.fields["pace"], "" if task.total else clock(task.elapsed or 0)]
+        return Text(", ".join(filter(None, parts)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -80,6 +81,46 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.events.publish(LoopEnded(**self._state(), error=error))
+
+
+class Pace:
+    """The rate of a loop, smoothed so that the remaining time does not flip where other programs slow it for a moment.
+
+    It is an average in which what lies back counts exponentially less: over about the last half of the loop's time, but
+    at least one minute and at most ten.
+
+    Args:
+        event: where the loop begins here; what was done before does not count.
+    """
+
+    MIN_SECONDS, MAX_SECONDS = 60.0, 600.0
+
+    def __init__(self, event: LoopEvent) -> None:
+        self._began = self._time = event.time
+        self._done = event.done
+        self._weighted_done = self._weighted_seconds = 0.0
+
+    def update(self, event: LoopEvent) -> None:
+        """Take an event of the loop into account."""
+        seconds, done = event.time - self._time, event.done - self._done
+        if seconds <= 0:
+            return
+        window = min(max((event.time - self._began) / 2, self.MIN_SECONDS), self.MAX_SECONDS)
+        decay = math.exp(-seconds / window)
+        weight = window * (1 - decay)  # the integral of the decay over these seconds
+        self._weighted_seconds = decay * self._weighted_seconds + weight
+        self._weighted_done = decay * self._weighted_done + weight * done / seconds
+        self._time, self._done = event.time, event.done
+
+    def text(self, event: LoopEvent) -> str:
+        """Return the rate and the remaining time: `3.20 step/s, 1:28 left`; empty where there is no rate yet."""
+        if self._weighted_done <= 0:
+            return ""
+        text = rate(self._weighted_done, self._weighted_seconds, event.unit)
+        if event.total is None:
+            return text
+        left = (event.total - event.done) * self._weighted_seconds / self._weighted_done
+        return f"{text}, {clock(left)} left"
 
 
 def count_text(event: LoopEvent) -> str:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
 
 from tav.runtime.events import Event, LoopEnded, LoopEvent, LoopProgressed, LoopResumed, LoopStarted, Subscriber
-from tav.runtime.progress import clock, count_text, rate, values_text
+from tav.runtime.progress import Pace, clock, count_text, rate, values_text
 from tav_model.errors import first_line
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 STDERR_SECONDS = 10.0
 LOG_SECONDS = 5.0
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # as tqdm fills it in
 
 
 def is_quiet() -> bool:
@@ -34,12 +35,16 @@ def standard_error_display() -> list[Subscriber]:
 
 @dataclass
 class _Loop:
-    """When and at what count a loop began here, and when its last line was written."""
+    """When and at what count a loop began here, when its last line was written, and its pace."""
 
     began: float
     first: int
-    at: float
-    done: int
+    written: float
+    pace: Pace
+
+    @classmethod
+    def at(cls, event: LoopEvent) -> _Loop:
+        return cls(event.time, event.done, event.time, Pace(event))
 
 
 class ProgressLines:
@@ -60,11 +65,11 @@ class ProgressLines:
             return
         match event:
             case LoopStarted():
-                self._loops[event.title] = _Loop(event.time, event.done, event.time, event.done)
+                self._loops[event.title] = _Loop.at(event)
                 if event.total != 0:
                     self._write(event, f"starts, {count_text(event)}")
             case LoopResumed():
-                self._loops[event.title] = _Loop(event.time, event.done, event.time, event.done)
+                self._loops[event.title] = _Loop.at(event)
                 if event.done:
                     self._write(event, f"resumes at {count_text(event)}")
             case LoopProgressed():
@@ -74,15 +79,13 @@ class ProgressLines:
 
     def _progressed(self, event: LoopProgressed) -> None:
         loop = self._loops[event.title]
-        seconds, done = event.time - loop.at, event.done - loop.done
-        if seconds < self.interval:
+        loop.pace.update(event)
+        if event.time - loop.written < self.interval:
             return
-        parts = [count_text(event), rate(done, seconds, event.unit)]
-        if event.total is not None and done > 0:
-            parts.append(f"{clock((event.total - event.done) * seconds / done)} left")
-        parts.append(values_text(event.values))
-        self._write(event, ", ".join(filter(None, parts)))
-        loop.at, loop.done = event.time, event.done
+        self._write(
+            event, ", ".join(filter(None, [count_text(event), loop.pace.text(event), values_text(event.values)]))
+        )
+        loop.written = event.time
 
     def _ended(self, event: LoopEnded) -> None:
         loop = self._loops.pop(event.title)
@@ -108,31 +111,48 @@ class ProgressLines:
 
 
 class ProgressBars:
-    """Draw a bar on standard error for each loop that runs."""
+    """Draw a bar on standard error for each loop that runs and has something to do."""
 
     def __init__(self) -> None:
-        self._bars: dict[str, tqdm[None]] = {}
+        self._bars: dict[str, tuple[tqdm[None], Pace]] = {}
 
     def __call__(self, event: Event) -> None:
         """Draw what an event changes."""
         if not isinstance(event, LoopEvent) or event.row is not None:
             return
         match event:
-            case LoopStarted():
-                from tqdm import tqdm
-
-                self._bars[event.title] = tqdm(
-                    desc=event.title, total=event.total, unit=event.unit, file=sys.stderr, dynamic_ncols=True
-                )
+            case LoopStarted() if event.total != 0:
+                self._start(event)
             case LoopResumed():
-                bar = self._bars[event.title]
-                bar.reset()
-                bar.n = bar.last_print_n = bar.initial = event.done
-                bar.refresh()
+                self._close(event, leave=False)
+                self._start(event)
             case LoopProgressed():
-                bar = self._bars[event.title]
+                if event.title not in self._bars:
+                    self._start(event)
+                bar, pace = self._bars[event.title]
+                pace.update(event)
                 bar.total = event.total
-                bar.set_postfix_str(values_text(event.values), refresh=False)
+                about = filter(None, [pace.text(event), values_text(event.values)])
+                bar.set_postfix_str(", ".join(about), refresh=False)
                 bar.update(event.done - bar.n)
             case LoopEnded():
-                self._bars.pop(event.title).close()
+                self._close(event)
+
+    def _start(self, event: LoopEvent) -> None:
+        from tqdm import tqdm
+
+        bar = tqdm(
+            desc=event.title,
+            total=event.total,
+            initial=event.done,
+            bar_format=BAR,
+            file=sys.stderr,
+            dynamic_ncols=True,
+        )
+        self._bars[event.title] = bar, Pace(event)
+
+    def _close(self, event: LoopEvent, leave: bool = True) -> None:
+        if event.title in self._bars:
+            bar, _ = self._bars.pop(event.title)
+            bar.leave = leave
+            bar.close()

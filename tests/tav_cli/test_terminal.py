@@ -51,6 +51,13 @@ def test_a_loop_without_an_activity_is_removed_at_its_end(screen: io.StringIO) -
         assert shown(bars) == []
 
 
+def test_a_loop_with_nothing_to_do_has_no_bar(screen: io.StringIO) -> None:
+    with ProgressBars() as bars, bars.activity("edit ball"):
+        with Progress(EventStream(bars), stage="edit", clip="ball", total=0):
+            assert shown(bars) == ["edit ball 0:00"]
+        assert "0/0" not in "".join(shown(bars))
+
+
 def test_lines_of_output_are_complete_between_bars(screen: io.StringIO, capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressBars() as bars, bars.activity("edit ball"):
         bars.print_line("results/ball/quick/blue.mp4")

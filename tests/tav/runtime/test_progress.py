@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 
 import pytest
 
 from tav.runtime.events import Event, EventStream, LoopEnded, LoopProgressed, LoopResumed, LoopStarted
-from tav.runtime.progress import Progress, clock, count_text, rate, values_text
+from tav.runtime.progress import Pace, Progress, clock, count_text, rate, values_text
 
 
 def test_each_step_is_published_with_the_latest_values() -> None:
@@ -62,3 +65,45 @@ def test_counts_values_rates_and_durations_in_words() -> None:
     assert values_text({"loss": 0.123456, "name": "cat"}) == "loss 0.1235, name cat"
     assert [rate(3, 2, "step"), rate(2, 3, "step"), rate(0, 3, "step")] == ["1.50 step/s", "1.50 s/step", ""]
     assert [clock(7), clock(723), clock(3600)] == ["0:07", "12:03", "1:00:00"]
+
+
+def paces(total: int, seconds: Callable[[float], float]) -> Iterator[tuple[float, float, str]]:
+    """Run a loop whose steps take `seconds` at a time; yield the time, the remaining time and the text after each."""
+    state = {"clip": "ball", "stage": "tune", "total": total, "unit": "step"}
+    now = 0.0
+    pace = Pace(LoopStarted(**state, done=0, time=now))
+    for step in range(1, total):
+        now += seconds(now)
+        event = LoopProgressed(**state, done=step, time=now)
+        pace.update(event)
+        minutes, rest = re.search(r"(\d+):(\d+) left", pace.text(event)).groups()
+        yield now, 60 * int(minutes) + int(rest), pace.text(event)
+
+
+def test_an_even_pace_is_known_from_the_first_step() -> None:
+    assert {round(now + left) for now, left, _ in paces(100, lambda now: 2.0)} == {200}
+    assert {text.partition(",")[0] for *_, text in paces(100, lambda now: 0.25)} == {"4.00 step/s"}
+
+
+def test_the_remaining_time_does_not_flip_where_load_comes_and_goes() -> None:
+    # Every other ten seconds, another program makes steps four times as slow.
+    found = list(paces(1000, lambda now: 1.0 if now % 20 < 10 else 0.25))
+    ends = [now + left for now, left, _ in found if now > 60]
+    assert max(ends) < 1.25 * min(ends)
+    assert max(later - earlier for earlier, later in pairwise(ends)) < 15
+
+
+def test_the_remaining_time_follows_a_lasting_change() -> None:
+    found = [(now, left) for now, left, _ in paces(1500, lambda now: 0.25 if now < 120 else 1.0)]
+    end = found[-1][0] + 1
+    (left,) = [left for now, left in found if now == 300]
+    assert left == pytest.approx(end - 300, rel=0.25)
+
+
+def test_there_is_no_pace_before_the_first_step_nor_after_steps_are_taken_back() -> None:
+    state = {"clip": "ball", "stage": "edit", "total": 10, "unit": "step"}
+    pace = Pace(LoopStarted(**state, done=4, time=0.0))
+    for done, time in ((4, 1.0), (2, 2.0), (2, 2.0)):
+        event = LoopProgressed(**state, done=done, time=time)
+        pace.update(event)
+        assert pace.text(event) == ""

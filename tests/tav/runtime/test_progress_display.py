@@ -85,16 +85,16 @@ def test_a_resumed_loop_counts_on_and_its_rate_leaves_out_what_was_done_before(c
 def test_without_a_total_it_counts_and_a_total_may_come_later(clock: SimpleNamespace) -> None:
     stream, events = shown()
     with Progress(events, stage="score", unit="video") as progress:
-        clock.now += 3600
+        clock.now += 20
         progress.update(name="cat")
         progress.total = 3
-        clock.now += 10
+        clock.now += 20
         progress.update()
     assert stream.getvalue().splitlines() == [
         "score: starts, 0 videos",
-        "score: 1 video, 3600.00 s/video, name cat",
-        "score: 2/3 videos, 10.00 s/video, 0:10 left, name cat",
-        "score: done, 2/3 videos in 1:00:10, 1805.00 s/video, name cat",
+        "score: 1 video, 20.00 s/video, name cat",
+        "score: 2/3 videos, 20.00 s/video, 0:20 left, name cat",
+        "score: done, 2/3 videos in 0:40, 20.00 s/video, name cat",
     ]
 
 
@@ -165,6 +165,8 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stderr", terminal)
         (display,) = standard_error_display()
         assert isinstance(display, ProgressBars)
+        with Progress(EventStream(display), stage="edit", clip="ball", total=0):
+            pass
         with Progress(EventStream(display), stage="tune", clip="ball", total=3) as progress:
             progress.resume_at(1)
             progress.update(2, loss=0.123456)
@@ -177,4 +179,5 @@ def test_a_terminal_shows_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "tune ball: 100%" in text
     assert "3/3" in text
     assert "loss 0.1235" in text
-    assert "starts" not in text
+    assert "starts" not in text and "edit" not in text
+    assert text.count("\n") == 1
