@@ -14,14 +14,14 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import task_run
 from prefect.states import Completed, Failed
 
-from flows.pipeline_run import DISK_FULL, RETRIES, PipelineRun, cached
+from flows.pipeline_run import DISK_FULL, RETRIES, PipelineRun, cached, interrupted
 from tasks.clip_stages import ClipStages
 from tasks.edit import edit_progress
 from tasks.model_loading import import_libraries
 from tasks.rows import RowBatch, RowResult, render_rows
 from tav.config.prompts import EditRow
 from tav.runtime.devices import Slot
-from tav.runtime.events import RowFinished
+from tav.runtime.events import RowFinished, Stopped
 from tav.runtime.logs import logging_to
 from tav.runtime.progress import Progress
 from tav_model.errors import FullDiskError, TavError
@@ -156,6 +156,7 @@ def run_row(
 
     Raises:
         TavError: the disk is full, which is no fault of a row; rows that are done stay done.
+        Stopped: it was interrupted.
     """
     run = edits.run
     group = edits.claim(row)
@@ -169,6 +170,8 @@ def run_row(
         error = future.state.message or error
     finally:
         edits.release(group, error)
+    if future.state.is_cancelled():
+        raise Stopped
     if future.state.name == DISK_FULL:
         raise TavError(error)
     return future
@@ -195,10 +198,14 @@ def render_row(
         if slot is not None:
             edits.render(group, slot)
         result = edits.result(row)
+        if result.error is not None:
+            edits.run.events.check()  # The task run that was to render it has been interrupted.
     except TavError as error:
         return Failed(message=str(error))
     except FullDiskError as error:
         return Failed(name=DISK_FULL, message=str(error))
+    except Stopped:
+        return interrupted()
     if result.error is not None:
         return Failed(message=result.error)
     return Completed(message=f"{row.name}: {row.prompt}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.states import Cancelled, Completed
 
 from tasks.clip_stages import ClipStages
 from tav.runtime.devices import DevicePool, is_out_of_memory
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from prefect import Task
     from prefect.client.schemas.objects import TaskRun
 
+INTERRUPTED = "interrupted; the next run resumes where this one stopped"
 DISK_FULL = "DiskFull"  # the name of the state of a row that was not rendered for that reason
 
 
@@ -42,6 +43,11 @@ RETRIES: dict[str, Any] = {
 def cached(message: str) -> State[None]:
     """Return the state of a task run whose work was done before."""
     return Completed(name="Cached", message=message)
+
+
+def interrupted() -> State[None]:
+    """Return the state of a run that the user, or whoever runs it, has stopped."""
+    return Cancelled(message=INTERRUPTED)
 
 
 class PipelineRun:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -26,11 +27,12 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from flows.project_database import project_database
 from tav.runtime.exit_status import ExitStatus
 from tav.runtime.locks import Locked, file_lock, lock_holder
 from tav_model.errors import TavError
 
-POOL = "tav"
+POOL, DEPLOYMENT = "tav", "tav/edit-batch"
 START_SECONDS = 120
 STOP_SECONDS = 15
 # A process that ends is restarted, at most so many times within so many seconds.
@@ -139,10 +141,10 @@ def serve(root: Path) -> None:
     serves_mlflow = uri is not None and not uri.startswith("http")
     mlflow = f"http://127.0.0.1:{mlflow_port}" if serves_mlflow else redact(uri or "")
     prefect = f"http://127.0.0.1:{api.port}"
-    environment = os.environ | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
+    environment = os.environ | project_database(root) | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
 
     with _only_one(root, prefect, mlflow), _Supervisor(root, environment) as supervisor:
-        _check_free(api.port, "prefect.toml: api.url")
+        _check_free(api.port, "prefect.toml: api.url", api.geturl())
         if serves_mlflow:
             _check_free(mlflow_port, "TAV_MLFLOW_PORT")
         supervisor.start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
@@ -355,9 +357,46 @@ def answers(url: str, seconds: float = 5) -> bool:
         return False
 
 
-def _check_free(port: int, setting: str) -> None:
+def served_project(api: str) -> Path | None:
+    """Return the folder of the project that the Prefect server at this address runs `tav/edit-batch` in.
+
+    None: there is no such server or deployment, or it is on another machine, where the folder is not ours.
+    """
+    if not api.startswith(("http://", "https://")):
+        return None
+    try:
+        with urllib.request.urlopen(f"{api}/deployments/name/{DEPLOYMENT}", timeout=2) as answer:  # noqa: S310 (as above)
+            (step,) = json.load(answer)["pull_steps"]
+        folder = Path(step["prefect.deployments.steps.set_working_directory"]["directory"])
+    except (OSError, ValueError, KeyError, TypeError, HTTPException):
+        return None
+    return folder if folder.is_dir() else None
+
+
+def serving_api(root: Path) -> str | None:
+    """Return the address of the Prefect server that runs of this project report to; None: none is running.
+
+    That is the project's own, or what answers at the configured address, but not the server of another project that
+    happens to use the same port. An address in the environment variable PREFECT_API_URL is the user's choice.
+
+    Raises:
+        TavError: as `api_url`.
+    """
+    if services := running(root):
+        return f"{services.prefect}/api"
+    url = api_url(root)
+    if not answers(f"{url}/health", 2):
+        return None
+    if "PREFECT_API_URL" not in os.environ and served_project(url) not in (None, root.resolve()):
+        return None
+    return url
+
+
+def _check_free(port: int, setting: str, api: str = "") -> None:
     if not is_free(port):
-        raise TavError(f"port {port} is taken; stop the program that uses it, or choose another port ({setting})")
+        project = served_project(api)
+        program = f"the services of {project}" if project else "the program that uses it"
+        raise TavError(f"port {port} is taken; stop {program}, or choose another port ({setting})")
 
 
 def main(arguments: list[str] | None = None) -> ExitStatus:

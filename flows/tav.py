@@ -24,13 +24,13 @@ from prefect.states import Completed, Failed
 from flows.artifacts import ProgressArtifacts, publish_results
 from flows.edit_rows import EditRows, run_row
 from flows.observers import observers
-from flows.pipeline_run import RETRIES, PipelineRun, cached
+from flows.pipeline_run import RETRIES, PipelineRun, cached, interrupted
 from flows.ray_rows import render_rows_on_ray
 from tasks.model_loading import import_libraries
 from tav.config import load_params, write_overrides
 from tav.reports.report import update_reports
 from tav.runtime.devices import DevicePool, Slot, choose_devices
-from tav.runtime.events import ClipFinished, EventStream
+from tav.runtime.events import ClipFinished, EventStream, Stopped
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import read_json
 
@@ -61,19 +61,27 @@ def tav(
     events = EventStream(ProgressArtifacts(), *observers())
     run = PipelineRun(root, chosen, events, pool, {"prefect.flow_run_id": str(flow_run.id)})
 
-    # The next clip is decoded and encoded while the devices work on the ones before it.
-    with ThreadPoolExecutor(max_workers=len(pool) + 1, thread_name_prefix="clip") as executor:
-        running = [executor.submit(copy_context().run, run_clip, run, clip) for clip in chosen]
-        try:
-            failures = [one.result() for one in running]
-        except BaseException:  # The flow run is cancelled or interrupted.
-            events.stop()
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
+    try:
+        failures = _run_clips(run)
+    except KeyboardInterrupt:
+        return interrupted()
     failed = {clip: reason for clip, reason in zip(chosen, failures, strict=True) if reason is not None}
     if failed:
         return Failed(message="; ".join(f"{clip}: {reason}" for clip, reason in failed.items()))
     return {clip: _mean_scores(run, clip) for clip in chosen}
+
+
+def _run_clips(run: PipelineRun) -> list[str | None]:
+    """Bring all clips up to date; return for each None, or why it failed."""
+    # The next clip is decoded and encoded while the devices work on the ones before it.
+    with ThreadPoolExecutor(max_workers=len(run.pool) + 1, thread_name_prefix="clip") as executor:
+        running = [executor.submit(copy_context().run, run_clip, run, clip) for clip in run.clips]
+        try:
+            return [one.result() for one in running]
+        except BaseException:  # The flow run is cancelled or interrupted.
+            run.events.stop()
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def _choose(root: Path, clips: list[str] | None, prompts: str | None, overrides: dict[str, Any]) -> list[str]:
@@ -133,6 +141,7 @@ def _run_stage(stage: str, clip: str, run: PipelineRun, *inputs: PrefectFuture[A
 
     Raises:
         TavError: it has not completed.
+        Stopped: it was interrupted.
     """
     why = run.restore_if_possible(stage, clip)
     stages = run.stages(clip)
@@ -141,6 +150,8 @@ def _run_stage(stage: str, clip: str, run: PipelineRun, *inputs: PrefectFuture[A
         run.events.check()
         future = run_stage.with_options(name=stage).submit(stage, clip, run, list(inputs), why, slot)
         future.wait()
+    if future.state.is_cancelled():
+        raise Stopped
     if not future.state.is_completed():
         raise TavError(future.state.message or future.state.name or "not completed")
     return future
@@ -190,6 +201,8 @@ def run_stage(
         run.dvc.commit(stage, clip, before)
     except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
+    except Stopped:
+        return interrupted()
     return Completed(message=f"{stage} of {clip} done")
 
 

@@ -1,6 +1,6 @@
 """A Prefect server for one run, for when none is running. It ends with the process that started it, however that ends.
 
-It keeps its runs in Prefect's own database, so that the pages of the next `tav up` show them.
+It keeps its runs in the project's database, so that the pages of the next `tav up` show them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from flows.project_database import project_database
 from flows.services import START_SECONDS, answers, stop_process_group
 
 SET_PARENT_DEATH_SIGNAL = 1  # of Linux's prctl
@@ -56,6 +57,10 @@ def main() -> None:
     if os.getppid() != parent:
         sys.exit()  # The parent ended before the signal was set up, and no signal will come.
     import uvicorn
+    from prefect.context import refresh_global_settings_context
+
+    os.environ |= project_database(Path.cwd())
+    refresh_global_settings_context()
     from prefect.server.api.server import create_app
 
     app = create_app(ephemeral=True, final=True)

@@ -23,7 +23,15 @@ from urllib.parse import quote, urlsplit
 from rich.table import Table
 from rich.text import Text
 
-from flows.services import answers, api_url, is_free, mlflow_port_setting, running
+from flows.services import (
+    answers,
+    api_url,
+    is_free,
+    mlflow_port_setting,
+    running,
+    served_project,
+    serving_api,
+)
 from tav.config import DecodeParams, Params, load_params
 from tav.config.paths import resolve_model
 from tav.runtime.exit_status import ExitStatus
@@ -359,7 +367,11 @@ def _prefect(root: Path) -> Check:
         if answers(f"{url}/health"):
             return Check("Prefect", "ok", f"{redact(url)} answers")
         return Check("Prefect", "problem", f"{redact(url)} does not answer", "start it, or change PREFECT_API_URL")
-    return _port("Prefect", address.port or 80, f"{url}/health", "api.url in prefect.toml")
+    port, setting = address.port or 80, "api.url in prefect.toml"
+    if answers(f"{url}/health") and serving_api(root) is None:
+        advice = f"tav run starts its own; for tav up, choose another port ({setting})"
+        return Check("Prefect", "ok", f"port {port}: the Prefect server of {served_project(url)}", advice)
+    return _port("Prefect", port, f"{url}/health", setting)
 
 
 def _mlflow(root: Path, params: Params) -> Check:

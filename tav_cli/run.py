@@ -1,6 +1,6 @@
 """`tav run`: run the flow `tav` in this process, with its progress on the terminal.
 
-Prefect's server is that of `tav up`, or whatever answers at Prefect's address; without one, a server for this run alone.
+Prefect's server is that of `tav up`, or what answers at Prefect's address; without one, a server for this run alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.services import answers, api_url, running
+from flows.services import running, serving_api
 from tav.config import Params, load_params, parse_overrides
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.stages import STAGES
@@ -143,13 +143,13 @@ def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], progress:
     """Run the flow; return what went wrong, unless it is the failure of a clip, which `progress` receives."""
     (root / LOG).parent.mkdir(exist_ok=True)
     services = running(root)
-    url = services.prefect + "/api" if services else api_url(root)
-    if not answers(f"{url}/health", 2):
+    url = serving_api(root)
+    if url is None:
         from flows.temporary_server import start_temporary_server
 
         with progress.bars.activity("starting Prefect"):
-            url = start_temporary_server(root / SERVER_LOG) or ""
-        if not url:
+            url = start_temporary_server(root / SERVER_LOG)
+        if url is None:
             return f"no Prefect server can be started for this run; see {SERVER_LOG}"
     os.environ["PREFECT_API_URL"] = url
     os.environ.setdefault("DO_NOT_TRACK", "1")  # Prefect's client would count uses, and announce that on the terminal.
@@ -163,6 +163,8 @@ def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], progress:
 
     with observed_by(*progress.subscribers), _prefect_log(root / LOG):
         state = tav(clips, None, overrides, return_state=True)
+    if state.is_cancelled():  # The flow has handled the interrupt.
+        raise KeyboardInterrupt
     if state.is_completed() or progress.errors:
         return None
     return f"{state.message or state.name}; see {LOG}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flows import services
+from tav_cli.terminal import ProgressBars
 
 
 def up(root: Path) -> None:
@@ -13,7 +14,8 @@ def up(root: Path) -> None:
     Raises:
         TavError: as `flows.services.start`.
     """
-    started = services.start(root)
+    with ProgressBars() as bars, bars.activity("starting Prefect and MLflow"):
+        started = services.start(root)
     print(f"Prefect   {started.prefect}")
     print(f"MLflow    {started.mlflow or 'none: tracking.uri is null in params.yaml'}")
     print("ready: prefect deployment run tav/edit-batch --watch      (stop: tav down)")

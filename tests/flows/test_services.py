@@ -8,10 +8,11 @@ import json
 import os
 import pty
 import re
-import select
+import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -24,6 +25,7 @@ from flows import services
 from tav_model.errors import TavError
 from tests.support.projects import change_params, environment, fresh_clone, run
 from tests.support.servers import free_port
+from tests.support.tav_command import change
 
 
 @pytest.fixture(scope="module")
@@ -92,27 +94,38 @@ def arguments(process: int) -> str:
 
 
 def tav_in_a_terminal(project: Path, command: str, settings: dict[str, str]) -> str:
-    """The output of a command as a terminal has it, read until no process holds that terminal any more."""
+    """The output of a command through a pipe, read until no process holds the pipe or the user's terminal any more."""
     reader, terminal = pty.openpty()
-    with subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "tav_cli.main", command],
         cwd=project,
         env=environment(**settings),
         stdin=terminal,
-        stdout=terminal,
+        stdout=subprocess.PIPE,
         stderr=terminal,
         start_new_session=True,
-    ) as process:
-        os.close(terminal)
-        output = b""
-        with contextlib.suppress(OSError):  # EIO: the last process has closed the terminal
-            while process.poll() is None or select.select([reader], [], [], 5)[0]:
-                if select.select([reader], [], [], 0.2)[0]:
-                    output += os.read(reader, 1000)
-            pytest.fail(f"a process keeps the terminal open: {output.decode()}")
-        assert process.wait(10) == 0, output.decode()
-    os.close(reader)
-    return output.decode().replace("\r\n", "\n")
+        text=True,
+    )
+    os.close(terminal)
+    errors = threading.Thread(target=_drain, args=[reader])
+    errors.start()
+    try:
+        # As scripts, CI runners and `subprocess.run` wait: for the end of the output, not only of the process.
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+        errors.join(10)
+        assert not errors.is_alive(), "a process keeps the terminal open"
+    finally:
+        process.kill()
+    return output
+
+
+def _drain(terminal: int) -> None:
+    """Read what a terminal receives until its last user has closed it."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 1000):
+            pass
+    os.close(terminal)
 
 
 def get(address: str) -> int:
@@ -122,9 +135,12 @@ def get(address: str) -> int:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(project: Path, tmp_path: Path) -> None:
-    ports = {"PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api", "TAV_MLFLOW_PORT": str(free_port())}
-    settings = ports | {"PREFECT_HOME": str(tmp_path / "prefect")}
+def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = f"http://127.0.0.1:{free_port()}/api"
+    settings = {"TAV_MLFLOW_PORT": str(free_port()), "HOME": str(tmp_path)}
+    change(project / "prefect.toml", "http://127.0.0.1:4200/api", api)
 
     def tav(command: str, check: bool = True) -> str:
         return run(project, sys.executable, "-m", "tav_cli.main", command, check=check, **settings).stdout
@@ -139,6 +155,14 @@ def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(proje
         assert {host for host, _ in places} == {"127.0.0.1"}
         assert {port for _, port in places} >= {int(address.rpartition(":")[2]) for address in addresses}
         assert "sqlite" not in arguments(process)  # Another database's address would have a password.
+        # What a user types in the project finds this server.
+        typed = run(project, sys.executable, "-m", "prefect", "deployment", "inspect", "tav/edit-batch", **settings)
+        assert "flows.tav.tav" in typed.stdout
+        assert (project / ".tav/prefect/prefect.db").stat().st_size and not list(tmp_path.glob(".prefect/*.db"))
+        assert {path.name for path in (project / "logs").iterdir()} >= {
+            f"{name}.log" for name in ("services", "prefect-server", "prefect-worker", "mlflow-server")
+        }
+        check_that_another_clone_does_not_use_it(project, tmp_path / "other", api, monkeypatch)
         assert "already running (process" in tav("up", check=False)
         assert "already running (process" in refused(project, **settings)
     finally:
@@ -149,6 +173,21 @@ def test_up_starts_everything_detached_from_the_terminal_and_down_stops_it(proje
     # A lock file of a process that was killed does not count.
     assert (project / ".tav" / "services.lock").exists()
     assert tav("down") == "not running\n"
+
+
+def check_that_another_clone_does_not_use_it(
+    project: Path, other: Path, api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second clone has the same address in its prefect.toml."""
+    other.mkdir()
+    shutil.copy(project / "prefect.toml", other)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    assert services.served_project(api) == project
+    assert services.serving_api(project) == api and services.serving_api(other) is None
+    with pytest.raises(TavError, match=f"is taken; stop the services of {project}, or choose another port"):
+        services._check_free(int(api.split(":")[2].split("/")[0]), "prefect.toml: api.url", api)
+    monkeypatch.setenv("PREFECT_API_URL", api)  # Here somebody wants it so.
+    assert services.serving_api(other) == api
 
 
 @pytest.mark.long

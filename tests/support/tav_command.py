@@ -35,9 +35,9 @@ Tav = Callable[..., Ended]
 
 
 def start_tav(project: Path, home: Path, *arguments: str, **pipes: Any) -> subprocess.Popen:
-    """Start `tav` in a process and session of its own, with a Prefect of its own in `home`, where no server runs."""
+    """Start `tav` in a process and session of its own, for a user at `home`, at an address where no Prefect runs."""
     settings = {
-        "PREFECT_HOME": str(home / "prefect"),
+        "HOME": str(home),
         "PREFECT_API_URL": f"http://127.0.0.1:{free_port()}/api",
         "TAV_MLFLOW_PORT": str(free_port()),
     }

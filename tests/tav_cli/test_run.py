@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,16 @@ from tav.runtime.events import ClipFinished, StageFailed, StageStarted, StageUpT
 from tav_cli import run as runner
 from tav_model.errors import TavError
 from tests.support.tav_command import Ended, Tav, contents, read_yaml, start_tav
+
+
+def prefect_runs(project: Path, kind: str) -> list[tuple[str, str, str, str]]:
+    """Name, type and name of the state, and its message, of all runs in the project's own Prefect, in their order."""
+    query = (
+        f"SELECT run.name, state.type, state.name, state.message FROM {kind}_run AS run "  # noqa: S608
+        f"JOIN {kind}_run_state AS state ON state.id = run.state_id ORDER BY run.created"
+    )
+    with contextlib.closing(sqlite3.connect(project / ".tav/prefect/prefect.db")) as database:
+        return database.execute(query).fetchall()
 
 
 def test_run_brings_up_to_date_what_it_can(ran: tuple[Path, Ended]) -> None:
@@ -40,6 +52,13 @@ def test_run_brings_up_to_date_what_it_can(ran: tuple[Path, Ended]) -> None:
     assert "not a video that can be read" in (project / "logs/run.log").read_text()
     assert "|" not in ended.err and "Traceback" not in ended.err  # Prefect's log lines have bars
     assert "Finished in state Failed" in (project / "logs/run.log").read_text()
+
+
+def test_each_project_has_a_prefect_database_of_its_own(ran: tuple[Path, Ended], isolated: Path) -> None:
+    project, _ = ran
+    ((_, state, *_),) = prefect_runs(project, "flow")
+    assert state == "FAILED"  # a clip failed
+    assert not list(isolated.glob(".prefect/*.db"))
 
 
 def test_run_knows_when_there_is_nothing_to_do(tav: Tav, done: Path) -> None:
@@ -148,3 +167,8 @@ def test_run_is_stopped_by_an_interrupt_and_nothing_is_left_running(done: Path, 
     assert lines[-1] == "stopped; run the same command again to resume" and "Traceback" not in " ".join(lines)
     assert psutil.wait_procs([server], timeout=30)[1] == []
     assert read_yaml(done / "params.yaml")["tune"]["steps"] == 90000
+    message = "interrupted; the next run resumes where this one stopped"
+    assert prefect_runs(done, "flow")[-1][1:] == ("CANCELLED", "Cancelled", message)
+    states = {name: rest for name, *rest in prefect_runs(done, "task")}
+    assert states["tune: ball"] == ["CANCELLED", "Cancelled", message]
+    assert "Crash" not in (done / "logs/run.log").read_text()
