@@ -39,7 +39,7 @@ def score_table(root: Path, clips: Sequence[str]) -> RenderableType:
     present = {key for values in scored.values() for key in values.mean}
     columns = [metric for metric in HEADLINES if metric.key in present]
     blocks = [_Block(clip, values, _names(root, clip, values)) for clip, values in scored.items()]
-    return Group(_ScoreTable(blocks, columns), "", _paths(project, list(scored), len(present) - len(columns)))
+    return Group(_ScoreTable(blocks, columns), _paths(project, list(scored), len(present) - len(columns)))
 
 
 def _names(root: Path, clip: str, scores: Scores) -> list[tuple[str, str]]:
