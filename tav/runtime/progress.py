@@ -87,7 +87,8 @@ class Pace:
     """The rate of a loop, smoothed so that the remaining time does not flip where other programs slow it for a moment.
 
     It is an average in which what lies back counts exponentially less: over about the last half of the loop's time, but
-    at least one minute and at most ten.
+    at least one minute and at most ten. The first step, which often takes much longer than the others, predicts no
+    remaining time and is forgotten once there is a second.
 
     Args:
         event: where the loop begins here; what was done before does not count.
@@ -99,12 +100,16 @@ class Pace:
         self._began = self._time = event.time
         self._done = event.done
         self._weighted_done = self._weighted_seconds = 0.0
+        self._updates = 0
 
     def update(self, event: LoopEvent) -> None:
         """Take an event of the loop into account."""
         seconds, done = event.time - self._time, event.done - self._done
         if seconds <= 0:
             return
+        self._updates += 1
+        if self._updates == 2:
+            self._began, self._weighted_done, self._weighted_seconds = self._time, 0.0, 0.0
         window = min(max((event.time - self._began) / 2, self.MIN_SECONDS), self.MAX_SECONDS)
         decay = math.exp(-seconds / window)
         weight = window * (1 - decay)  # the integral of the decay over these seconds
@@ -117,7 +122,7 @@ class Pace:
         if self._weighted_done <= 0:
             return ""
         text = rate(self._weighted_done, self._weighted_seconds, event.unit)
-        if event.total is None:
+        if event.total is None or self._updates < 2:
             return text
         left = (event.total - event.done) * self._weighted_seconds / self._weighted_done
         return f"{text}, {clock(left)} left"

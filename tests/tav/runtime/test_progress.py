@@ -76,11 +76,18 @@ def paces(total: int, seconds: Callable[[float], float]) -> Iterator[tuple[float
         now += seconds(now)
         event = LoopProgressed(**state, done=step, time=now)
         pace.update(event)
-        minutes, rest = re.search(r"(\d+):(\d+) left", pace.text(event)).groups()
-        yield now, 60 * int(minutes) + int(rest), pace.text(event)
+        left = re.search(r"(\d+):(\d+) left", pace.text(event))
+        assert (left is None) == (step == 1)
+        if left is not None:
+            yield now, 60 * int(left[1]) + int(left[2]), pace.text(event)
 
 
-def test_an_even_pace_is_known_from_the_first_step() -> None:
+def test_a_slow_first_step_is_forgotten() -> None:
+    _, left, text = next(paces(100, lambda now: 0.5 if now else 60.0))
+    assert (round(left), text) == (49, "2.00 step/s, 0:49 left")
+
+
+def test_an_even_pace_is_known_from_the_second_step() -> None:
     assert {round(now + left) for now, left, _ in paces(100, lambda now: 2.0)} == {200}
     assert {text.partition(",")[0] for *_, text in paces(100, lambda now: 0.25)} == {"4.00 step/s"}
 

@@ -77,7 +77,7 @@ def test_a_resumed_loop_counts_on_and_its_rate_leaves_out_what_was_done_before(c
     assert stream.getvalue().splitlines() == [
         "tune: starts, 0/300 steps",
         "tune: resumes at 120/300 steps",
-        "tune: 300/300 steps, 2.00 step/s, 0:00 left",
+        "tune: 300/300 steps, 2.00 step/s",
         "tune: done, 300/300 steps in 1:30, 2.00 step/s",
     ]
 
@@ -139,12 +139,13 @@ def test_loops_of_several_clips_keep_their_own_rates(clock: SimpleNamespace) -> 
         Progress(events, stage="tune", clip="a", total=10) as a,
         Progress(events, stage="tune", clip="b", total=10) as b,
     ):
-        clock.now += 10
-        a.update(5)
-        b.update(1)
+        for steps in (5, 2):
+            clock.now += 10
+            a.update(steps)
+            b.update(1)
     assert [line for line in stream.getvalue().splitlines() if "left" in line] == [
-        "tune a: 5/10 steps, 2.00 s/step, 0:10 left",
-        "tune b: 1/10 steps, 10.00 s/step, 1:30 left",
+        "tune a: 7/10 steps, 5.00 s/step, 0:15 left",
+        "tune b: 2/10 steps, 10.00 s/step, 1:20 left",
     ]
 
 
