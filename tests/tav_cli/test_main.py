@@ -32,6 +32,13 @@ def test_help_fits_a_screen_and_has_an_example(name: str) -> None:
             assert not line.endswith("...")
 
 
+def test_every_option_has_a_help_text() -> None:
+    group = typer.main.get_command(command.app)
+    for name, one in {"tav": group, **group.commands}.items():
+        for option in one.params:
+            assert option.hidden or option.help, f"{name}: {option.name}"
+
+
 def test_help_is_fast_and_imports_nothing_heavy() -> None:
     script = """
 import sys
