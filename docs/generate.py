@@ -27,8 +27,45 @@ def pages() -> dict[Path, str]:
         DOCS / "reference" / "parameters.md": parameters(),
         DOCS / "reference" / "command-line.md": command_line(),
         DOCS / "reference" / "deployments.md": deployments(),
+        DOCS / "reference" / "toyworld.md": toyworld(),
     }
     return texts | {DOCS / "drawings" / f"{name}.svg": draw() for name, draw in DRAWINGS.items()}
+
+
+def toyworld() -> str:
+    """Return the page about the words of the embedded base model."""
+    from toyworld.captions import caption, vocabulary_record, wordings
+    from toyworld.scenes import Scene
+
+    record = vocabulary_record()
+    scene = Scene("fish", "orange", "sea", "night", "plain", "swinging")
+    texts = (caption(scene), caption(scene.edited(style="cartoon")))
+    parts = [
+        NOTICE,
+        "# Words of toyworld\n",
+        "The embedded base model `toyworld` is a small one with a closed vocabulary. A caption or a prompt describes one "
+        "object with a colour, its motion, the ground, the sky and the style, such as "
+        + " and ".join(f"`{text}`" for text in texts)
+        + ".\n",
+        "`tav add`, `tav run` and `tav edit` print a warning for prompts with other words, or with two values of one kind: "
+        "there is one object in a video. Such prompts are rendered nevertheless. The report marks them, because what they "
+        "show is arbitrary. For anything else, [use Stable Diffusion](../how-to/stable-diffusion.md).\n",
+    ]
+    for attribute, values in wordings().items():
+        rows = (
+            (f"{value}", ", ".join(f"`{text}`" for text in texts) or "(nothing)") for value, texts in values.items()
+        )
+        parts += [f"## {attribute}\n", _table(("Value", "Wordings"), rows)]
+    parts += [
+        "## Other words\n",
+        "By day and in the plain style, a caption need not mention the sky or the style. The motion is that of the clip: a "
+        "prompt cannot change it.\n",
+        f"These words connect the others: {', '.join(f'`{word}`' for word in record['other_words'])}.\n",
+        "## Models of your own\n",
+        "A base model declares a closed vocabulary in `vocabulary.json`, next to its `unet` folder; "
+        "`tav_model/vocabulary.py` documents the format. Without that file, as with Stable Diffusion, there are no warnings.\n",
+    ]
+    return "\n".join(parts)
 
 
 def main() -> None:

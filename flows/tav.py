@@ -105,6 +105,8 @@ def run_clip(run: PipelineRun, clip: str) -> str | None:
     error = None
     try:
         run.events.check()
+        if warning := run.stages(clip).unknown_words_warning():
+            logger.warning("%s: %s", clip, warning)
         if _run_stages(run, clip):
             publish_results(clip, run.root)
         scores = ", ".join(f"{name} {value:.4f}" for name, value in _mean_scores(run, clip).items())

@@ -71,7 +71,12 @@ def run(stage: str, clip: str | None) -> None:
     from tav.runtime.progress_display import standard_error_display
 
     for name in clips:
-        ClipStages(root, name, EventStream(*standard_error_display())).run(stage)
+        stages = ClipStages(root, name, EventStream(*standard_error_display()))
+        # The stages that read the caption and the prompts.
+        warning = stages.unknown_words_warning() if stage in ("encode", "edit") else None
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+        stages.run(stage)
         if stage == "score":
             from tav.reports.report import update_reports
 

@@ -8,6 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from tav.config import load_params
+from tav.config.prompt_words import unknown_words_warning
+from tav.config.prompts import read_prompts
 from tav.media.importing import ImportedClip, import_clip
 from tav_cli.terminal import ProgressBars, print_json, print_message
 from tav_model.errors import TavError
@@ -45,6 +48,10 @@ def add_clip(
         decode = {**_parse_size(size), **decode}
     with ProgressBars() as bars, bars.activity(f"reading {video.name}"):
         added = import_clip(root, video, caption, name, edits, decode)
+    prompts = [row.prompt for row in read_prompts(root / added.prompts)]
+    warning = unknown_words_warning(root, load_params(root / "params.yaml").base_model, [added.caption, *prompts])
+    if warning:
+        print_message(f"warning: {warning}")
     if as_json:
         print_json(asdict(added))
         return

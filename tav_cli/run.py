@@ -117,26 +117,33 @@ def path_in_project(root: Path, text: str, what: str) -> str:
 
 
 def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
-    """Check what would otherwise fail after the tuning, or after Prefect's start.
+    """Check what would otherwise fail after the tuning, or after Prefect's start, and warn of words that are unknown.
 
     Raises:
         TavError: a missing model or video, or an invalid prompt CSV.
     """
+    from tav.config.prompt_words import unknown_words_warning
     from tav.config.prompts import read_prompts
 
     resolve_model(root, params.base_model)
     for name in (params.score.clip_model, params.score.pickscore_model):
         if name:
             resolve_model(root, name)
+    warnings = []
     for clip in clips:
         settings = params.clip(clip)
         video = project_path(root, settings.video, f"params.yaml: clips.{clip}.video")
         if not video.exists():
             raise TavError(f"{settings.video}: no such file; it is the video of {clip} in params.yaml")
         try:
-            read_prompts(project_path(root, settings.prompts, f"params.yaml: clips.{clip}.prompts"))
+            rows = read_prompts(project_path(root, settings.prompts, f"params.yaml: clips.{clip}.prompts"))
         except TavError as error:
             raise TavError(str(error).replace(f"{root}{os.sep}", "")) from None
+        texts = [settings.caption, *(row.prompt for row in rows)]
+        if warning := unknown_words_warning(root, params.base_model, texts):
+            warnings.append(f"warning: {clip}: {warning}")
+    for line in warnings:
+        print_message(line)
 
 
 def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], progress: FlowProgress) -> str | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-from toyworld.scenes import ATTRIBUTES, COLOURS, OBJECTS, Scene
+from toyworld.scenes import ATTRIBUTES, COLOURS, GROUNDS, OBJECTS, Scene
 
 MOVING = {
     "bouncing": ("bouncing", "hopping"),
@@ -33,6 +36,9 @@ STYLE = {
     "pixel art": ("pixel art of", "a pixelated picture of"),
 }
 STYLE_LAST = {"cartoon": ("cartoon style", "as a cartoon"), "pixel art": ("pixel art", "pixel art style")}
+# Words that only connect others, even if they occur in the wording of a single value.
+CONNECTING = {"a", "along", "an", "and", "as", "at", "by", "in", "is", "of", "on", "over", "something", "the", "to"}
+DOCUMENTATION = "docs/reference/toyworld.md"
 
 
 def caption(scene: Scene) -> str:
@@ -106,13 +112,62 @@ def described(scene: Scene) -> dict[str, str]:
     return {name: getattr(scene, name) for name in ATTRIBUTES}
 
 
+def wordings() -> dict[str, dict[str, tuple[str, ...]]]:
+    """Return the wordings of each value, by attribute; those of the motion too, which a single picture does not show."""
+    style = {name: (*STYLE[name], *STYLE_LAST.get(name, ())) for name in STYLE}
+    tables: dict[str, Mapping[str, tuple[str, ...]]] = {
+        "object": {name: (name,) for name in OBJECTS},
+        "colour": {name: (name,) for name in COLOURS},
+        "motion": MOVING,
+        "ground": GROUND,
+        "sky": SKY,
+        "style": style,
+    }
+    return {
+        attribute: {name: tuple(filter(None, table[name])) for name in table} for attribute, table in tables.items()
+    }
+
+
 def vocabulary() -> set[str]:
     """Return every word that a caption may contain."""
-    wordings = [*OBJECTS, *COLOURS, "a an is something"]
-    for table in (MOVING, GROUND, SKY, STYLE, STYLE_LAST):
-        wordings += [wording for options in table.values() for wording in options]
-    wordings += [phrase(name, value) for name, values in ATTRIBUTES.items() for value in values]
-    return {word for wording in wordings for word in wording.replace(",", "").split()}
+    texts = [
+        "a an is something",
+        *(wording for table in wordings().values() for some in table.values() for wording in some),
+    ]
+    texts += [phrase(name, value) for name, values in ATTRIBUTES.items() for value in values]
+    return {word for text in texts for word in text.replace(",", "").split()}
+
+
+def meanings() -> dict[str, dict[str, list[str]]]:
+    """Return the words that mean one value and nothing else, by attribute and value, such as "meadow" for grass."""
+    found: dict[str, set[tuple[str, str]]] = {}
+    for attribute, table in wordings().items():
+        for value, some in table.items():
+            for word in " ".join((*some, value)).split():
+                found.setdefault(word, set()).add((attribute, value))
+    return {
+        attribute: {
+            value: [word for word in sorted(found) if found[word] == {(attribute, value)} and word not in CONNECTING]
+            for value in table
+        }
+        for attribute, table in wordings().items()
+    }
+
+
+def vocabulary_record() -> dict[str, Any]:
+    """Return the content of the base model's `vocabulary.json`, as `tav_model.vocabulary` reads it."""
+    attributes = meanings()
+    meaning = {word for values in attributes.values() for words in values.values() for word in words}
+    return {
+        "summary": f"a {_either(OBJECTS)} on {_either(GROUNDS)}",
+        "documentation": DOCUMENTATION,
+        "attributes": attributes,
+        "other_words": sorted(vocabulary() - meaning),
+    }
+
+
+def _either(values: tuple[str, ...]) -> str:
+    return f"{', '.join(values[:-1])} or {values[-1]}"
 
 
 def _article(word: str) -> str:

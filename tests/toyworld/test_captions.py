@@ -4,8 +4,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tav_model.vocabulary import read_vocabulary
 from tests.toyworld.test_scenes import scenes
-from toyworld.captions import caption, described, partial_caption, phrase, random_caption, vocabulary
+from toyworld import WEIGHTS
+from toyworld.captions import caption, described, meanings, partial_caption, phrase, random_caption, vocabulary
 from toyworld.scenes import ATTRIBUTES, COLOURS, OBJECTS, Scene
 
 
@@ -43,6 +45,28 @@ def test_a_partial_caption_says_what_it_claims(scene: Scene, seed: int):
     assert set(words(text)) <= vocabulary()
     for name, names in (("object", OBJECTS), ("colour", COLOURS)):
         assert [word for word in words(text) if word in names] == ([said[name]] if name in said else [])
+
+
+@given(scenes(), st.integers(0, 2**32))
+def test_no_caption_is_outside_of_the_vocabulary_that_the_model_declares(scene: Scene, seed: int):
+    vocabulary = read_vocabulary(str(WEIGHTS))
+    assert vocabulary is not None
+    rng = np.random.default_rng(seed)
+    texts = [caption(scene), random_caption(scene, rng), partial_caption(scene, rng)[0]]
+    assert vocabulary.problems(texts) == ""
+    assert vocabulary.problems([f"{texts[0]} on the moon"]) == 'does not know "moon"'
+    other = OBJECTS[(OBJECTS.index(scene.object) + 1) % len(OBJECTS)]
+    assert (
+        vocabulary.problems([f"{texts[0]} on the {other}"]) == f"shows only one object, not {scene.object} and {other}"
+    )
+
+
+def test_words_that_mean_a_value_mean_it_in_every_caption():
+    assert meanings()["ground"]["grass"] == ["grass", "lawn", "meadow"]
+    assert meanings()["sky"]["night"] == ["dark", "moonlight", "night"]
+    assert {attribute: list(values) for attribute, values in meanings().items() if attribute != "motion"} == {
+        attribute: list(values) for attribute, values in ATTRIBUTES.items()
+    }
 
 
 def test_there_are_many_wordings():

@@ -5,10 +5,14 @@ import pytest
 import torch
 
 from benchmarks import toyworld as benchmark
+from tav_model.base_models import load_part
+from tav_model.files import read_json
 from tav_model.metrics.clip import ClipScorer
 from tav_model.tensors import load_tensors
+from tav_model.vocabulary import FILE, read_vocabulary
+from tests.support.projects import ROOT
 from toyworld import WEIGHTS
-from toyworld.captions import caption
+from toyworld.captions import caption, vocabulary, vocabulary_record
 from toyworld.judge import Judge
 from toyworld.renderer import render
 from toyworld.samples import random_scene
@@ -27,6 +31,16 @@ def test_weights_are_finite_half_precision(file):
     for name, tensor in load_tensors(file)[0].items():
         assert tensor.dtype in (torch.float16, torch.int64), name
         assert torch.isfinite(tensor).all(), name
+
+
+def test_the_model_declares_the_words_that_its_tokenizer_does_not_spell():
+    """Each known word is one token; what the file says is what the captions of the training contain."""
+    assert read_json(WEIGHTS / FILE) == vocabulary_record()
+    tokenizer = load_part(str(WEIGHTS), "tokenizer")
+    known = read_vocabulary(str(WEIGHTS))
+    assert known is not None and known.words == vocabulary()
+    assert {len(tokenizer(word).input_ids) for word in known.words} == {3}  # with the two special tokens
+    assert (ROOT / known.documentation).is_file()
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from toyworld.captions import vocabulary
+from tav_model.files import write_json
+from tav_model.vocabulary import FILE
+from toyworld.captions import vocabulary, vocabulary_record
 from toyworld.tokenizer import BEGIN, END, byte_pairs, write_tokenizer
 
 # Longer than any caption of the world, and shorter than CLIP's 77, which would slow down every attention.
@@ -36,6 +38,11 @@ def text_config() -> dict[str, Any]:
 def save_tokenizer(folder: Path) -> None:
     """Write the tokenizer of the world's vocabulary to a folder."""
     write_tokenizer(folder, *byte_pairs(vocabulary()), END, MAX_TOKENS)
+
+
+def save_vocabulary(base: Path) -> None:
+    """Write the words that the base model knows next to its parts, so that prompts with others cause a warning."""
+    write_json(base / FILE, vocabulary_record())
 
 
 class Tokens:

@@ -21,7 +21,7 @@ from toyworld.samples import random_scene
 from toyworld.scenes import Scene
 from toyworld.training.export import export_network
 from toyworld.training.loop import Part, Settings
-from toyworld.training.text import WIDTH, Tokens, save_tokenizer, text_config
+from toyworld.training.text import WIDTH, Tokens, save_tokenizer, save_vocabulary, text_config
 from toyworld.training.vae import start_as_identity, to_pictures, to_tensor
 
 logger = logging.getLogger(__name__)
@@ -179,6 +179,7 @@ class UnetPart(Part):
         export_network(self.unet, base / "unet")
         export_network(self.text_encoder, base / "text_encoder")
         save_tokenizer(base / "tokenizer")
+        save_vocabulary(base)
         write_json(base / "scheduler" / "scheduler_config.json", SCHEDULER)
         write_json(base / "model_index.json", INDEX)
 
