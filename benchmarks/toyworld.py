@@ -222,7 +222,7 @@ def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
 
 def _picture(out: Path) -> None:
     from tav.media.contact_sheet import write_contact_sheet
-    from tav.media.videos import read_mp4
+    from tav_model.video import read_video
     from toyworld.captions import caption
     from toyworld.clips import CLIPS, FRAMES
     from toyworld.renderer import render
@@ -232,7 +232,7 @@ def _picture(out: Path) -> None:
     (edit,) = [edit for edit in CLIPS[clip].edits if edit.name == name]
     truth = scene.edited(**edit.changes)
     folder = out / "full-method" / "results" / clip
-    source, _ = read_mp4(folder / "frames" / "source.mp4")
+    source, _ = read_video(folder / "frames" / "source.mp4")
     times = np.array([round(i * (FRAMES - 1) / (len(source) - 1)) for i in range(len(source))]) / (FRAMES - 1)
     rows = [
         (f"source: {caption(scene)}", source),
@@ -240,7 +240,7 @@ def _picture(out: Path) -> None:
     ]
     for variant in VARIANTS:
         video = out / variant.replace(" ", "-") / "results" / clip / "edits" / f"{name}.mp4"
-        rows.append((variant, read_mp4(video)[0]))
+        rows.append((variant, read_video(video)[0]))
     write_contact_sheet(out / "ablations.png", rows)
 
 

@@ -335,7 +335,7 @@ def _write_submission(project: Path, entry: Entry, folder: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    from tav.media.videos import read_mp4
+    from tav_model.video import read_video
 
     edits = Project(project).edits(entry.clip_name)
     target, record = folder / entry.name, project / ".tav" / "submitted" / f"{entry.clip_name}.json"
@@ -345,7 +345,7 @@ def _write_submission(project: Path, entry: Entry, folder: Path) -> None:
     with atomic_folder(target) as temporary:
         for category in EDITS:
             (temporary / category).mkdir()
-            frames: np.ndarray = read_mp4(edits / f"{category}.mp4")[0]
+            frames: np.ndarray = read_video(edits / f"{category}.mp4")[0]
             for index, frame in enumerate(frames):
                 image = Image.fromarray(frame)
                 if image.size != (SIDE, SIDE):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from tav.config import DecodeParams
 from tav.media.decoding import read_frames
-from tav.media.videos import write_mp4
 from tav_model.digests import digest
 from tav_model.files import atomic_folder
 from tav_model.tensors import save_tensors
+from tav_model.video import write_video
 
 
 def decode(video: Path, out: Path, params: DecodeParams) -> None:
@@ -29,4 +29,4 @@ def decode(video: Path, out: Path, params: DecodeParams) -> None:
     metadata = {"stage": "decode", "shape": "f h w c", "scale": "0..255", "fps": str(fps), "source": digest(video)}
     with atomic_folder(out) as folder:
         save_tensors(folder / "frames.safetensors", {"frames": torch.from_numpy(frames)}, metadata)
-        write_mp4(folder / "source.mp4", frames, fps)
+        write_video(folder / "source.mp4", frames, fps)

@@ -244,11 +244,12 @@ class RowBatch:
             raise
 
     def _store(self, row: EditRow, frames: np.ndarray) -> None:
-        from tav.media.videos import write_mp4, write_preview
+        from tav.media.videos import write_preview
+        from tav_model.video import write_video
 
         fps = Fraction(load_tensors(self.inverted / "inverted.safetensors")[1]["fps"])
         with atomic_folder(self.store / row.identity) as folder:
-            write_mp4(folder / "edit.mp4", frames, fps)
+            write_video(folder / "edit.mp4", frames, fps)
             write_preview(folder / "edit.webp", frames, fps)
             record = {
                 "name": row.name,

@@ -227,11 +227,11 @@ def _codecs() -> Check:
     import numpy as np
 
     from tav.media.decoding import read_frames
-    from tav.media.videos import write_mp4
+    from tav_model.video import write_video
 
     with tempfile.TemporaryDirectory(prefix="tav-") as folder:
         path = Path(folder) / "grey.mp4"
-        write_mp4(path, np.full((2, 64, 64, 3), 128, np.uint8), Fraction(8))
+        write_video(path, np.full((2, 64, 64, 3), 128, np.uint8), Fraction(8))
         decode = DecodeParams(frames=2, width=64, height=64)
         frames, _ = read_frames(path, decode, seconds=60)
     if frames.shape != (2, 64, 64, 3) or abs(float(frames.mean()) - 128) > 8:

@@ -204,7 +204,7 @@ def run(
 
 @_command(
     "Render prompts right away, from a tuned clip.",
-    'tav edit ball "a green ball is bouncing on the snow" --seed 7',
+    'tav edit ball "a purple ball is bouncing on the sand" --guidance-scale 4',
 )
 def edit(
     clip: Annotated[str, typer.Argument(metavar="CLIP", hidden=True, autocompletion=_complete_clip)],

@@ -20,6 +20,10 @@ _MODULES = {
     "Tuner": "tuning",
     "TuningConfig": "tuning",
     "TavError": "errors",
+    "encode_frames": "latents",
+    "encode_prompts": "text",
+    "read_video": "video",
+    "write_video": "video",
 }
 __all__ = sorted(_MODULES)
 

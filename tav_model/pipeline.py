@@ -19,6 +19,7 @@ from tav_model.inversion import ddim_overrides
 from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.text import encode_prompts
+from tav_model.weight_checks import without_torchvision_advice
 
 
 @dataclass
@@ -60,6 +61,12 @@ class TuneAVideoPipeline(DiffusionPipeline):
             scheduler = DDIMScheduler.from_config(scheduler.config, **overrides)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> TuneAVideoPipeline:
+        """Load the pipeline as `DiffusionPipeline.from_pretrained` does; pass the inflated UNet as `unet`."""
+        with without_torchvision_advice():
+            return super().from_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def __call__(

@@ -6,6 +6,7 @@ The libraries that load them replace missing weights by random ones and ignore s
 from __future__ import annotations
 
 import contextlib
+import logging
 import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -40,6 +41,24 @@ def quiet() -> Iterator[None]:
             library.set_verbosity(verbosity)
             if bar:
                 library.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def without_torchvision_advice() -> Iterator[None]:
+    """Suppress the advice of transformers to install torchvision.
+
+    It is for image processors that diffusers imports with its pipelines, and that nothing here uses.
+    """
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "requires torchvision" not in record.getMessage()
+
+    logger = logging.getLogger("transformers.utils.import_utils")
+    logger.addFilter(is_other)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_other)
 
 
 def check_files(folder: str | Path) -> None:

@@ -10,12 +10,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
+from tav_model.video import read_video
 from tests.support.docs_pages import NEEDS, ROOT, Block, blocks, is_long, is_run, pages, simple_commands
 from tests.support.loveu_tgve import write_benchmark
 from tests.support.projects import QUICK, environment, fresh_clone
@@ -320,6 +322,43 @@ def _make_environment(folder: Path) -> None:
         (folder / path.name).symlink_to(path)
     (folder / ".installed").unlink(missing_ok=True)
     (folder / ".installed").touch()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", ["README.md", "docs/how-to/library.md"])
+def test_the_library_does_what_a_page_shows(page: str, tmp_path: Path) -> None:
+    """The page's Python, in order, with few steps; warnings about packages that nothing here needs would be noise."""
+    for name in ("toyworld", "data"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    codes = [block.text for block in blocks(ROOT / page) if block.kind == "python" and not block.title]
+    script = re.sub(
+        r"(steps=)\d+", r"\g<1>2", "\n".join(codes).replace("from safetensors", f"{RESULTS}\nfrom safetensors")
+    )
+    assert script.count("steps=2") >= 3
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=str(ROOT)),
+        text=True,
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "torchvision" not in done.stderr and "Warning" not in done.stderr
+    videos = re.findall(r'"([\w-]+)(?:\.mp4)?"', script.partition("prompt")[2])
+    written = sorted(tmp_path.glob("*.mp4"))
+    assert written and {path.stem for path in written} <= set(videos)
+    for path in written:
+        frames, fps = read_video(path)
+        assert frames.shape == (8, 128, 128, 3) and fps == Fraction(84, 23)
+
+
+# What the pipeline leaves, made by the library.
+RESULTS = """
+import shutil
+from tav_model.tensors import save_tensors
+shutil.copytree("tuned-ball", "results/ball/tuned")
+save_tensors("results/ball/inverted/inverted.safetensors", {"latents": inverted}, {})
+"""
 
 
 # The reference says what the code has

@@ -13,8 +13,9 @@ from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav.media.frame_selection import fit_image, playback_rate, select_frames
+from tav.media.frame_selection import fit_image, select_frames
 from tav_model.errors import TavError, first_line
+from tav_model.video import playback_rate
 
 if TYPE_CHECKING:
     import av

@@ -1,11 +1,11 @@
-"""Select frames of a clip, keep their speed, and fit them to the size that the parameters set."""
+"""Select frames of a clip, and fit them to the size that the parameters set."""
 
 from __future__ import annotations
 
-from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from tav_model.errors import TavError
+from tav_model.video import evenly_spaced
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,16 +31,7 @@ def select_frames(decode: DecodeParams, available: int) -> list[int]:
         )
     if decode.sampling == "stride":
         return [decode.start + i * decode.stride for i in range(decode.frames)]
-    if decode.frames == 1:
-        return [decode.start]
-    return [decode.start + round(i * (span - 1) / (decode.frames - 1)) for i in range(decode.frames)]
-
-
-def playback_rate(source: Fraction, indexes: list[int]) -> Fraction:
-    """Return the frame rate, in frames per second, at which the selected frames keep the source's speed; at least 1."""
-    if len(indexes) < 2:
-        return source
-    return max(Fraction(1), source * (len(indexes) - 1) / (indexes[-1] - indexes[0]))
+    return [decode.start + index for index in evenly_spaced(span, decode.frames)]
 
 
 def fit_image(image: Image.Image, decode: DecodeParams) -> np.ndarray:

@@ -18,9 +18,9 @@ from flows.benchmark import ClipResult, category_means, open_benchmark
 from tasks.clip_stages import ClipStages
 from tav.config.stages import STAGES
 from tav.media.loveu_tgve import Entry
-from tav.media.videos import read_mp4
 from tav.runtime.events import Event, EventStream, StageFinished
 from tav_model.errors import TavError
+from tav_model.video import read_video
 from tests.support.loveu_tgve import CATEGORIES, NAMES, quick_overrides, write_benchmark
 from tests.support.projects import ROOT
 
@@ -161,7 +161,7 @@ def test_submission_has_the_layout_of_the_benchmark(finished: Path) -> None:
     for folder in expected:
         of_set, name, category = folder.split("/")
         edits = finished / OUT / "work" / "results" / f"{of_set.lower()}-{name}" / "edits"
-        frames = read_mp4(edits / f"{category}.mp4")[0]
+        frames = read_video(edits / f"{category}.mp4")[0]
         for frame, file in zip(frames, images, strict=True):
             with Image.open(finished / OUT / "submission" / folder / file) as image:
                 assert (image.format, image.size, image.mode) == ("JPEG", (480, 480), "RGB")

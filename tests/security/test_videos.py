@@ -21,8 +21,8 @@ import pytest
 from PIL import Image
 
 from tav.media.decoding import read_frames
-from tav.media.videos import write_mp4
 from tav_model.errors import TavError
+from tav_model.video import write_video
 from tests.support.projects import ROOT
 from tests.support.videos import decode, moving_square
 
@@ -48,7 +48,7 @@ def video(
 
 
 def mp4(path: Path) -> Path:
-    write_mp4(path, moving_square(), Fraction(12))
+    write_video(path, moving_square(), Fraction(12))
     return path
 
 
@@ -205,7 +205,7 @@ def test_an_image_is_no_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_no_more_memory_than_allowed(tmp_path: Path, name: str) -> None:
     if name.endswith("mp4"):
         path = tmp_path / name
-        write_mp4(path, moving_square(16), Fraction(12))
+        write_video(path, moving_square(16), Fraction(12))
     else:
         path = images(tmp_path / name, *range(16))
     large = decode(width=4096, height=4096, frames=16)  # 800 MB, which the decoders' libraries leave no room for

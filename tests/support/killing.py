@@ -218,9 +218,9 @@ def _opens(path: Path) -> bool:
     """Read the file, which raises its reader's error where it is incomplete; return False for files of other kinds."""
     from PIL import Image
 
-    from tav.media.videos import read_mp4
     from tav_model.digests import digest
     from tav_model.tensors import load_tensors
+    from tav_model.video import read_video
 
     if path.suffix == ".safetensors":
         load_tensors(path)
@@ -232,7 +232,7 @@ def _opens(path: Path) -> bool:
         with path.open(newline="") as file:
             assert len({len(row) for row in csv.reader(file)}) == 1, path
     elif path.suffix == ".mp4":
-        read_mp4(path)
+        read_video(path)
     elif path.suffix in (".png", ".webp"):
         with Image.open(path) as image:
             image.load()

@@ -14,10 +14,10 @@ from PIL import Image
 
 from tasks.decode import decode
 from tav.config import DecodeParams
-from tav.media.videos import read_mp4, write_mp4
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.tensors import load_tensors
+from tav_model.video import read_video, write_video
 
 # The matrix of a track's header in an MP4, by the clockwise turn that makes the frames upright (ISO/IEC 14496-12, 8.3.2).
 ONE, END = 1 << 16, 1 << 30
@@ -43,7 +43,7 @@ def red_corner(frames: int = 6) -> np.ndarray:
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     path = tmp_path / "clip.mp4"
-    write_mp4(path, red_corner(), Fraction(12))
+    write_video(path, red_corner(), Fraction(12))
     return path
 
 
@@ -66,7 +66,7 @@ def refused(source: Path, **changes) -> str:
 def test_frames_and_video_are_the_same_clip(clip: Path, tmp_path: Path) -> None:
     decode(clip, tmp_path / "out", params())
     tensors, metadata = load_tensors(tmp_path / "out/frames.safetensors")
-    video, fps = read_mp4(tmp_path / "out/source.mp4")
+    video, fps = read_video(tmp_path / "out/source.mp4")
     assert tensors["frames"].shape == video.shape == (4, 64, 64, 3)
     assert np.abs(tensors["frames"].numpy().astype(int) - video).mean() < 4
     assert (metadata["stage"], metadata["shape"]) == ("decode", "f h w c")

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from tav.media.decoding import read_frames
-from tav.media.videos import write_mp4
 from tav_model.errors import TavError
+from tav_model.video import write_video
 from tests.support.videos import decode, moving_square
 
 
 @pytest.fixture
 def clip(tmp_path: Path) -> Path:
     path = tmp_path / "clip.mp4"
-    write_mp4(path, moving_square(), Fraction(12))
+    write_video(path, moving_square(), Fraction(12))
     return path
 
 
@@ -39,7 +39,7 @@ def written(path: Path) -> Path:
     """The moving square in the format of the suffix."""
     video = moving_square()
     if path.suffix == ".mp4":
-        write_mp4(path, video, Fraction(12))
+        write_video(path, video, Fraction(12))
     elif path.suffix == ".gif":
         images = [Image.fromarray(frame) for frame in video]
         images[0].save(path, save_all=True, append_images=images[1:], duration=100)

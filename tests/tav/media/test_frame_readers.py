@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tav.media.frame_readers import read_source
-from tav.media.videos import write_mp4
 from tav_model.errors import TavError
+from tav_model.video import write_video
 from tests.support.videos import decode, moving_square
 
 
 def test_both_decoders_return_the_same_frames(tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp4"
-    write_mp4(clip, moving_square(), Fraction(12))
+    write_video(clip, moving_square(), Fraction(12))
     frames, rates = zip(*(read_source(clip, decode(width=96), reader) for reader in ("decord", "av")), strict=True)
     assert rates == (12, 12)
     assert np.abs(frames[0].astype(int) - frames[1]).mean() < 2

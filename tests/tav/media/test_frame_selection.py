@@ -8,8 +8,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tav.media.frame_selection import playback_rate, select_frames
+from tav.media.frame_selection import select_frames
 from tav_model.errors import TavError
+from tav_model.video import playback_rate
 from tests.support.videos import decode
 
 
