@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
 import threading
 import time
@@ -16,6 +17,8 @@ from tasks.edit import edit
 from tasks.rows import RowBatch
 from tav.config import load_params
 from tav.config.paths import Project, project_path, resolve_model
+from tav.config.prompt_words import unknown_words_warning
+from tav.config.results import read_record
 from tav.config.stages import DEVICE_STAGES
 from tav.runtime.devices import DevicePool, Slot, choose_devices
 from tav.runtime.events import Event, EventStream, RowFinished, StageFailed, StageFinished, StageStarted
@@ -30,6 +33,8 @@ from tav_model.files import read_json
 
 if TYPE_CHECKING:
     from tav.config.prompts import EditRow, PromptRow
+
+logger = logging.getLogger(__name__)
 
 SHEET_ROWS = 24  # Larger contact sheets are unreadable.
 
@@ -251,16 +256,16 @@ class ClipStages:
 
         Nothing is written, and nothing of the base model is read: it is assumed to be the one that was tuned.
         """
-        return self._read_only_batch().to_render()
+        return self._read_only_batch(self.prompt_rows()).to_render()
 
     def edit_rows(self) -> list[EditRow]:
         """Return the rows of the CSV with every setting resolved, under the assumption of `rows_to_render`."""
-        return self._read_only_batch().rows
+        return self._read_only_batch(self.prompt_rows()).rows
 
-    def _read_only_batch(self) -> RowBatch:
+    def _read_only_batch(self, rows: Sequence[PromptRow]) -> RowBatch:
         tuned = read_json(self.project.tuned(self.clip) / "tuned.json")
         return self._batch(
-            self.prompt_rows(),
+            rows,
             self.project.edits(self.clip),
             base=self.params.base_model,
             device="cpu",
@@ -274,6 +279,16 @@ class ClipStages:
 
         what = f"params.yaml: clips.{self.clip}.prompts"
         return read_prompts(project_path(self.root, self.settings.prompts, what))
+
+    def unknown_words_warning(self) -> str | None:
+        """Return one line on what the base model does not know of the caption and the prompts; None if there is nothing.
+
+        A prompt CSV that is invalid is left to the stage that reads it.
+        """
+        texts = [self.settings.caption]
+        with contextlib.suppress(TavError):
+            texts += [row.prompt for row in self.prompt_rows()]
+        return unknown_words_warning(self.root, self.params.base_model, texts)
 
     def _batch(self, rows: Sequence[PromptRow], out: Path, **others: Any) -> RowBatch:
         return RowBatch(
@@ -309,19 +324,59 @@ class ClipStages:
             indexes=indexes,
             progress=self._progress("score", None, "video"),
         )
+        self.score_quick(device)
         self._contact_sheet()
         self.runs.scores()
         if self.params.tracking.log_model:
             self._log_model()
 
+    def score_quick(self, device: str) -> None:
+        """Score the quick edits that were rendered from the present tuning and inversion, as far as they can be scored.
+
+        Why one cannot is logged: nothing but the report depends on their scores.
+        """
+        from tasks.quick_scores import score_quick_edits
+
+        if not self.project.quick(self.clip).is_dir():
+            return
+        try:
+            score_quick_edits(
+                self.project.quick(self.clip),
+                self._current_quick_edits(),
+                self.project.frames(self.clip),
+                caption=self.settings.caption,
+                params=self.params.score,
+                resolve_model=lambda name: resolve_model(self.root, name),
+                device=device,
+            )
+        except TavError as error:
+            logger.warning("quick edits are not scored: %s", error)
+
+    def _current_quick_edits(self) -> list[str]:
+        """Return the names of the quick edits that would be found, not rendered again, if they were asked for now."""
+        from tav.config.prompts import PromptRow
+
+        folder = self.project.quick(self.clip)
+        records = {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
+        rows = []
+        for name, record in records.items():
+            settings = {key: record.get(key) for key in ("seed", "guidance_scale", "steps", "negative_prompt")}
+            if isinstance(record.get("prompt"), str) and (folder / f"{name}.mp4").is_file():
+                rows.append(PromptRow(line=0, prompt=record["prompt"], name=name, **settings))
+        inputs = (self.project.tuned(self.clip) / "tuned.json", self.project.inverted(self.clip))
+        if not rows or not all(path.exists() for path in inputs):
+            return []
+        resolved = self._read_only_batch(rows).rows
+        return [row.name for row in resolved if records[row.name].get("identity") == row.identity]
+
     def _contact_sheet(self) -> None:
         from tav.media.contact_sheet import write_contact_sheet
-        from tav.media.videos import read_mp4
+        from tav_model.video import read_video
 
         edits = self.project.edits(self.clip)
-        rows = [(f"source: {self.settings.caption}", read_mp4(self.project.frames(self.clip) / "source.mp4")[0])]
+        rows = [(f"source: {self.settings.caption}", read_video(self.project.frames(self.clip) / "source.mp4")[0])]
         for path in sorted(edits.glob("*.mp4"))[:SHEET_ROWS]:
-            rows.append((read_json(path.with_suffix(".json"))["prompt"], read_mp4(path)[0]))
+            rows.append((read_json(path.with_suffix(".json"))["prompt"], read_video(path)[0]))
         write_contact_sheet(self.project.contact_sheet(self.clip), rows)
 
     def _log_model(self) -> None:

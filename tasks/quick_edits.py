@@ -6,6 +6,7 @@ with the same prompt, settings and inputs, is found and not rendered again.
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,14 @@ from pathlib import Path
 from tasks.clip_stages import ClipStages
 from tasks.edit import edit_progress
 from tasks.rows import RowBatch, render_rows
+from tav.config.prompt_words import unknown_words_warning
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_file, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -37,7 +41,7 @@ class QuickEditResult:
 
 
 def quick_edits(stages: ClipStages, rows: Sequence[PromptRow]) -> Iterator[QuickEditResult]:
-    """Yield each row's edit as soon as its video is there; one that fails, fails alone.
+    """Yield each row's edit as soon as its video is there, and score all at the end; one that fails, fails alone.
 
     Raises:
         TavError: the clip is not tuned and inverted, or another process works on it.
@@ -45,11 +49,14 @@ def quick_edits(stages: ClipStages, rows: Sequence[PromptRow]) -> Iterator[Quick
     """
     check_ready(stages)
     with stages.quick_session() as slot:
+        if warning := unknown_words_warning(stages.root, stages.params.base_model, [row.prompt for row in rows]):
+            logger.warning(warning)
         batch = stages.quick_batch(rows, slot.device)
         with edit_progress(batch, stages.events, stages.clip) as progress:
             for result in render_rows(batch, batch.rows, stages.events, stages.clip, progress):
                 video = None if result.error else _publish(batch, result.row)
                 yield QuickEditResult(result.row.prompt, video, result.rendered, result.error)
+        stages.score_quick(slot.device)
 
 
 def check_ready(stages: ClipStages) -> None:

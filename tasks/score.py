@@ -61,7 +61,8 @@ def score(
         ``{"source": {METRIC: number}, "mean": {METRIC: number}, "edits": {NAME: {METRIC: number}}}``, rounded to six
         decimals; ``mean`` is over the edits. The metrics are named and defined in `tav_model.metrics.temporal` (always),
         `tav_model.metrics.clip` (with a model) and `toyworld.judge` (with the truth). ``excess_flicker`` is an edit's flicker
-        less its source's. The source has neither that nor ``frame_accuracy``, which compare an edit with it.
+        less its source's, and ``alignment_gain`` its textual alignment less that of the source with the same prompt. The
+        source has neither of them nor ``frame_accuracy``, which compare an edit with it.
 
     Raises:
         TavError: no edit; an edit without its JSON, without a prompt, or of another length or size than the source;
@@ -69,39 +70,28 @@ def score(
     """
     import pandas as pd
 
-    from tav_model.metrics.clip import ClipScorer
-    from tav_model.metrics.temporal import estimate_motion
-
     paths = sorted(path for path in edits.glob("*.mp4") if not path.name.startswith("."))
     if not paths:
         raise TavError(f"{edits}: no edit to score; at least one NAME.mp4 must be there")
     prompts = {path: _read_prompt(path.with_suffix(".json")) for path in paths}
 
-    def load(name: str | None) -> ClipScorer | None:
-        return ClipScorer(resolve_model(name), device) if name else None
-
-    with MODEL_LOADING:
-        clip, pickscore = load(params.clip_model), load(params.pickscore_model)
-    lossless = load_tensors(frames / "frames.safetensors")[0]["frames"].numpy()
-    judge = _Judge(caption, estimate_motion(lossless), clip, pickscore, truth, indexes)
+    judge = load_judge(frames, caption, params, resolve_model, device, truth, indexes)
     if progress is not None:
         progress.total = 1 + len(paths)
 
-    # The video codec smooths the edits, so their reference is the source after the same codec.
     with progress or contextlib.nullcontext():
-        source, similarities = judge.measure(frames / "source.mp4", caption, progress)
+        source = judge.measure_source(frames / "source.mp4", progress)
         measured = {path.stem: judge.measure(path, prompts[path]["prompt"], progress, source) for path in paths}
 
-    scores = {name: values for name, (values, _) in measured.items()}
     consistency = {
-        "source": similarities,
-        "edits": {name: rows for name, (_, rows) in measured.items() if rows is not None},
+        "source": source.similarities,
+        "edits": {name: edit.similarities for name, edit in measured.items() if edit.similarities is not None},
     }
-    table = pd.DataFrame.from_dict(scores, orient="index")
+    table = pd.DataFrame.from_dict({name: edit.scores for name, edit in measured.items()}, orient="index")
     metrics: dict[str, Any] = {
-        "source": _rounded(source),
-        "mean": _rounded(table.mean()),
-        "edits": {name: _rounded(values) for name, values in scores.items()},
+        "source": rounded(source.scores),
+        "mean": rounded(table.mean()),
+        "edits": {name: rounded(edit.scores) for name, edit in measured.items()},
     }
     with atomic_folder(out) as folder:
         # Few numbers, so that `dvc metrics show` fits on a screen; the table has those of each edit.
@@ -112,8 +102,49 @@ def score(
     return metrics
 
 
+def load_judge(
+    frames: Path,
+    caption: str,
+    params: ScoreParams,
+    resolve_model: Callable[[str], str],
+    device: str,
+    truth: Truth | None,
+    indexes: Sequence[int],
+) -> Judge:
+    """Load what measures the videos of a clip; the arguments are those of `score`.
+
+    Raises:
+        TavError: a model or the source's frames are missing.
+    """
+    from tav_model.metrics.clip import ClipScorer
+    from tav_model.metrics.temporal import estimate_motion
+
+    def load(name: str | None) -> ClipScorer | None:
+        return ClipScorer(resolve_model(name), device) if name else None
+
+    with MODEL_LOADING:
+        clip, pickscore = load(params.clip_model), load(params.pickscore_model)
+    lossless = load_tensors(frames / "frames.safetensors")[0]["frames"].numpy()
+    return Judge(caption, estimate_motion(lossless), clip, pickscore, truth, indexes)
+
+
 @dataclass(frozen=True)
-class _Judge:
+class Measured:
+    """What was measured of one video.
+
+    Attributes:
+        scores: by metric.
+        similarities: the cosine similarities of all pairs of frames; None without a CLIP model.
+        images: the frames' embeddings, `f d`; None without a CLIP model.
+    """
+
+    scores: dict[str, float]
+    similarities: list[list[float]] | None
+    images: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Judge:
     """Measure the videos of one clip: the models, the source's motion, and the ground truth where it is known."""
 
     caption: str
@@ -123,20 +154,25 @@ class _Judge:
     truth: Truth | None
     indexes: Sequence[int]
 
+    def measure_source(self, path: Path, progress: Progress | None = None) -> Measured:
+        """Measure the source: the edits' reference, stored by the same codec, because that smooths them."""
+        return self.measure(path, self.caption, progress)
+
     def measure(
-        self, path: Path, prompt: str, progress: Progress | None, source: Mapping[str, float] | None = None
-    ) -> tuple[dict[str, float], list[list[float]] | None]:
-        """Measure one video; given the metrics of its source, also by those that compare an edit with it.
+        self, path: Path, prompt: str, progress: Progress | None = None, source: Measured | None = None
+    ) -> Measured:
+        """Measure one video; given its source, also by the metrics that compare an edit with it.
 
-        With a CLIP model, return the cosine similarities of all pairs of frames too.
+        Raises:
+            TavError: a damaged video, or of another length or size than the source.
         """
-        from tav.media.videos import read_mp4
         from tav_model.metrics.clip import frame_similarities
+        from tav_model.video import read_video
 
-        frames, _ = read_mp4(path)
+        frames, _ = read_video(path)
         try:
             values = self._of_pixels(frames, source)
-            similarities = None
+            images = similarities = None
             if self.clip is not None:
                 images = self.clip.embed_frames(frames)
                 values |= self._of_embeddings(self.clip, images, prompt, source)
@@ -149,18 +185,18 @@ class _Judge:
             raise TavError(f"{path}: {error}") from error
         if progress is not None:
             progress.update()
-        return values, similarities
+        return Measured(values, similarities, images)
 
-    def _of_pixels(self, frames: np.ndarray, source: Mapping[str, float] | None) -> dict[str, float]:
+    def _of_pixels(self, frames: np.ndarray, source: Measured | None) -> dict[str, float]:
         from tav_model.metrics.temporal import flicker, warping_error
 
         values = {"warping_error": warping_error(frames, self.motion), "flicker": flicker(frames)}
         if source is not None:
-            values["excess_flicker"] = values["flicker"] - source["flicker"]
+            values["excess_flicker"] = values["flicker"] - source.scores["flicker"]
         return values
 
     def _of_embeddings(
-        self, clip: ClipScorer, images: np.ndarray, prompt: str, source: Mapping[str, float] | None
+        self, clip: ClipScorer, images: np.ndarray, prompt: str, source: Measured | None
     ) -> dict[str, float]:
         from tav_model.metrics import clip as metrics
 
@@ -172,6 +208,10 @@ class _Judge:
         }
         if source is not None:
             values["frame_accuracy"] = metrics.frame_accuracy(images, text, caption)
+        # The caption itself, as a prompt, has nothing to gain.
+        if source is not None and source.images is not None and prompt != self.caption:
+            of_source = metrics.textual_alignment(source.images, text)
+            values["alignment_gain"] = values["textual_alignment"] - of_source
         return values
 
     def _pick_score(self, model: ClipScorer, frames: np.ndarray, prompt: str) -> float:
@@ -181,12 +221,12 @@ class _Judge:
         return pick_score(model.embed_frames(frames), text, model.logit_scale)
 
     def _of_truth(self, frames: np.ndarray, name: str) -> dict[str, float]:
-        from toyworld.judge import Judge
+        from toyworld.judge import Judge as TruthJudge
 
         if self.truth is None or self.clip is None or name not in self.truth.edits:
             return {}
         edited, times = self.truth.edits[name], self.truth.times(self.indexes)
-        return asdict(Judge(self.clip).verdict(frames, self.truth.scene, edited, times))
+        return asdict(TruthJudge(self.clip).verdict(frames, self.truth.scene, edited, times))
 
 
 def _read_prompt(path: Path) -> dict[str, Any]:
@@ -197,5 +237,6 @@ def _read_prompt(path: Path) -> dict[str, Any]:
     return {"prompt": edit["prompt"], "category": edit.get("category")}
 
 
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+def rounded(values: Mapping[str, float]) -> dict[str, float]:
+    """Return scores with as many decimals as files have."""
     return {name: round(float(value), DECIMALS) + 0.0 for name, value in values.items()}  # + 0.0: no "-0.0"

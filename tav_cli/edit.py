@@ -9,7 +9,7 @@ from typing import Any
 from tasks.clip_stages import ClipStages
 from tasks.quick_edits import QuickEditResult, check_ready, quick_edits
 from tav.config import load_params
-from tav.config.paths import project_path
+from tav.config.paths import Project, project_path
 from tav.config.prompts import append_rows, make_rows
 from tav.runtime.events import EventStream
 from tav.runtime.exit_status import RESUMABLE, ExitStatus
@@ -55,12 +55,48 @@ def edit_clip(
         added = append_rows(csv, [row for row in rows if row.prompt in rendered])
         names = ", ".join(row.name for row in added)
         print_message(f"{stages.settings.prompts}: {f'added {names}' if added else 'has the prompts already'}")
+    remarks = _reported(root, clip, [edit.video for edit in done if edit.video is not None])
+    for line in remarks:
+        print_message(line)
     if as_json:
         print_json({"clip": clip, "edits": [_as_json(root, edit) for edit in done]})
     failed = [edit for edit in done if edit.video is None]
     for edit in failed:
         print_error(f"{edit.prompt!r}: {edit.error}")
     return ExitStatus.FAILED if failed else ExitStatus.SUCCESS
+
+
+def _reported(root: Path, clip: str, videos: Sequence[Path]) -> list[str]:
+    """Update the clip's report if there is one, and return a line for each video: its scores, or what is wrong."""
+    from tav.config.metrics import METRICS
+    from tav.config.prompt_words import load_vocabulary
+    from tav.config.results import read_record
+    from tav.reports.remarks import edit_remarks
+    from tav.reports.scores import QUICK_SCORES, read_quick_scores
+
+    project = Project(root)
+    report = project.report(clip)
+    newest = max((path.stat().st_mtime for path in (project.quick(clip) / QUICK_SCORES).glob("*.json")), default=0)
+    if report.exists() and report.stat().st_mtime < newest:
+        from tav.reports.report import update_reports
+
+        update_reports(root, clip)
+    base_model = load_params(root / "params.yaml").base_model
+    vocabulary = load_vocabulary(root, base_model)
+    lines = []
+    for video in videos:
+        own = read_quick_scores(project.quick(clip), video)
+        if own is None:
+            continue
+        numbers = [
+            f"{metric.label} {metric.text(own.scores[metric.key])} (source {metric.text(own.source[metric.key])})"
+            for metric in (METRICS["textual_alignment"], METRICS["frame_consistency"])
+            if metric.key in own.scores and metric.key in own.source
+        ]
+        prompt = read_record(video.with_suffix(".json")).get("prompt", "")
+        remarks = edit_remarks(prompt, own.scores, own.source, vocabulary, base_model)
+        lines.append(f"{'! ' if remarks else ''}{video.stem}: {'; '.join(remarks or [', '.join(numbers)])}")
+    return lines
 
 
 def _writable_csv(stages: ClipStages) -> Path:

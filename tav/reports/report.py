@@ -17,10 +17,13 @@ from pydantic import BaseModel
 
 from tav.config import RESULT_SECTIONS, Params, load_params
 from tav.config.paths import Project
+from tav.config.prompt_words import load_vocabulary
 from tav.config.stages import STAGES
 from tav.reports.figures import LossChart, attention_grid, loss_chart
-from tav.reports.scores import read_clip_scores, read_heat_maps
-from tav.reports.videos import edit_paths, mosaic, read_edits, read_video
+from tav.reports.quick_edits import read_quick_edits
+from tav.reports.remarks import edit_remarks
+from tav.reports.scores import read_clip_scores, read_heat_maps, with_quick_scores
+from tav.reports.videos import edit_paths, embed_video, mosaic, read_edits
 from tav.runtime.logs import stage_log
 from tav.tracking.provenance import environment_tags
 from tav_model.errors import TavError
@@ -66,25 +69,43 @@ def write_report(root: Path, clip: str) -> Path:
     if not any(part.is_dir() and any(part.iterdir()) for part in parts):
         raise TavError(f"results/{clip}: nothing to report yet; run dvc repro score@{clip}")
 
-    source = read_video(project.frames(clip) / "source.mp4")
+    source = embed_video(project.frames(clip) / "source.mp4")
     edits = read_edits(root, clip, params, source.fps if source else None)
     scores = read_clip_scores(project.scores(clip))
     scored = [edit.name for edit in edits if scores and scores.of(edit.name, edit.prompt)]
+    quick = read_quick_edits(project.quick(clip), caption, {edit.identity for edit in edits})
+    rows, edits = len(edits), edits + quick.edits
+    scores = with_quick_scores(scores, quick.scores)
+    similarities = {name: one.similarities for (name, _), one in quick.scores.items() if one.similarities}
     first = source or (edits[0].video if edits else None)
     frames = first.frames if first else params.decode_for(clip).frames
     tuned = read_info(project.tuned(clip)) if (project.tuned(clip) / INFO_FILE).exists() else {}
     attention = tuned.get("attention", params.attention.model_dump())
+    base_model = tuned.get("base_model", params.base_model)
+    vocabulary = load_vocabulary(root, base_model)
     page = _environment().get_template("report.html")
     text = page.render(
         clip=clip,
         caption=caption,
         source=source,
         edits=edits,
+        rows=rows,
+        quick=quick,
+        remarks={
+            edit.name: edit_remarks(
+                edit.prompt,
+                scores.of(edit.name, edit.prompt) if scores else {},
+                scores.source if scores else {},
+                vocabulary,
+                base_model,
+            )
+            for edit in edits
+        },
         first=first,
         frames=frames,
         scores=scores,
-        heat=read_heat_maps(project.scores(clip), scored),
-        base_model=tuned.get("base_model", params.base_model),
+        heat=read_heat_maps(project.scores(clip), scored, similarities),
+        base_model=base_model,
         charts=_loss_charts(project.tuned(clip) / "loss.csv"),
         tuned=tuned,
         attention=attention,

@@ -15,7 +15,9 @@ from rich.text import Text
 from tav.config import load_params
 from tav.config.metrics import HEADLINES, Metric
 from tav.config.paths import Project
+from tav.config.prompt_words import load_vocabulary
 from tav.config.prompts import read_prompts
+from tav.reports.remarks import edit_remarks
 from tav.reports.scores import Scores, read_clip_scores
 from tav_model.errors import TavError
 
@@ -26,7 +28,8 @@ GAP = 2  # spaces after a column
 def score_table(root: Path, clips: Sequence[str]) -> RenderableType:
     """Return a table with the main scores of each clip: its source, its edits in the order of its CSV, and their mean.
 
-    Below it are the paths of the videos, the contact sheet and the report, which has all scores.
+    Below it are what is wrong with edits, and the paths of the videos, the contact sheet and the report, which has all
+    scores.
 
     Raises:
         TavError: None of the clips has scores, or a file with scores is damaged.
@@ -39,7 +42,12 @@ def score_table(root: Path, clips: Sequence[str]) -> RenderableType:
     present = {key for values in scored.values() for key in values.mean}
     columns = [metric for metric in HEADLINES if metric.key in present]
     blocks = [_Block(clip, values, _names(root, clip, values)) for clip, values in scored.items()]
-    return Group(_ScoreTable(blocks, columns), _paths(project, list(scored), len(present) - len(columns)))
+    remarks = [line for clip in scored for line in remark_lines(root, clip)]
+    return Group(
+        _ScoreTable(blocks, columns),
+        *([Text("\n".join([*remarks, ""]))] if remarks else []),
+        _paths(project, list(scored), len(present) - len(columns)),
+    )
 
 
 def _names(root: Path, clip: str, scores: Scores) -> list[tuple[str, str]]:
@@ -123,3 +131,22 @@ def _paths(project: Project, clips: Sequence[str], hidden: int) -> Table:
         for clip in clips:
             grid.add_row(clip, report(clip))
     return grid
+
+
+def remark_lines(root: Path, clip: str) -> list[str]:
+    """Return a line for each edit that has something wrong: its name, and what its prompt or its scores say.
+
+    Raises:
+        TavError: a damaged file.
+    """
+    project = Project(root)
+    scores = read_clip_scores(project.scores(clip))
+    if scores is None:
+        return []
+    base_model = load_params(root / "params.yaml").base_model
+    vocabulary = load_vocabulary(root, base_model)
+    return [
+        f"! {clip} {name}: {'; '.join(remarks)}"
+        for (name, prompt), own in scores.edits.items()
+        if (remarks := edit_remarks(prompt, own, scores.source, vocabulary, base_model))
+    ]

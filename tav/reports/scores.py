@@ -5,13 +5,18 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tav.config.metrics import HEADLINES, METRICS, Metric
+from tav.config.results import read_record
 from tav.reports.figures import HeatMap, HeatScale, heat_map, heat_scale
+from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import read_json
+
+# Folder of the scores of quick edits, in the folder of the quick edits.
+QUICK_SCORES = "scores"
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ class Scores:
     @property
     def headlines(self) -> list[Metric]:
         """The metrics to show first."""
-        return [metric for metric in HEADLINES if metric.key in self.mean]
+        return [metric for metric in HEADLINES if metric in self.columns]
 
     def best(self) -> dict[str, str]:
         """Return the best value of each metric as it is written, for the metrics in which the edits differ."""
@@ -75,6 +80,46 @@ def read_clip_scores(folder: Path) -> Scores | None:
         raise TavError(f"{folder}: not the scores of a clip ({type(error).__name__}: {error})") from None
 
 
+@dataclass(frozen=True)
+class QuickScores:
+    """The scores of one quick edit, as `tasks.quick_scores` has written them.
+
+    Attributes:
+        source: the source's scores by metric.
+        scores: the edit's scores by metric.
+        similarities: of all pairs of frames; None without a CLIP model.
+    """
+
+    source: dict[str, float]
+    scores: dict[str, float]
+    similarities: list[list[float]] | None
+
+
+def read_quick_scores(folder: Path, video: Path) -> QuickScores | None:
+    """Return the scores of a quick edit; None if it has none, or has changed since.
+
+    Args:
+        folder: of the quick edits.
+        video: the edit's.
+    """
+    record = read_record(folder / QUICK_SCORES / f"{video.stem}.json")
+    try:
+        if record["video"] != digest(video):
+            return None
+        return QuickScores(_known(record["source"]), _known(record["scores"]), record["consistency"])
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None  # They are written again with the next quick edit.
+
+
+def with_quick_scores(scores: Scores | None, quick: Mapping[tuple[str, str], QuickScores]) -> Scores | None:
+    """Return scores with those of quick edits, by name on the page and prompt; the means remain those of the CSV."""
+    if not quick:
+        return scores
+    if scores is None:
+        scores = Scores(next(iter(quick.values())).source, {}, {})
+    return replace(scores, edits=scores.edits | {key: one.scores for key, one in quick.items()})
+
+
 def _known(values: Mapping[str, str | float]) -> dict[str, float]:
     """Return the values of known metrics as numbers."""
     return {name: float(values[name]) for name in METRICS if values.get(name) not in (None, "")}
@@ -95,12 +140,15 @@ class HeatMaps:
     edits: dict[str, HeatMap]
 
 
-def read_heat_maps(folder: Path, names: Sequence[str]) -> HeatMaps | None:
+def read_heat_maps(
+    folder: Path, names: Sequence[str], quick: Mapping[str, list[list[float]]] | None = None
+) -> HeatMaps | None:
     """Return the heat maps of the source and of some edits; None if there is no file of similarities.
 
     Args:
         folder: with the scores.
         names: of the edits.
+        quick: the similarities of further edits, by name.
 
     Raises:
         TavError: The file is damaged.
@@ -112,6 +160,7 @@ def read_heat_maps(folder: Path, names: Sequence[str]) -> HeatMaps | None:
     try:
         source = record["source"]
         edits = {name: record["edits"][name] for name in names if name in record["edits"]}
+        edits |= (quick or {}) if source else {}
         matrices = [*([source] if source else []), *edits.values()]
         smallest = min((min(map(min, rows)) for rows in matrices), default=1.0)
         low = min(math.floor(20 * smallest) / 20, 0.95)

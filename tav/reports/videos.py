@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from tav.config import Params
 from tav.config.paths import Project
 from tav.media.scene_truth import load_clip_truth
-from tav.media.videos import read_mp4, write_mp4
 from tav.reports.figures import data_uri
 from tav_model.errors import TavError
 from tav_model.files import read_json
+from tav_model.video import read_video, write_video
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,6 +52,7 @@ class RenderedEdit:
     Attributes:
         words: the prompt in runs of words, and whether each differs from the caption.
         truth: what the edit should look like, if that is known.
+        identity: digest of everything that decides the video; empty where the record has none.
     """
 
     name: str
@@ -61,6 +62,7 @@ class RenderedEdit:
     words: list[tuple[str, bool]]
     video: Video
     truth: Video | None
+    identity: str
 
 
 def edit_paths(folder: Path) -> list[Path]:
@@ -68,13 +70,13 @@ def edit_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.mp4") if not path.name.startswith("."))
 
 
-def read_video(path: Path) -> Video | None:
+def embed_video(path: Path) -> Video | None:
     """Read one of the project's videos; None if there is no such file."""
-    return _read_video(path) if path.exists() else None
+    return _embedded(path) if path.exists() else None
 
 
-def _read_video(path: Path) -> Video:
-    frames, fps = read_mp4(path)
+def _embedded(path: Path) -> Video:
+    frames, fps = read_video(path)
     _, height, width, _ = frames.shape
     poster = _webp(frames[0], POSTER_SIDE)
     return Video(data_uri("video/mp4", path.read_bytes()), poster, len(frames), width, height, fps)
@@ -93,25 +95,39 @@ def read_edits(root: Path, clip: str, params: Params, fps: Fraction | None) -> l
         TavError: An edit has no JSON file or no prompt, or a video is damaged.
     """
     truths = _render_truths(root, clip, params, fps) if fps else {}
-    edits = []
-    for path in edit_paths(Project(root).edits(clip)):
-        record = read_json(path.with_suffix(".json"))
-        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
-            raise TavError(f"{path.with_suffix('.json')}: no prompt; it must be an object with the text 'prompt'")
-        video, truth = _read_video(path), truths.get(path.stem)
-        edits.append(
-            RenderedEdit(
-                name=path.stem,
-                prompt=record["prompt"],
-                category=record.get("category") or "",
-                settings={name: record[name] for name in SETTINGS if name in record},
-                words=changed_words(params.clip(clip).caption, record["prompt"]),
-                video=video,
-                # If the number of frames has changed since, the truth cannot play beside the edit.
-                truth=truth if truth and truth.frames == video.frames else None,
-            )
-        )
-    return edits
+    caption = params.clip(clip).caption
+    return [
+        read_edit(path, path.stem, caption, truths.get(path.stem)) for path in edit_paths(Project(root).edits(clip))
+    ]
+
+
+def read_edit(path: Path, name: str, caption: str, truth: Video | None = None) -> RenderedEdit:
+    """Read one edit.
+
+    Args:
+        path: its video, with its JSON file beside it.
+        name: its name on the page.
+        caption: the clip's.
+        truth: what it should look like, if that is known.
+
+    Raises:
+        TavError: it has no JSON file or no prompt, or its video is damaged.
+    """
+    record = read_json(path.with_suffix(".json"))
+    if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
+        raise TavError(f"{path.with_suffix('.json')}: no prompt; it must be an object with the text 'prompt'")
+    video = _embedded(path)
+    return RenderedEdit(
+        name=name,
+        prompt=record["prompt"],
+        category=record.get("category") or "",
+        settings={name: record[name] for name in SETTINGS if name in record},
+        words=changed_words(caption, record["prompt"]),
+        video=video,
+        # If the number of frames has changed since, the truth cannot play beside the edit.
+        truth=truth if truth and truth.frames == video.frames else None,
+        identity=str(record.get("identity", "")),
+    )
 
 
 def _render_truths(root: Path, clip: str, params: Params, fps: Fraction) -> dict[str, Video]:
@@ -126,8 +142,8 @@ def _render_truths(root: Path, clip: str, params: Params, fps: Fraction) -> dict
     with tempfile.TemporaryDirectory() as folder:
         for name, scene in truth.edits.items():
             path = Path(folder) / "truth.mp4"
-            write_mp4(path, np.stack([render(scene, time) for time in truth.times(indexes)]), fps)
-            videos[name] = _read_video(path)
+            write_video(path, np.stack([render(scene, time) for time in truth.times(indexes)]), fps)
+            videos[name] = _embedded(path)
     return videos
 
 
@@ -149,7 +165,7 @@ def mosaic(source: Path, edits: Sequence[Path]) -> str | None:
         return None
 
     def tile(path: Path, width: int, height: int) -> Image.Image:
-        frames, _ = read_mp4(path)
+        frames, _ = read_video(path)
         return ImageOps.fit(Image.fromarray(frames[len(frames) // 3]), (width, height), Image.Resampling.LANCZOS)
 
     # The image always has the same size, so that cards are equally high: fewer edits get larger tiles.

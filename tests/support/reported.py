@@ -9,10 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tav.media.videos import write_mp4
+from tav_model.digests import digest
+from tav_model.video import write_video
 from tests.support.projects import ROOT, change_params
 from toyworld.renderer import render
-from toyworld.scenes import load_truth
+from toyworld.scenes import Scene, load_truth
 
 CLIP = "ball"
 REPORT = f"results/{CLIP}/report.html"
@@ -51,10 +52,10 @@ def make_results(root: Path) -> Path:
     times = np.linspace(0, 1, FRAMES)
     for part in ("frames", "edits", "tuned", "scores"):
         (results / part).mkdir(parents=True)
-    write_mp4(results / "frames/source.mp4", np.stack([render(truth.scene, time) for time in times]), FPS)
+    write_video(results / "frames/source.mp4", np.stack([render(truth.scene, time) for time in times]), FPS)
     for name in PROMPTS:
         frames = np.stack([render(truth.edits[name], time) for time in times])
-        write_mp4(results / f"edits/{name}.mp4", (0.8 * frames).astype(np.uint8), FPS)
+        write_video(results / f"edits/{name}.mp4", (0.8 * frames).astype(np.uint8), FPS)
         write_edit(root, name)
     write_scores(root)
     (results / "tuned/tuned.json").write_text(json.dumps(TUNED))
@@ -72,6 +73,23 @@ def write_edit(root: Path, name: str, **changes: object) -> None:
     record = {"name": name, "prompt": PROMPTS[name], "category": "object", "negative_prompt": "", "guidance_scale": 3.5}
     record |= {"steps": 20, "seed": 33, "identity": "0" * 32, **changes}
     (root / "results" / CLIP / f"edits/{name}.json").write_text(json.dumps(record))
+
+
+def write_quick_edit(
+    root: Path, name: str, prompt: str, identity: str = "1" * 32, frames: np.ndarray | None = None, **scores: float
+) -> None:
+    """Write a quick edit and its scores; a still of the truth's first frame where no frames are given."""
+    quick = root / "results" / CLIP / "quick"
+    (quick / "scores").mkdir(parents=True, exist_ok=True)
+    if frames is None:
+        frames = np.repeat(render(Scene(), 0)[None], FRAMES, axis=0)
+    write_video(quick / f"{name}.mp4", frames, FPS)
+    record = {"name": name, "prompt": prompt, "category": None, "negative_prompt": "", "guidance_scale": 3.5}
+    (quick / f"{name}.json").write_text(json.dumps(record | {"steps": 20, "seed": 33, "identity": identity}))
+    similarities = np.ones((FRAMES, FRAMES)).tolist()
+    of_video = {"video": digest(quick / f"{name}.mp4"), "inputs": "", "source": SOURCE}
+    record = of_video | {"scores": scores, "consistency": similarities}
+    (quick / f"scores/{name}.json").write_text(json.dumps(record))
 
 
 def write_scores(root: Path, prompts: dict[str, str] = PROMPTS) -> None:

@@ -12,7 +12,6 @@ import torch
 from tasks.score import score
 from tav.config import ScoreParams
 from tav.config.results import read_scores
-from tav.media.videos import read_mp4, write_mp4
 from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
 from tav_model.errors import TavError
@@ -25,6 +24,7 @@ from tav_model.metrics.clip import (
     textual_alignment,
 )
 from tav_model.tensors import save_tensors
+from tav_model.video import read_video, write_video
 from tests.support.tiny_clip import make_clip, texture
 from toyworld import WEIGHTS
 from toyworld.judge import Verdict
@@ -33,7 +33,7 @@ from toyworld.scenes import Scene, Truth
 
 PLAIN = {"warping_error", "flicker"}
 CLIP = {"frame_consistency", "consecutive_consistency", "textual_alignment"}
-COMPARED = {"excess_flicker", "frame_accuracy"}
+COMPARED = {"excess_flicker", "frame_accuracy", "alignment_gain"}
 FRAMES, SIZE = 4, 32
 
 
@@ -56,12 +56,12 @@ def clip(tmp_path):
 
 def add_source(folder, frames):
     save_tensors(folder / "frames/frames.safetensors", {"frames": torch.from_numpy(frames)}, {"fps": "8"})
-    write_mp4(folder / "frames/source.mp4", frames, Fraction(8))
+    write_video(folder / "frames/source.mp4", frames, Fraction(8))
 
 
 def add_edit(folder, name, frames, **record):
     (folder / "edits").mkdir(exist_ok=True)
-    write_mp4(folder / "edits" / f"{name}.mp4", frames, Fraction(8))
+    write_video(folder / "edits" / f"{name}.mp4", frames, Fraction(8))
     write_json(folder / "edits" / f"{name}.json", {"name": name, **record})
 
 
@@ -108,14 +108,22 @@ def test_each_edit_is_scored_with_its_own_prompt_and_the_source_with_the_caption
     metrics = run(clip, model)
     scorer = ClipScorer(model)
     caption, *prompts = scorer.embed_texts(["a cat", 'a "cat", drawn', "dogs"])
-    source = scorer.embed_frames(read_mp4(clip / "frames/source.mp4")[0])
+    source = scorer.embed_frames(read_video(clip / "frames/source.mp4")[0])
     assert metrics["source"]["textual_alignment"] == pytest.approx(textual_alignment(source, caption), abs=1e-5)
     for name, prompt in zip(("steady", "wild"), prompts, strict=True):
-        images, values = scorer.embed_frames(read_mp4(clip / f"edits/{name}.mp4")[0]), metrics["edits"][name]
+        images, values = scorer.embed_frames(read_video(clip / f"edits/{name}.mp4")[0]), metrics["edits"][name]
         assert values["textual_alignment"] == pytest.approx(textual_alignment(images, prompt), abs=1e-5)
         assert values["frame_accuracy"] == frame_accuracy(images, prompt, caption)
+        gain = textual_alignment(images, prompt) - textual_alignment(source, prompt)
+        assert values["alignment_gain"] == pytest.approx(gain, abs=1e-5)
         assert values["frame_consistency"] == pytest.approx(frame_consistency(images), abs=1e-5)
         assert values["consecutive_consistency"] == pytest.approx(consecutive_consistency(images), abs=1e-5)
+
+
+def test_the_caption_as_a_prompt_has_no_gain(clip, model):
+    write_json(clip / "edits/steady.json", {"name": "steady", "prompt": "a cat"})
+    edits = run(clip, model)["edits"]
+    assert "alignment_gain" not in edits["steady"] and "alignment_gain" in edits["wild"]
 
 
 def test_edits_of_a_rendered_clip_are_compared_with_their_truth(tmp_path):

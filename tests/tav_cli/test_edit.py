@@ -18,6 +18,7 @@ from tav.config.stages import STAGES
 from tav.versioning.dvc_pipeline import DvcPipeline
 from tav_model.errors import FullDiskError
 from tav_model.files import read_json
+from tests.support.projects import change_params
 from tests.support.tav_command import Tav, contents
 
 
@@ -50,6 +51,27 @@ def test_edit_renders_at_once_and_finds_what_was_rendered(
         "",
     )
     assert contents(done) == before
+
+
+def test_edit_says_what_is_wrong_and_the_report_shows_it(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change_params(done, {"score": {"clip_model": "toyworld/scorer"}})
+    before = (done / "results/ball/report.html").read_text()
+    ended = tav("edit", "ball", "a green ball", "a green zebra on the moon")
+    assert ended.code == 0
+    warnings = [line for line in ended.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == 1 and warnings[0].startswith('warning: toyworld does not know "zebra" or "moon"; it knows ')
+    green, zebra = ended.err.splitlines()[-2:]
+    assert re.match(r"(! )?a-green-ball: ", green)
+    assert zebra.startswith('! a-green-zebra-on-the-moon: toyworld does not know "zebra" or "moon"')
+    assert 'does not know "zebra" or "moon"' in (done / "logs/ball/quick.log").read_text()
+    page = (done / "results/ball/report.html").read_text()
+    assert "quick/" not in before and "2 quick edits" in page
+    assert page.count("quick/a-green-zebra-on-the-moon") > 2 and "toyworld does not know &#34;zebra&#34;" in page
+
+    monkeypatch.setattr("tav.reports.report.write_report", lambda *_: pytest.fail("written again"))
+    tav("edit", "ball", "a green ball")
+    scores = read_json(done / "results/ball/quick/scores/a-green-ball.json")
+    assert set(scores["scores"]) >= {"textual_alignment", "alignment_gain", "frame_consistency", "warping_error"}
 
 
 def test_edit_with_other_settings_is_another_video_and_goes_into_the_csv(tav: Tav, done: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
+from tasks.clip_stages import ClipStages
 from tav.config.stages import STAGES
 from tav.reports import report as reports
 from tav.runtime.events import ClipFinished, StageFailed, StageStarted, StageUpToDate
@@ -81,6 +82,15 @@ def test_run_knows_when_there_is_nothing_to_do(tav: Tav, done: Path) -> None:
     assert as_json.err == "" and json.loads(as_json.out)["clips"]["ball"]["scores"]
     # What is there already is no change.
     assert tav("run", "ball", "--set", "tune.steps=2", "--prompts", done / "data/ball.csv").code == 0
+
+
+def test_run_names_words_that_the_model_does_not_know(tav: Tav, done: Path) -> None:
+    (done / "data/ball.csv").write_text("name,prompt\nblue,a blue zebra\ncube,a red cube on the moon\n")
+    ended = tav("run", "ball", "--set", "runtime.device=cuda:99")  # refused afterwards
+    assert ended.err.startswith('warning: ball: toyworld does not know "zebra" or "moon"; it knows a ball, ')
+    assert len(ended.err.splitlines()) == 2
+    assert ClipStages(done, "ball").unknown_words_warning() == ended.err.splitlines()[0].removeprefix("warning: ball: ")
+    assert tav("run", "ball", "--set", "runtime.device=cuda:99", "-q").err.startswith("error: ")
 
 
 def test_run_names_what_has_failed(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

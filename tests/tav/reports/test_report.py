@@ -17,10 +17,10 @@ from PIL import Image
 
 from tasks.__main__ import run
 from tav.config.metrics import METRICS
-from tav.media.videos import read_mp4
 from tav.reports.report import duration, write_index, write_report
 from tav_model.errors import TavError
 from tav_model.tensors import save_tensors
+from tav_model.video import read_video
 from tests.support.projects import change_params
 from tests.support.reported import (
     CAPTION,
@@ -30,6 +30,7 @@ from tests.support.reported import (
     REPORT,
     set_caption,
     write_edit,
+    write_quick_edit,
     write_scores,
 )
 
@@ -146,6 +147,38 @@ def test_the_table_has_every_score_and_marks_the_best(project: Path) -> None:
     }
     assert best == {"source": [], "blue-ball": [1], "cube": [0, 2], "on-sand": [3], "mean of the edits": []}
     assert [a for _, a in page.tags if a.get("data-value") == "0.61"] == [{"data-value": "0.61", "class": "best"}]
+
+
+def test_quick_edits_are_shown_with_their_scores(project: Path) -> None:
+    write_quick_edit(project, "pink", "a pink ball is bouncing on the grass", textual_alignment=0.77, flicker=0.01)
+    write_quick_edit(project, "earlier", "a purple ball is bouncing on the grass")
+    (project / f"results/{CLIP}/quick/scores/earlier.json").unlink()
+    page = report(project)
+    check_self_contained(page)
+    assert "3 edits, 1 quick edit 8 frames" in page.text
+    assert "Some scores of quick/pink edit source text alignment 0.770 0.590" in page.text
+    assert "1 quick edit is not shown" in page.text and "mean of the edits in the CSV 0.597" in page.text
+    assert len(page.all("video", "src")) == 2 + 2 * len(PROMPTS)
+    assert any("Edit quick/pink: similarity" in label for label in page.all("svg", "aria-label"))
+    shutil.rmtree(project / f"results/{CLIP}/scores")  # A clip whose CSV has not been scored yet.
+    assert "quick/pink 0.770" in report(project).text
+
+
+def test_edits_with_something_wrong_are_marked(project: Path) -> None:
+    assert not [a for _, a in report(project).tags if a.get("class") in ("remark", "flag")]
+    prompts = PROMPTS | {"cube": "a red zebra is bouncing on the grass"}
+    write_edit(project, "cube", prompt=prompts["cube"])
+    write_scores(project, prompts)
+    path = project / f"results/{CLIP}/scores/scores.csv"
+    path.write_text(path.read_text().replace(",0.99,", ",0.8,"))  # the frame consistency of blue-ball
+    page = report(project)
+    flags = [a["title"] for _, a in page.tags if a.get("class") == "flag"]
+    assert flags == [
+        "the frames do not belong together: frame consistency 0.80, source 0.98",
+        'toyworld does not know "zebra"',
+    ]
+    assert 'toyworld does not know "zebra".' in page.text
+    assert "The frames do not belong together: frame consistency 0.80, source 0.98." in page.text
 
 
 def test_prompts_captions_and_names_are_harmless(project: Path) -> None:
@@ -271,7 +304,7 @@ def test_the_score_stage_writes_a_report_and_outlasts_its_failure(
 ) -> None:
     change_params(project, {"tracking": {"uri": None}, "runtime": {"device": "cpu"}, "score": {"clip_model": None}})
     (project / f"results/{CLIP}/frames/frames.safetensors").unlink(missing_ok=True)
-    frames, _ = read_mp4(project / f"results/{CLIP}/frames/source.mp4")
+    frames, _ = read_video(project / f"results/{CLIP}/frames/source.mp4")
     save_tensors(project / f"results/{CLIP}/frames/frames.safetensors", {"frames": torch.from_numpy(frames)}, {})
     monkeypatch.chdir(project)
     run("score", CLIP)

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from tav.reports.report import write_report
-from tav.reports.score_table import score_table
+from tav.reports.score_table import remark_lines, score_table
 from tav_model.errors import TavError
+from tests.support.projects import change_params
 from tests.support.reported import CLIP, PROMPTS, set_caption, write_scores
 
 
@@ -90,6 +91,23 @@ def test_long_names_are_wrapped_at_hyphens_so_that_everything_fits(project: Path
     parts = [line.split()[0] for line in found[start:end]]
     assert "".join(parts) == name and len(parts) == {60: 4, 80: 2, 120: 1}[columns]
     assert all(part.endswith("-") for part in parts[:-1])
+
+
+def test_edits_with_something_wrong_are_named_below_the_table(project: Path) -> None:
+    assert remark_lines(project, CLIP) == []
+    prompts = PROMPTS | {"cube": "a red zebra on the moon"}
+    write_scores(project, prompts)
+    path = project / f"results/{CLIP}/scores/scores.csv"
+    path.write_text(path.read_text().replace(",0.99,", ",0.8,"))
+    expected = [
+        "! ball blue-ball: the frames do not belong together: frame consistency 0.80, source 0.98",
+        '! ball cube: toyworld does not know "zebra" or "moon"',
+    ]
+    assert remark_lines(project, CLIP) == expected
+    found = lines(project, CLIP, columns=120)
+    assert found[-5:-3] == expected and found[-3].startswith("videos")
+    change_params(project, {"base_model": "owner/another"})
+    assert remark_lines(project, CLIP) == expected[:1]
 
 
 def test_no_scores(project: Path) -> None:
