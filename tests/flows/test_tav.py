@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tav.runtime.events import EventStream
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 
 CLIPS = ("ball", "cube")
@@ -176,3 +179,16 @@ def test_a_failed_row_fails_its_clip_alone(project: Path, flows: list[dict[str, 
     states = {one["name"]: one["state"] for one in flow["runs"].values()}
     assert states["edit: a broken cube"] == "Failed" and states["score: ball"] in ("Completed", "Cached")
     assert {states[f"edit: a {colour} cube"] for colour in ("blue", "pink")} == {"Cached"}
+
+
+def test_the_log_names_words_that_the_model_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged: list[str] = []
+    logger = SimpleNamespace(warning=lambda text, *values: logged.append(text % values), info=lambda *_: None)
+    flow = importlib.import_module("flows.tav")
+    monkeypatch.setattr(flow, "get_run_logger", lambda: logger)
+    monkeypatch.setattr(flow, "_run_stages", lambda run, clip: False)
+    monkeypatch.setattr(flow, "_mean_scores", lambda run, clip: {})
+    stages = SimpleNamespace(unknown_words_warning=lambda: 'toyworld does not know "zebra"')
+    run = SimpleNamespace(events=EventStream(), root=Path(), stages=lambda clip: stages)
+    assert flow.run_clip(run, "ball") is None
+    assert logged == ['ball: toyworld does not know "zebra"']

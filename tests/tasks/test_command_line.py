@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tasks.__main__ import main
+from tasks.clip_stages import ClipStages
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 
 ErrorOf = Callable[..., str]
@@ -141,3 +142,19 @@ def test_help_needs_no_heavy_import(project: Path) -> None:
     script = "import sys, tasks.__main__\ntry: tasks.__main__.main(['--help'])\nexcept SystemExit: pass\n"
     heavy = "print(sorted({'torch', 'diffusers', 'transformers', 'mlflow', 'dvc', 'pandas', 'cv2'} & set(sys.modules)))"
     assert run(project, "python", "-c", script + heavy).stdout.splitlines()[-1] == "[]"
+
+
+def test_the_stages_that_read_texts_name_words_that_the_model_does_not_know(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+    monkeypatch.setattr(ClipStages, "run", lambda stages, stage: ran.append(stage))
+    monkeypatch.chdir(project)
+    (project / "data/ball.csv").write_text("prompt\na red zebra\n")
+    for stage in ("decode", "encode", "edit"):
+        assert main([stage, "--clip", "ball"]) == 0
+    assert ran == ["decode", "encode", "edit"]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith('warning: toyworld does not know "zebra"; it') for line in lines)
+    (project / "data/ball.csv").write_text("prompts\n")  # The stage itself reports it.
+    assert main(["encode", "--clip", "ball"]) == 0 and capsys.readouterr().err == ""
