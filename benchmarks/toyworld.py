@@ -152,7 +152,7 @@ def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, 
 
     root = out / variant.replace(" ", "-")
     _write_project(root, overrides | VARIANTS[variant])
-    inputs = load_params(root / "params.yaml").model_dump_json(include={*RESULT_SECTIONS, "decode", "clips"})
+    inputs = load_params(root / "params.yaml").model_dump_json(include={*RESULT_SECTIONS, "clips"})
     scores = {}
     for clip in CLIPS:
         done = root / "done" / f"{clip}.json"
@@ -180,7 +180,6 @@ def _write_project(project: Path, changes: dict[str, Any]) -> None:
             "video": f"data/{name}.mp4",
             "caption": caption(clip.scene),
             "prompts": f"data/{name}.csv",
-            "decode": {},
         }
     for key, value in changes.items():
         section, _, entry = key.partition(".")

@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 
 from tasks.clip_stages import ClipStages
-from tav.config import Params, load_params, parse_overrides
+from tav.config import Params, load_params, no_own_settings, parse_overrides
 from tav.config.metrics import METRICS, format_score
 from tav.config.paths import EMBEDDED, Project, project_path, resolve_model
 from tav.config.prompts import csv_text
@@ -264,7 +264,7 @@ def _write_project(project: Path, root: Path, params: Params, entries: Sequence[
             continue
         name = entry.clip_name
         frames, prompts = f"frames/{name}{entry.frames.suffix if entry.frames.is_file() else ''}", f"prompts/{name}.csv"
-        clips[name] = {"video": frames, "caption": entry.caption, "prompts": prompts, "decode": {}}
+        clips[name] = {"video": frames, "caption": entry.caption, "prompts": prompts, **no_own_settings()}
         _link(project / frames, entry.frames)
         _write_if_changed(project / prompts, _prompts_csv(entry))
     folders = {}

@@ -49,8 +49,9 @@ def tav(
     Args:
         clips: Names of clips in params.yaml. Empty: all of them.
         prompts: Path of a prompt CSV in the project to use for these clips. It is written to params.yaml.
-        overrides: Parameters to change, by dotted key, such as {"tune.steps": 300, "attention.spatial": ["first"]}.
-            They are written to params.yaml, as `dvc exp run -S` does, so that DVC knows what the results depend on.
+        overrides: Parameters to change, by dotted key, for all clips or for one, such as
+            {"tune.steps": 300, "clips.ball.attention.spatial": ["first"]}. They are written to params.yaml, as
+            `dvc exp run -S` does, so that DVC knows what the results depend on.
     """
     root = Path.cwd()
     try:

@@ -44,6 +44,17 @@ def clip_holder(root: Path, clip: str) -> dict[str, Any] | None:
     return lock_holder(_lock_path(Project(root), clip))
 
 
+def in_use(root: Path, clip: str, what: str) -> str | None:
+    """Return which process works on the clip now, as the reason that `what` is refused; None where none does."""
+    holder = clip_holder(root, clip)
+    return None if holder is None else _refusal(clip, what, holder)
+
+
+def _refusal(clip: str, what: str, holder: Mapping[str, Any]) -> str:
+    who = f"process {holder['process']} (stage {holder['stage']})" if holder else "another process"
+    return f"{what}: the clip {clip} is in use by {who}; wait for it"
+
+
 def _lock_path(project: Project, clip: str) -> Path:
     return project.work / "locks" / f"{clip}.lock"
 
@@ -75,7 +86,7 @@ class ClipStages:
         self._given_pool = pool
         self._log_mutex = threading.Lock()
         self.project = Project(root)
-        self.params = load_params(root / "params.yaml")
+        self.params = load_params(root / "params.yaml").for_clip(clip)
         self.settings = self.params.clip(clip)
         self.runs = ClipRuns(root, clip, self.params, tags)
 
@@ -169,12 +180,7 @@ class ClipStages:
             with file_lock(_lock_path(self.project, self.clip), stage=stage):
                 yield
         except Locked as error:
-            who = (
-                f"process {error.holder['process']} (stage {error.holder['stage']})"
-                if error.holder
-                else "another process"
-            )
-            raise TavError(f"{stage}: the clip {self.clip} is in use by {who}; wait for it") from None
+            raise TavError(_refusal(self.clip, stage, error.holder)) from None
 
     # The stages
 
@@ -183,13 +189,12 @@ class ClipStages:
         from tasks.decode import decode
 
         video = project_path(self.root, self.settings.video, f"params.yaml: clips.{self.clip}.video")
-        decode(video, self.project.frames(self.clip), self.params.decode_for(self.clip))
+        decode(video, self.project.frames(self.clip), self.params.decode)
 
     def encode(self, device: str) -> None:
         """Write the latents and text embeddings to `results/CLIP/latents`."""
         from tasks.encode import encode
 
-        frames = self.params.decode_for(self.clip).frames
         encode(
             self.project.frames(self.clip),
             self.project.latents(self.clip),
@@ -198,7 +203,7 @@ class ClipStages:
             params=self.params.encode,
             device=device,
             chunk=self.params.runtime.decode_chunk,
-            progress=self._progress("encode", frames, "frame"),
+            progress=self._progress("encode", self.params.decode.frames, "frame"),
         )
 
     def tune(self, device: str) -> None:

@@ -126,6 +126,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only errors on
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter; repeatable.")
 ]
+ClipOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter of these clips alone; repeatable."),
+]
+CommonOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set-all", metavar="KEY=VALUE", help="Change a parameter of all clips; repeatable."),
+]
 
 
 def _show_version(requested: bool) -> None:
@@ -182,7 +190,8 @@ def add(
 @_command("Bring clips up to date, from decoding to scores.", "tav run ball --set edit.guidance_scale=5")
 def run(
     clips: Clips = None,
-    overrides: Overrides = None,
+    overrides: ClipOverrides = None,
+    common_overrides: CommonOverrides = None,
     prompts: Annotated[
         str | None, typer.Option(metavar="CSV", help="Use another prompt CSV of the project for these clips.")
     ] = None,
@@ -193,13 +202,13 @@ def run(
 ) -> None:
     """Bring clips up to date (default: all): decode, encode, tune, invert, edit, score.
 
-    --set and --prompts are written to params.yaml. A run that was stopped resumes where it was. Exit code 1: some clips
-    or prompts failed.
+    --set, --set-all and --prompts are written to params.yaml. Without a CLIP, --set changes all clips. A run that was
+    stopped resumes where it was. Exit code 1: some clips or prompts failed.
     """
     root = _project_root()
     from tav_cli.run import run as run_pipeline
 
-    raise typer.Exit(run_pipeline(root, clips or [], overrides or [], prompts, json))
+    raise typer.Exit(run_pipeline(root, clips or [], overrides or [], common_overrides or [], prompts, json))
 
 
 @_command(

@@ -9,12 +9,15 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.services import running, serving_api
-from tav.config import Params, load_params, parse_overrides
+from tasks.clip_stages import in_use
+from tav.config import Params, load_params, overrides_of_clips, parse_overrides
+from tav.config.clip_settings import SINGLE_VALUES
+from tav.config.dotted_keys import flatten
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.stages import STAGES
 from tav.runtime.devices import choose_devices
@@ -40,13 +43,21 @@ LOG, SERVER_LOG = "logs/run.log", "logs/run-prefect-server.log"
 PACKAGES = ("flows", "tasks", "tav", "toyworld", "tav_model")
 
 
-def run(root: Path, clips: Sequence[str], overrides: Sequence[str], prompts: str | None, as_json: bool) -> ExitStatus:
+def run(
+    root: Path,
+    clips: Sequence[str],
+    overrides: Sequence[str],
+    common_overrides: Sequence[str],
+    prompts: str | None,
+    as_json: bool,
+) -> ExitStatus:
     """Bring clips up to date, and print their scores and where their files are.
 
     Args:
         root: the project's folder.
         clips: names; empty: all.
-        overrides: `KEY=VALUE`, written to params.yaml.
+        overrides: `KEY=VALUE`, written to params.yaml as these clips' own settings; without `clips`, as the common ones.
+        common_overrides: `KEY=VALUE`, written to params.yaml as the settings of all clips.
         prompts: a CSV in the project to use for these clips, written to params.yaml.
         as_json: print a JSON document instead of a table.
 
@@ -54,11 +65,16 @@ def run(root: Path, clips: Sequence[str], overrides: Sequence[str], prompts: str
         TavError: before any work: no such clip; a parameter, prompt CSV or model that is not allowed.
     """
     start = time.monotonic()
-    changes: dict[str, Any] = dict(parse_overrides(overrides))
+    common, given = parse_overrides(common_overrides, "--set-all"), parse_overrides(overrides)
     before = load_params(root / "params.yaml")
     chosen = list(dict.fromkeys(clips)) or list(before.clips)
     for clip in chosen:
         before.clip(clip)
+    if clips:
+        changes: dict[str, Any] = {**common, **overrides_of_clips(given, chosen)}
+    else:
+        common |= given
+        changes = dict(common)
     if prompts is not None:
         prompts = path_in_project(root, prompts, "--prompts")
         changes |= {f"clips.{clip}.prompts": prompts for clip in chosen}
@@ -67,6 +83,8 @@ def run(root: Path, clips: Sequence[str], overrides: Sequence[str], prompts: str
     if params.runtime.device != before.runtime.device:
         choose_devices(params.runtime.device)
 
+    _explain_own_settings(params, common, chosen)
+    _check_in_use(root, chosen)
     progress = FlowProgress(root, chosen)
     try:
         versions = DvcPipeline(root)
@@ -125,13 +143,12 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
     from tav.config.prompt_words import unknown_words_warning
     from tav.config.prompts import read_prompts
 
-    resolve_model(root, params.base_model)
-    for name in (params.score.clip_model, params.score.pickscore_model):
-        if name:
-            resolve_model(root, name)
     warnings = []
     for clip in clips:
-        settings = params.clip(clip)
+        settings, own = params.clip(clip), params.for_clip(clip)
+        for name in (own.base_model, own.score.clip_model, own.score.pickscore_model):
+            if name:
+                resolve_model(root, name)
         video = project_path(root, settings.video, f"params.yaml: clips.{clip}.video")
         if not video.exists():
             raise TavError(f"{settings.video}: no such file; it is the video of {clip} in params.yaml")
@@ -140,10 +157,30 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
         except TavError as error:
             raise TavError(str(error).replace(f"{root}{os.sep}", "")) from None
         texts = [settings.caption, *(row.prompt for row in rows)]
-        if warning := unknown_words_warning(root, params.base_model, texts):
+        if warning := unknown_words_warning(root, own.base_model, texts):
             warnings.append(f"warning: {clip}: {warning}")
     for line in warnings:
         print_message(line)
+
+
+def _explain_own_settings(params: Params, common: Iterable[str], clips: Sequence[str]) -> None:
+    """Say which settings of all clips do not apply to a clip, because it has its own."""
+    for clip in clips:
+        for name, value in flatten(params.clip(clip).model_dump(exclude_unset=True)).items():
+            is_set = name not in SINGLE_VALUES or value != "None"
+            if is_set and any(name == key or name.startswith(f"{key}.") for key in common):
+                print_message(f"{clip}: keeps its own {name}, {value} (clips.{clip}.{name} in params.yaml)")
+
+
+def _check_in_use(root: Path, clips: Sequence[str]) -> None:
+    """Check that a clip is free. One of several that is not fails alone, when it is its turn.
+
+    Raises:
+        TavError: another process works on every one of the clips.
+    """
+    reasons = [in_use(root, clip, "run") for clip in clips]
+    if all(reasons):
+        raise TavError("; ".join(reason for reason in reasons if reason))
 
 
 def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], progress: FlowProgress) -> str | None:

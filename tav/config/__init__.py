@@ -4,13 +4,13 @@ Import everything about params.yaml from here: `from tav.config import Params, l
 the keys; prompt CSVs, paths and stage names have modules of their own.
 """
 
+from tav.config.clip_settings import RESULT_SECTIONS, no_own_settings
 from tav.config.loading import load_params, parse_params
-from tav.config.overrides import parse_overrides
-from tav.config.rewriting import add_clip, write_overrides
+from tav.config.overrides import overrides_of_clips, parse_overrides
+from tav.config.rewriting import add_clip, complete_clips, write_overrides
 from tav.config.schema import (
     CLIP_NAME,
     CLIP_NAME_RULE,
-    RESULT_SECTIONS,
     AttentionParams,
     ClipParams,
     DecodeParams,
@@ -40,7 +40,10 @@ __all__ = [
     "TrackingParams",
     "TuneParams",
     "add_clip",
+    "complete_clips",
     "load_params",
+    "no_own_settings",
+    "overrides_of_clips",
     "parse_overrides",
     "parse_params",
     "write_overrides",

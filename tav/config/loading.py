@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from tav.config.error_messages import describe_validation_error
-from tav.config.overrides import apply_override
+from tav.config.overrides import apply_overrides
 from tav.config.schema import Params
 from tav.config.yaml_text import parse_mapping, read_yaml_text
 from tav_model.errors import TavError
@@ -27,8 +27,7 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> Param
         TavError: with the file, the key, the value and what is allowed, for the first mistake, and the number of others.
     """
     content = parse_mapping(path.name, read_yaml_text(path))
-    for dotted_key, value in (overrides or {}).items():
-        apply_override(path.name, content, dotted_key, value)
+    apply_overrides(path.name, content, overrides or {})
     return validate_params(path.name, content)
 
 

@@ -1,4 +1,4 @@
-"""Change params.yaml and keep its comments: write overrides back, add a clip."""
+"""Change params.yaml and keep its comments: write overrides back, add a clip, complete the clips."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from tav.config.clip_settings import no_own_settings
 from tav.config.loading import load_params, parse_params, validate_params
-from tav.config.overrides import apply_override
+from tav.config.overrides import apply_overrides
 from tav.config.schema import Params
 from tav.config.yaml_text import (
     dump_with_comments,
@@ -37,13 +38,40 @@ def write_overrides(path: Path, overrides: Mapping[str, Any]) -> Params:
     params = load_params(path, overrides)
     text = read_yaml_text(path)
     content = parse_with_comments(_with_newlines(text))
-    changes = [apply_override(path.name, content, dotted_key, value) for dotted_key, value in overrides.items()]
-    if not any(changes):
+    if not apply_overrides(path.name, content, overrides):
         return params
     changed = dump_with_comments(content)
     params = parse_params(path.name, changed)
     write_text(path.resolve(), _with_newlines_of(text, changed))
     return params
+
+
+def complete_clips(path: Path) -> None:
+    """Give each clip in params.yaml the keys for its own settings that it lacks, with nothing in them.
+
+    DVC looks for them in the file, although to this project a missing key is the same. Files of earlier versions lack them.
+
+    Args:
+        path: the file; a symbolic link is followed.
+
+    Raises:
+        TavError: the file is not allowed.
+    """
+    text = read_yaml_text(path)
+    parse_params(path.name, text)
+    content = parse_with_comments(_with_newlines(text))
+    incomplete = False
+    for clip in content["clips"].values():
+        missing = {key: value for key, value in no_own_settings().items() if key not in clip}
+        incomplete |= bool(missing)
+        for key, value in missing.items():
+            # Above the last key, to which ruamel.yaml attaches the comments that follow the clip.
+            clip.insert(len(clip) - 1, key, styled(value))
+    if not incomplete:
+        return
+    completed = dump_with_comments(content)
+    parse_params(path.name, completed)
+    write_text(path.resolve(), _with_newlines_of(text, completed))
 
 
 def add_clip(path: Path, name: str, clip: Mapping[str, Any]) -> tuple[str, Params]:

@@ -1,23 +1,22 @@
 """The schema of params.yaml: one class for each section, one field for each key.
 
 To add a parameter: add a field here, with its range and a description; add its line to params.yaml; and make sure that
-dvc.yaml lists its section among the `params` of every stage that reads it.
+dvc.yaml lists its section, and that of the clip, among the `params` of every stage that reads it.
 """
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeGuard
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
 
 from tav.config.characters import has_control_characters
+from tav.config.clip_settings import RESULT_SECTIONS, with_own_settings
 from tav.config.paths import project_path
 from tav_model.errors import TavError
 
-# The sections that decide a result; the others affect only speed, memory, or where runs are logged.
-RESULT_SECTIONS = ("base_model", "seed", "attention", "encode", "tune", "invert", "edit", "score")
 # A clip's name becomes part of file names and of DVC's stage names.
 CLIP_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
 CLIP_NAME_RULE = "must be 1 to 64 of a-z, 0-9, _ and -, beginning with a letter or digit"
@@ -209,31 +208,54 @@ class TrackingParams(Section):
     log_model: bool = Field(True, description="log the tuned weights as a model that mlflow.pyfunc loads")
 
 
-# The fields of DecodeParams, each optional. Only keys that the file sets count (`model_fields_set`): the default None
-# means "not set", and is allowed in the file only where DecodeParams allows it, for `end`.
+def _own(section: type[Section]) -> Any:
+    """Return the type of a clip's own settings of a section: the same fields, each optional.
+
+    Only keys that the file sets count (`model_fields_set`): the default None means "not set", and is allowed in the file
+    only where the section allows it, as for `decode.end`.
+    """
+    fields: dict[str, Any] = {
+        name: (field.rebuild_annotation(), Field(None, description=field.description))
+        for name, field in section.model_fields.items()
+    }
+    return create_model(section.__name__.replace("Params", "Overrides"), __base__=Section, **fields)
+
+
 if TYPE_CHECKING:
-
-    class DecodeOverrides(Section):
-        """The section `decode` of one clip."""
-
+    AttentionOverrides: TypeAlias = Section
+    DecodeOverrides: TypeAlias = Section
+    EncodeOverrides: TypeAlias = Section
+    TuneOverrides: TypeAlias = Section
+    InvertOverrides: TypeAlias = Section
+    EditOverrides: TypeAlias = Section
+    ScoreOverrides: TypeAlias = Section
 else:
-    DecodeOverrides = create_model(
-        "DecodeOverrides",
-        __base__=Section,
-        **{
-            name: (field.rebuild_annotation(), Field(None, description=field.description))
-            for name, field in DecodeParams.model_fields.items()
-        },
-    )
+    AttentionOverrides = _own(AttentionParams)
+    DecodeOverrides = _own(DecodeParams)
+    EncodeOverrides = _own(EncodeParams)
+    TuneOverrides = _own(TuneParams)
+    InvertOverrides = _own(InvertParams)
+    EditOverrides = _own(EditParams)
+    ScoreOverrides = _own(ScoreParams)
 
 
 class ClipParams(Section):
-    """A clip: its video, its caption and its edits."""
+    """A clip: its video, its caption and its edits, and the settings that it does not share with the other clips."""
 
     video: ProjectPath = Field(description="a video, or a folder of numbered images, inside the project")
     caption: Caption = Field(description="description of the video, which the model is tuned on")
     prompts: ProjectPath = Field(description="a CSV of edits, inside the project")
-    decode: DecodeOverrides = Field(description="settings that replace those of the section decode for this clip")
+    base_model: OptionalProjectPath = Field(None, description="this clip's base model; null: the common one")
+    seed: Seed | None = Field(None, description="this clip's seed; null: the common one")
+    decode: DecodeOverrides = Field(DecodeOverrides(), description="this clip's own settings of the section decode")
+    attention: AttentionOverrides = Field(
+        AttentionOverrides(), description="this clip's own settings of the section attention"
+    )
+    encode: EncodeOverrides = Field(EncodeOverrides(), description="this clip's own settings of the section encode")
+    tune: TuneOverrides = Field(TuneOverrides(), description="this clip's own settings of the section tune")
+    invert: InvertOverrides = Field(InvertOverrides(), description="this clip's own settings of the section invert")
+    edit: EditOverrides = Field(EditOverrides(), description="this clip's own settings of the section edit")
+    score: ScoreOverrides = Field(ScoreOverrides(), description="this clip's own settings of the section score")
 
 
 class Params(Section):
@@ -265,11 +287,19 @@ class Params(Section):
             raise TavError(f"params.yaml: clips: no clip named {name!r}; there are: {', '.join(self.clips)}")
         return self.clips[name]
 
-    def decode_for(self, clip: str) -> DecodeParams:
-        """Return the section `decode` with the clip's own settings applied.
+    def for_clip(self, name: str) -> Params:
+        """Return the parameters that apply to one clip: its own settings replace those of the sections.
 
         Raises:
             TavError: no clip has this name.
         """
-        own = self.clip(clip).decode.model_dump(exclude_unset=True)
-        return self.decode.model_copy(update=own)
+        clip = self.clip(name)
+        sections: dict[str, Any] = {}
+        for key in RESULT_SECTIONS:
+            common, own = getattr(self, key), getattr(clip, key)
+            if isinstance(common, Section):
+                values = with_own_settings(dict(common), own.model_dump(exclude_unset=True))
+                sections[key] = common.model_copy(update=values)
+            else:
+                sections[key] = with_own_settings(common, own)
+        return self.model_copy(update=sections)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, add_clip, load_params
+from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, add_clip, load_params, no_own_settings
 from tav.config.paths import project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
 from tav.media.decoding import read_frames
@@ -96,10 +96,11 @@ def import_clip(
             "video": target.relative_to(root).as_posix(),
             "caption": caption.strip(),
             "prompts": table.relative_to(root).as_posix(),
+            **no_own_settings(),
             "decode": dict(decode or {}),
         }
         _, params = add_clip(path, name, entry)
-        decode_params = params.decode_for(name)
+        decode_params = params.for_clip(name).decode
         created = [place for place in (target, table) if not place.exists()]
         try:
             with contextlib.ExitStack() as files:
@@ -117,7 +118,7 @@ def import_clip(
             for place in created:
                 _remove(place)
             raise
-    clip, decode_params = params.clip(name), params.decode_for(name)
+    clip, decode_params = params.clip(name), params.for_clip(name).decode
     return ImportedClip(
         name=name,
         video=clip.video,

@@ -28,4 +28,4 @@ def load_clip_truth(root: Path, clip: str, params: Params) -> tuple[Truth | None
     if not path.exists():
         return None, []
     truth = load_truth(path)
-    return truth, select_frames(params.decode_for(clip), truth.frames)
+    return truth, select_frames(params.for_clip(clip).decode, truth.frames)

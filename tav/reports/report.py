@@ -62,7 +62,7 @@ def write_report(root: Path, clip: str) -> Path:
     """
     from tav_model.tuned_weights import INFO_FILE, read_info
 
-    params = load_params(root / "params.yaml")
+    params = load_params(root / "params.yaml").for_clip(clip)
     caption = params.clip(clip).caption
     project = Project(root)
     parts = (project.frames(clip), project.tuned(clip), project.edits(clip), project.scores(clip))
@@ -78,7 +78,7 @@ def write_report(root: Path, clip: str) -> Path:
     scores = with_quick_scores(scores, quick.scores)
     similarities = {name: one.similarities for (name, _), one in quick.scores.items() if one.similarities}
     first = source or (edits[0].video if edits else None)
-    frames = first.frames if first else params.decode_for(clip).frames
+    frames = first.frames if first else params.decode.frames
     tuned = read_info(project.tuned(clip)) if (project.tuned(clip) / INFO_FILE).exists() else {}
     attention = tuned.get("attention", params.attention.model_dump())
     base_model = tuned.get("base_model", params.base_model)
@@ -213,8 +213,8 @@ def _parameters(params: Params, clip: str) -> dict[str, list[tuple[str, Any, str
         (params, name) for name in ("base_model", "seed")
     ]
     sections = {"clip": [(name, getattr(holder, name), _description(holder, name)) for holder, name in single]}
-    for name in ("decode", *RESULT_SECTIONS):
-        section = params.decode_for(clip) if name == "decode" else getattr(params, name)
+    for name in RESULT_SECTIONS:
+        section = getattr(params, name)
         if isinstance(section, BaseModel):
             values = section.model_dump()
             sections[name] = [(key, value, _description(section, key)) for key, value in values.items()]

@@ -36,7 +36,7 @@ class ClipRuns:
     """The MLflow runs of one clip with the current parameters. Nothing is imported before the first is needed."""
 
     def __init__(self, root: Path, clip: str, params: Params, tags: Mapping[str, str] | None = None) -> None:
-        self.root, self.clip, self.params = root, clip, params
+        self.root, self.clip, self.params = root, clip, params.for_clip(clip)
         self.project = Project(root)
         self.tracker = Tracker(params.tracking.uri, params.tracking.experiment, root, tags)
         self._until_stage_ends = contextlib.ExitStack()
@@ -53,9 +53,8 @@ class ClipRuns:
 
     def _settings(self, params: Params) -> Settings:
         """Return all parameters that determine the results, flat."""
-        sections = params.model_dump(mode="json")
+        sections = params.for_clip(self.clip).model_dump(mode="json")
         settings = {name: sections[name] for name in RESULT_SECTIONS}
-        settings["decode"] = params.decode_for(self.clip).model_dump(mode="json")
         settings["caption"] = params.clip(self.clip).caption
         return flatten(settings)
 

@@ -44,6 +44,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from tav.config.clip_settings import effective_settings
 from tav.config.dotted_keys import flatten
 from tav.runtime.redaction import redact
 from tav.versioning.recovery import clear_stale_locks, has_stale_locks, remove_partial_copies, repair_lock_file
@@ -266,11 +267,13 @@ def restore(stage: PipelineStage) -> bool:
 def _find_in_cache(stage: PipelineStage) -> bool:
     """Return whether the cache has the stage's outputs for its current inputs.
 
-    That is the record in dvc.lock if only outputs are missing or changed, otherwise that of the run cache.
+    That is the record in dvc.lock if its settings are the same, otherwise that of the run cache.
     """
     from dvc.stage.cache import RunCacheNotFoundError
 
-    if stage.changed_stage() or not stage.deps_cached():
+    if _has_recorded_settings(stage):
+        stage.save_deps()  # The same settings in their present form.
+    elif stage.changed_stage() or not stage.deps_cached():
         stage.save_deps()
         for output in stage.outs:
             output.clear()  # Their hashes from dvc.lock belong to other inputs.
@@ -278,6 +281,25 @@ def _find_in_cache(stage: PipelineStage) -> bool:
         stage.repo.stage_cache.restore(stage, dry=True)
     except RunCacheNotFoundError:
         return False
+    return True
+
+
+def _has_recorded_settings(stage: PipelineStage) -> bool:
+    """Return whether the outputs in dvc.lock are those of the inputs as they are now, however its parameters are written.
+
+    To DVC, a stage is out of date if a common setting has changed that the clip replaces by its own, or if dvc.lock is of
+    a version that did not record a clip's own settings. Its outputs are none the less what it would produce.
+    """
+    from dvc.dependency import ParamsDependency
+
+    if stage.changed_stage() or not all(output.hash_info for output in stage.outs):
+        return False
+    for dependency in stage.deps:
+        if not isinstance(dependency, ParamsDependency):
+            if dependency.status():
+                return False
+        elif effective_settings(dependency.hash_info.value or {}) != effective_settings(dependency.read_params()):
+            return False
     return True
 
 
@@ -359,6 +381,8 @@ def status(stage: PipelineStage) -> DvcStageStatus:
         reasons += _differences(dependency)
     for output in stage.outs:
         reasons += [f"{path} {_change(how)}" for path, how in output.status().items()]
+    if not reasons and not is_new:
+        reasons.append("its settings are recorded by an earlier version")
     restorable = all(dependency.exists for dependency in stage.deps) and _find_in_cache(stage)
     if is_new:
         missing = [f"{dependency} is missing" for dependency in stage.deps if not dependency.exists]
@@ -381,7 +405,9 @@ def _differences(dependency: Dependency) -> list[str]:
 
 
 def _value(values: Mapping[str, Any], key: str) -> str:
-    text = one_line(values.get(key, "unset"))
+    text = one_line(values.get(key, "None"))
+    if text == "None":
+        return "unset"
     return text if len(text) <= MAX_VALUE_LENGTH else f"{text[: MAX_VALUE_LENGTH - 1]}…"
 
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from tav.config.rewriting import complete_clips
 from tav.versioning import dvc_internals as dvc
 from tav.versioning.dvc_internals import DvcError, DvcLockedError, DvcStageStatus, Inputs
 from tav_model.disk_space import explained_full_disk
@@ -53,7 +54,7 @@ class DvcPipeline:
     def __init__(self, root: Path, wait: float = 60) -> None:
         self.root, self.wait = root.resolve(), wait
         self._added: list[str] = []
-        self._is_cache_clear = False
+        self._is_prepared = False
         self._project_file = dvc.ProjectFileCache(self.root)
 
     def is_current(self, stage: str, clip: str) -> bool:
@@ -163,7 +164,8 @@ class DvcPipeline:
             raise TavError(f"{self.root}: not a DVC project: no folder .dvc")
         with _one_at_a_time, dvc.locked_repo(self.root) as repo:
             dvc.repair(repo)
-            if not self._is_cache_clear:
+            if not self._is_prepared:
                 dvc.clear_cache(repo)
-                self._is_cache_clear = True
+                complete_clips(self.root / "params.yaml")
+                self._is_prepared = True
             yield self._project_file.load(repo)

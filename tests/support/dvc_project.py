@@ -29,11 +29,27 @@ clips:
     caption: a ball
     prompts: data/ball.csv
     decode: {}
+    base_model: null
+    seed: null
+    attention: {}
+    encode: {}
+    tune: {}
+    invert: {}
+    edit: {}
+    score: {}
   man-skiing_2:
     video: data/man.mp4
     caption: a man, skiing
     prompts: data/man.csv
     decode: {start: 3}
+    base_model: null
+    seed: null
+    attention: {}
+    encode: {}
+    tune: {}
+    invert: {}
+    edit: {}
+    score: {}
 """
 
 # Replaces `python -m tasks`. Every output contains a digest of its stage's inputs, so a changed input changes it.
@@ -65,7 +81,7 @@ inputs, sections, outputs = {
         ["scores/consistency.json", "scores/scores.csv", "scores/metrics.json", "contact-sheet.png"],
     ),
 }[stage]
-sha = hashlib.sha256(json.dumps([params[name] for name in sections]).encode())
+sha = hashlib.sha256(json.dumps([params[name] | own.get(name, {}) for name in sections]).encode())
 for name in inputs:
     path = Path(name) if name.startswith("data/") else results / name
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:

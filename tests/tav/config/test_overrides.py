@@ -12,11 +12,50 @@ from tav.config import (
     RuntimeParams,
     TuneParams,
     load_params,
+    overrides_of_clips,
     parse_overrides,
     write_overrides,
 )
 from tav_model.errors import TavError
 from tests.support.params import SHORT
+
+
+def test_own_settings_of_clips() -> None:
+    given = {"tune.steps": "3", "seed": "7", "runtime.device": "cpu", "clips.car.caption": "a"}
+    assert overrides_of_clips(given, ["ball", "car"]) == {
+        "clips.ball.tune.steps": "3",
+        "clips.car.tune.steps": "3",
+        "clips.ball.seed": "7",
+        "clips.car.seed": "7",
+        "runtime.device": "cpu",
+        "clips.car.caption": "a",
+    }
+
+
+def test_own_settings_that_are_the_common_ones_are_not_kept(path: Path) -> None:
+    path.write_text(SHORT.replace("tune: {}", "tune: {steps: 400, learning_rate: 3.0e-5}"))
+    same = {
+        "clips.ball.tune.steps": "400",
+        "clips.ball.base_model": "models/small",
+        "clips.ball.tune.learning_rate": 3e-5,
+    }
+    before = path.read_text()
+    write_overrides(path, same)
+    assert path.read_text() == before
+    own = {
+        "clips.ball.tune.steps": 300,
+        "clips.ball.base_model": "models/large",
+        "clips.ball.attention.temporal": "false",
+    }
+    ball = write_overrides(path, own).for_clip("ball")
+    assert (ball.tune.steps, ball.base_model, ball.attention.temporal) == (300, "models/large", False)
+    assert load_params(path).for_clip("car").tune.steps == 400
+    params = write_overrides(path, same)
+    assert params.for_clip("ball").tune == params.tune and params.clips["ball"].base_model is None
+    assert not params.clips["ball"].tune.model_fields_set
+    # In whichever order they come, the clip's is compared with the new common one.
+    both = {"clips.ball.tune.steps": 5, "tune.steps": 5}
+    assert not write_overrides(path, both).clips["ball"].tune.model_fields_set
 
 
 def test_changes_of_a_command_line() -> None:
@@ -47,8 +86,8 @@ def test_changes_of_a_command_line() -> None:
         ({"invert.prompt": "7"}, lambda params: params.invert.prompt == "7"),
         ({"clips.ball.caption": "a: b"}, lambda params: params.clips["ball"].caption == "a: b"),
         ({"clips.ball.prompts": "data/x.csv"}, lambda params: params.clips["ball"].prompts == "data/x.csv"),
-        ({"clips.ball.decode.start": 5}, lambda params: params.decode_for("ball").start == 5),
-        ({"clips.car.decode": "{}"}, lambda params: params.decode_for("car") == params.decode),
+        ({"clips.ball.decode.start": 5}, lambda params: params.for_clip("ball").decode.start == 5),
+        ({"clips.car.decode": "{}"}, lambda params: params.for_clip("car").decode == params.decode),
     ],
 )
 def test_overrides(path: Path, overrides: dict[str, Any], read: Any) -> None:

@@ -14,7 +14,9 @@ from ruamel.yaml import YAML
 
 from tav.config import (
     add_clip,
+    complete_clips,
     load_params,
+    no_own_settings,
     write_overrides,
 )
 from tav_model.errors import TavError
@@ -171,7 +173,7 @@ def test_a_clip_more_is_lines_more(path: Path, before: str, after: str) -> None:
     assert text == kept + ("" if kept.endswith("\n") else "\n") + CAT_LINES + after
     assert path.read_text() == before
     path.write_text(text)
-    assert load_params(path) == params and params.decode_for("cat").frames == 4
+    assert load_params(path) == params and params.for_clip("cat").decode.frames == 4
     assert list(params.clips) == ["ball", "cat"]
 
 
@@ -220,6 +222,26 @@ def test_any_caption_of_a_new_clip_is_read_back(scratch: Path, caption: str) -> 
         scratch.write_text(text)
         assert load_params(scratch) == params and params.clip("cat").caption == caption
         assert text.startswith(start) and text.endswith(end)
+
+
+@pytest.mark.parametrize("text", [SHORT, BLOCK, BLOCK.replace("\n", "\r\n")])
+def test_clips_of_earlier_versions_are_completed(path: Path, text: str) -> None:
+    path.write_bytes(text.encode())
+    before = load_params(path)
+    complete_clips(path)
+    completed = path.read_bytes().decode()
+    clips = YAML(typ="safe", pure=True).load(completed)["clips"]
+    assert all(no_own_settings().keys() <= clip.keys() for clip in clips.values())
+    assert load_params(path) == before
+    for line in text.splitlines():
+        assert line.partition(" decode")[0] in completed
+    assert ("\r\n" in completed) == ("\r\n" in text) and completed.count("\r") in (0, completed.count("\n"))
+    complete_clips(path)
+    assert path.read_bytes().decode() == completed
+    path.write_text("clips: [")
+    with pytest.raises(TavError, match=r"params\.yaml"):
+        complete_clips(path)
+    assert path.read_text() == "clips: ["
 
 
 @given(overrides=changes)

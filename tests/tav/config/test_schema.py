@@ -8,12 +8,16 @@ import pytest
 from pydantic import BaseModel
 
 from tav.config import (
+    RESULT_SECTIONS,
     ClipParams,
     DecodeParams,
     Params,
     RuntimeParams,
+    TuneParams,
     load_params,
+    no_own_settings,
 )
+from tav.config.schema import is_section
 from tav_model.errors import TavError
 from tests.support.params import SHORT
 
@@ -61,19 +65,38 @@ def test_parameters_do_not_change(path: Path) -> None:
         params.tune.steps = 3
 
 
-def test_decode_of_a_clip(path: Path) -> None:
+def test_parameters_of_a_clip(path: Path) -> None:
     params = load_params(path)
-    assert params.decode_for("ball") == params.decode
-    assert params.decode_for("car") == DecodeParams(frames=8, start=3, width=128, end=40)
+    assert params.for_clip("ball") == params
+    assert params.for_clip("car").decode == DecodeParams(frames=8, start=3, width=128, end=40)
+    own = "seed: 7, attention: {spatial: [self]}, tune: {steps: 3}, score: {clip_model: a/b}, decode: {start: 3"
+    path.write_text(SHORT.replace("decode: {start: 3", own))
+    params = load_params(path)
+    car = params.for_clip("car")
+    assert (car.seed, car.base_model) == (7, "models/small")
+    assert (car.attention.spatial, car.attention.temporal) == (["self"], True)
+    assert car.tune == TuneParams(steps=3) and car.score.clip_model == "a/b"
+    assert (car.edit, car.invert, car.encode) == (params.edit, params.invert, params.encode)
+    assert car.for_clip("car") == car
+    assert params.for_clip("ball") == params
+
+
+def test_the_sections_of_a_clip_are_those_that_decide_a_result() -> None:
+    others = {"video", "caption", "prompts"}
+    assert [name for name in ClipParams.model_fields if name not in others] == list(RESULT_SECTIONS)
+    assert no_own_settings().keys() == set(RESULT_SECTIONS)
+    for name in RESULT_SECTIONS:
+        common, own = Params.model_fields[name].annotation, ClipParams.model_fields[name].annotation
+        assert not is_section(common) or list(own.model_fields) == list(common.model_fields)
 
 
 def test_a_clip_can_want_all_of_a_video_that_others_want_part_of(path: Path) -> None:
     path.write_text(SHORT.replace("{frames: 8}", "{frames: 8, end: 20}").replace("end: 40", "end: null"))
     params = load_params(path)
-    assert (params.decode_for("ball").end, params.decode_for("car").end) == (20, None)
+    assert (params.for_clip("ball").decode.end, params.for_clip("car").decode.end) == (20, None)
 
 
 def test_unknown_clip(path: Path) -> None:
-    for ask in (load_params(path).clip, load_params(path).decode_for):
+    for ask in (load_params(path).clip, load_params(path).for_clip):
         with pytest.raises(TavError, match=r"^params\.yaml: clips: no clip named 'cat'; there are: ball, car$"):
             ask("cat")

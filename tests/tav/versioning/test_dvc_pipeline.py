@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
+import re
 import shutil
 import signal
 import struct
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import pytest
 
+from tav.config import load_params, no_own_settings, parse_params
 from tav.versioning.dvc_pipeline import DvcPipeline
 from tav_model.errors import TavError
 from tests.support.dvc_project import (
@@ -35,6 +38,7 @@ from tests.support.dvc_project import (
     take_runs,
 )
 
+NEW = {"video": "data/ball.mp4", "caption": "c", "prompts": "data/man.csv", **no_own_settings()}
 ALL = [(stage, clip) for clip in CLIPS for stage in STAGES]
 
 
@@ -85,6 +89,15 @@ def bring_up_to_date(root: Path, clips=CLIPS) -> list[str]:
     return take_runs(root)
 
 
+def change_clip(root: Path, clip: str, name: str, line: str) -> None:
+    """Replace the line of a clip's own settings of one section."""
+    text = (root / "params.yaml").read_text()
+    above, below = text.split(f"  {clip}:\n")
+    changed = re.sub(rf"^    {name}: .*$", f"    {line}", below, count=1, flags=re.MULTILINE)
+    assert changed != below
+    (root / "params.yaml").write_text(f"{above}  {clip}:\n{changed}")
+
+
 def change(root: Path, old: str, new: str, file: str = "params.yaml") -> None:
     text = (root / file).read_text()
     assert old in text
@@ -112,11 +125,7 @@ def test_leaves_exactly_what_repro_leaves(fresh, templates):
 
 def test_a_new_clip_is_appended_to_the_lock_file_as_by_repro(done, tmp_path):
     params = (done / "params.yaml").read_text()
-    (done / "params.yaml").write_text(
-        params.replace(
-            "clips:\n", "clips:\n  new: {video: data/ball.mp4, caption: c, prompts: data/man.csv, decode: {}}\n"
-        )
-    )
+    (done / "params.yaml").write_text(params.replace("clips:\n", "clips:\n  new: " + json.dumps(NEW) + "\n"))
     other = shutil.copytree(done, tmp_path / "other")
     dvc(other, "repro", "-q")
     assert bring_up_to_date(done, ["new"]) == [f"{stage}@new" for stage in STAGES] == take_runs(other)
@@ -173,6 +182,92 @@ def test_parameters_of_one_clip_leave_the_others_alone(done):
     assert pipeline.is_current("decode", CLIPS[1])
     change(done, "device: auto", "device: cpu")  # of no section that DVC watches
     assert pipeline.is_current("tune", "ball")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "stages"),
+    [
+        ("base_model: other", "base_model unset → other", ["encode", "tune", "invert", "edit"]),
+        ("seed: 7", "seed unset → 7", ["tune", "edit"]),
+        ("decode: {start: 7}", "decode.start unset → 7", ["decode"]),
+        ("attention: {temporal: false}", "attention.temporal unset → False", ["tune", "invert", "edit"]),
+        ("encode: {precision: float16}", "encode.precision unset → float16", ["encode"]),
+        ("tune: {steps: 7}", "tune.steps unset → 7", ["tune"]),
+        ("invert: {steps: 7}", "invert.steps unset → 7", ["invert"]),
+        ("edit: {steps: 7}", "edit.steps unset → 7", ["edit"]),
+        ("score: {clip_model: other}", "score.clip_model unset → other", ["score"]),
+    ],
+)
+def test_a_clips_own_setting_makes_its_stages_stale_and_no_others(done, line, reason, stages):
+    change_clip(done, "ball", line.partition(":")[0], line)
+    pipeline = DvcPipeline(done)
+    stale = [(stage, clip) for stage, clip in ALL if not pipeline.is_current(stage, clip)]
+    assert stale == [(stage, "ball") for stage in stages]
+    for stage, status in pipeline.status("ball", stages).items():
+        assert (status.state, status.reasons[0]) == ("stale", f"clips.ball.{reason}"), stage
+
+
+def test_both_entry_points_run_the_stages_after_a_clips_own_setting(done, tmp_path):
+    change_clip(done, "ball", "tune", "tune: {steps: 300}")
+    other = shutil.copytree(done, tmp_path / "other")
+    assert "clips.ball.tune" in dvc(other, "status") and "man-skiing_2" not in dvc(other, "status")
+    dvc(other, "repro", "-q")
+    ran = [f"{stage}@ball" for stage in ("tune", "invert", "edit", "score")]
+    assert bring_up_to_date(done) == ran == take_runs(other)
+    assert (done / "dvc.lock").read_bytes() == (other / "dvc.lock").read_bytes()
+    # Without it, the results from before come back.
+    change_clip(done, "ball", "tune", "tune: {}")
+    assert bring_up_to_date(done) == []
+
+
+def test_a_common_setting_that_a_clip_replaces_does_not_concern_it(done):
+    change_clip(done, "ball", "edit", "edit: {steps: 5}")
+    assert bring_up_to_date(done) == ["edit@ball", "score@ball"]
+    before = contents(done / "results")
+    change(done, "edit: {steps: 20", "edit: {steps: 30")
+    pipeline = DvcPipeline(done)
+    assert pipeline.status("ball", ["edit"])["edit"].is_restorable
+    assert not pipeline.status("man-skiing_2", ["edit"])["edit"].is_restorable
+    assert bring_up_to_date(done, ["ball"]) == []
+    assert contents(done / "results") == before
+    assert "up to date" in dvc(done, "status", "score@ball")
+    change(done, "edit: {steps: 30", "edit: {guidance_scale: 9.0, steps: 30")
+    change(done, ", guidance_scale: 7.5", "")
+    assert bring_up_to_date(done, ["ball"]) == ["edit@ball", "score@ball"]
+
+
+def without_own_settings(text: str) -> str:
+    """Return params.yaml or dvc.lock as versions wrote it in which a clip could have settings of `decode` alone."""
+    names = "|".join(name for name in no_own_settings() if name != "decode")
+    return re.sub(rf"^    ( +clips\.[\w-]+\.)?({names}): *(null|\{{\}})?\n", "", text, flags=re.MULTILINE)
+
+
+def test_results_of_earlier_versions_stay_valid(done):
+    before = contents(done)
+    for name in ("params.yaml", "dvc.lock"):
+        text = (done / name).read_text()
+        (done / name).write_text(without_own_settings(text))
+        assert (done / name).read_text().count("\n") <= text.count("\n") - 16
+    pipeline = DvcPipeline(done)
+    status = pipeline.status("ball", STAGES)
+    assert status["decode"].state == "up to date"
+    for stage in STAGES[1:]:
+        assert (status[stage].state, status[stage].is_restorable) == ("stale", True)
+        assert status[stage].reasons == ["its settings are recorded by an earlier version"]
+    assert bring_up_to_date(done) == []
+    after = contents(done)
+    assert load_params(done / "params.yaml") == parse_params("params.yaml", before["params.yaml"].decode())
+    for content in (before, after):
+        content.pop("params.yaml")  # The keys are in another order.
+    assert after == before
+    assert "up to date" in dvc(done, "status")
+
+
+def test_what_changed_since_an_earlier_version_is_run(done):
+    for name in ("params.yaml", "dvc.lock"):
+        (done / name).write_text(without_own_settings((done / name).read_text()))
+    change(done, "tune: {steps: 60", "tune: {steps: 70")
+    assert bring_up_to_date(done, ["ball"]) == [f"{stage}@ball" for stage in ("tune", "invert", "edit", "score")]
 
 
 # Restoring
@@ -292,6 +387,7 @@ def test_a_running_repro_is_waited_for_and_named(done):
 PAUSED_COMMIT = """
 import sys, time
 from pathlib import Path
+from tav.config import load_params, no_own_settings, parse_params
 from tav.versioning.dvc_pipeline import DvcPipeline
 from dvc.stage.cache import StageCache
 
@@ -377,6 +473,7 @@ import io, logging, shutil, sys
 from pathlib import Path
 sys.stdout = io.StringIO()
 streams = sys.stdout, sys.stderr
+from tav.config import load_params, no_own_settings, parse_params
 from tav.versioning.dvc_pipeline import DvcPipeline
 assert "dvc" not in sys.modules
 pipeline = DvcPipeline(Path.cwd())
@@ -444,7 +541,7 @@ def test_errors_are_one_line(fresh, monkeypatch):
     assert "dependency 'results/ball/frames' does not exist" in message("encode")
     assert not pipeline.is_current("encode", "ball")
     params = (fresh / "params.yaml").read_text()
-    (fresh / "params.yaml").write_text(params.replace("decode: {}", ""))
+    (fresh / "params.yaml").write_text(params.replace("    decode: {}\n", ""))
     assert "clips.ball.decode" in message()
     (fresh / "params.yaml").write_text("clips: [")
     assert "params.yaml" in message()
