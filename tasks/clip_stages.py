@@ -29,7 +29,7 @@ from tav.tracking.clip_runs import ClipRuns
 from tav_model.digests import digest
 from tav_model.disk_space import explained_full_disk
 from tav_model.errors import TavError
-from tav_model.files import read_json
+from tav_model.files import read_json, write_problem
 
 if TYPE_CHECKING:
     from tav.config.prompts import EditRow, PromptRow
@@ -142,19 +142,37 @@ class ClipStages:
     @contextlib.contextmanager
     def quick_session(self) -> Iterator[Slot]:
         """Prepare what quick edits run in: as `session`, but nothing is logged to MLflow."""
-        with self.prepared("quick edits", "quick"), self.pool.hold(self.priority) as slot:
+        folder = self.project.quick(self.clip)
+        with self.prepared("quick edits", "quick", folder), self.pool.hold(self.priority) as slot:
             yield slot
 
     @contextlib.contextmanager
-    def prepared(self, what: str, log: str) -> Iterator[None]:
+    def prepared(self, what: str, log: str, folder: Path | None = None) -> Iterator[None]:
         """Hold the clip's lock, and keep the log `logs/CLIP/LOG.log`; errors of a full disk name the project.
 
+        Args:
+            what: the stage, for messages.
+            log: the name of the log.
+            folder: where the results go; by default the clip's results folder.
+
         Raises:
-            TavError: another process works on the clip.
+            TavError: another process works on the clip, or its results cannot be written.
         """
         path = self.project.log(self.clip, log)
         with explained_full_disk(self.root), self._locked(what), stage_log(path, self.events, self.clip):
+            self._check_writable(what, folder or self.project.results(self.clip))
             yield
+
+    def _check_writable(self, what: str, folder: Path) -> None:
+        """Check that files can be written to a folder, before hours of work whose results would go there.
+
+        Raises:
+            TavError: they cannot.
+        """
+        problem = write_problem(folder)
+        if problem is not None:
+            name = folder.relative_to(self.root)
+            raise TavError(f"{what}: the results of the clip {self.clip} cannot be written to {name}: {problem}")
 
     @contextlib.contextmanager
     def reported(self, stage: str) -> Iterator[None]:
@@ -226,6 +244,19 @@ class ClipStages:
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),
             )
+
+    def resume_step(self) -> int | None:
+        """Return the step of the checkpoint that the tuning would resume from; None where it would begin."""
+        from tasks.tune import resume_step
+
+        return resume_step(
+            self.project.latents(self.clip),
+            self.project.work / "checkpoints" / self.clip,
+            base_name=self.params.base_model,
+            attention=self.params.attention,
+            params=self.params.tune,
+            seed=self.params.seed,
+        )
 
     def invert(self, device: str) -> None:
         """Write the inverted latents to `results/CLIP/inverted`."""

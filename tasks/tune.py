@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -14,13 +15,17 @@ from tav.runtime.devices import is_out_of_memory, release_memory
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
 from tav_model.digests import canonical_json, digest
-from tav_model.files import atomic_folder
-from tav_model.tensors import load_tensors
+from tav_model.errors import TavError
+from tav_model.files import atomic_folder, read_json, write_json
+from tav_model.tensors import load_tensors, read_metadata
 
 if TYPE_CHECKING:
     from tav_model.tuning import StepRecord
 
 logger = logging.getLogger(__name__)
+
+# Beside the checkpoints: the base model that they were tuned from.
+BASE_FILE = "base.json"
 
 
 def tune(
@@ -68,8 +73,9 @@ def tune(
     tensors, _ = load_tensors(latents / "latents.safetensors", device)
     text, _ = load_tensors(latents / "text.safetensors", device)
     settings = params.model_dump()
-    clip = digest(latents)
-    identity = digest(clip, base_digest(base), canonical_json([settings, attention.model_dump(), seed]))
+    clip, base_identity = digest(latents), base_digest(base)
+    identity = _identity(clip, base_identity, attention, params, seed)
+    write_json(checkpoints / BASE_FILE, {"base_model": base_name, "base_digest": base_identity})
 
     def on_step(record: StepRecord) -> None:
         progress.update(record=record, loss=record.loss)
@@ -113,7 +119,7 @@ def tune(
             folder,
             tuner.config.trainable,
             base_model=base_name,
-            base_digest=base_digest(base),
+            base_digest=base_identity,
             clip_digest=clip,
             steps=tuner.config.steps,
             seed=seed,
@@ -121,3 +127,30 @@ def tune(
         columns = ["step", "loss", "learning_rate", "gradient_norm", "timestep"]
         pd.DataFrame(tuner.history, columns=StepRecord._fields)[columns].to_csv(folder / "loss.csv", index=False)
     shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def resume_step(
+    latents: Path, checkpoints: Path, *, base_name: str, attention: AttentionParams, params: TuneParams, seed: int
+) -> int | None:
+    """Return the step of the checkpoint that `tune` would resume from with the same arguments; None where it would begin.
+
+    Nothing of the base model is read: it is assumed to be the one that was tuned, if it has the same name.
+    """
+    if not (checkpoints / BASE_FILE).is_file() or not latents.is_dir():
+        return None
+    try:
+        base = read_json(checkpoints / BASE_FILE)
+        if base["base_model"] != base_name:
+            return None
+        identity = _identity(digest(latents), base["base_digest"], attention, params, seed)
+        for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
+            if json.loads(read_metadata(path).get("state", "{}")).get("identity") == identity:
+                return int(path.stem.removeprefix("step-"))
+    except (TavError, OSError, ValueError, LookupError, TypeError):
+        pass  # Damaged, or gone since: the tuning is about to end.
+    return None
+
+
+def _identity(clip: str, base_identity: str, attention: AttentionParams, params: TuneParams, seed: int) -> str:
+    """Return what a checkpoint belongs to: everything that the tuning depends on."""
+    return digest(clip, base_identity, canonical_json([params.model_dump(), attention.model_dump(), seed]))

@@ -102,12 +102,14 @@ def _checks(root: Path) -> Iterator[Check]:
     yield Check("params.yaml", "ok", f"{len(params.clips)} clips: {', '.join(params.clips)}")
     yield from _guarded("clips", lambda: _clips(root, params))
     yield from _guarded("device", lambda: _device(params))
-    yield from _guarded("base model", lambda: _model(root, "base model", params.base_model, "base_model", PARTS))
+    clips = [params.for_clip(clip) for clip in params.clips]
+    for name in dict.fromkeys(clip.base_model for clip in clips):
+        yield from _guarded("base model", partial(_model, root, "base model", name, "base_model", PARTS))
     for key in ("clip_model", "pickscore_model"):
-        name = getattr(params.score, key)
-        if name:
-            yield from _guarded(key, partial(_model, root, key, name, f"score.{key}", ()))
-    if params.score.clip_model is None:
+        for scorer in dict.fromkeys(getattr(clip.score, key) for clip in clips):
+            if scorer:
+                yield from _guarded(key, partial(_model, root, key, scorer, f"score.{key}", ()))
+    if all(clip.score.clip_model is None for clip in clips):
         yield Check("clip_model", "ok", "none: scores that need a CLIP model are not computed")
     yield from _guarded("Prefect", lambda: _prefect(root))
     yield from _guarded("MLflow", lambda: _mlflow(root, params))
@@ -288,7 +290,8 @@ def _device(params: Params) -> Check:
     from tav.runtime.devices import choose_device
 
     device = choose_device(params.runtime.device)
-    precisions = {params.tune.precision, params.invert.precision, params.edit.precision}
+    clips = [params.for_clip(clip) for clip in params.clips]
+    precisions = {part.precision for clip in clips for part in (clip.tune, clip.invert, clip.edit)}
     if device == "cpu" and "float16" in precisions:
         return Check("device", "warning", "cpu, with float16 in params.yaml", "use float32 or bfloat16 on a CPU")
     return Check("device", "ok", device)

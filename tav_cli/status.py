@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,12 @@ def clip_status(root: Path, clip: str, versions: DvcPipeline) -> ClipStatus:
     """Return the state of a clip, without changing anything."""
     stages = _stage_statuses(versions.status(clip, STAGES), clip_holder(root, clip))
     clip_stages = ClipStages(root, clip)
+    tune, before = stages["tune"], STAGES[: STAGES.index("tune")]
+    if tune.state in ("stale", "never run") and all(stages[stage].state == "up to date" for stage in before):
+        step = None if tune.restorable else clip_stages.resume_step()
+        if step is not None:
+            reason = f"resumes from the checkpoint of step {step} of {clip_stages.params.tune.steps}"
+            stages["tune"] = replace(tune, reasons=[*tune.reasons, reason])
     try:
         names = [row.name for row in clip_stages.prompt_rows()]
     except TavError as error:

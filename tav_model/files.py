@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tav_model.disk_space import TEMPORARY, explained_full_disk
+from tav_model.disk_space import FULL_DISK_ERRORS, TEMPORARY, explained_full_disk
 from tav_model.errors import TavError
 
 LARGEST_JSON = 256 * 2**20  # bytes
@@ -65,6 +65,25 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             os.replace(path, folder / f"{path.name}-before")
         os.replace(temporary, path)
         _sync(path.parent)
+
+
+def write_problem(folder: str | Path) -> str | None:
+    """Return why no file can be written to a folder, which is made where it is missing; None where one can.
+
+    It is found out by writing, because permissions alone do not tell: a file system may be mounted read-only.
+
+    Raises:
+        FullDiskError: the disk is full.
+    """
+    with explained_full_disk(folder):
+        try:
+            with _temporary_folder(Path(folder)) as temporary:
+                (temporary / "file").touch()
+        except OSError as error:
+            if error.errno in FULL_DISK_ERRORS:
+                raise
+            return error.strerror or str(error)
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -15,6 +15,8 @@ from tav_model.files import atomic_file
 if TYPE_CHECKING:
     import torch
 
+LARGEST_HEADER = 100_000_000  # bytes, as in the format's definition
+
 
 def save_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> None:
     """Write `tensors` atomically as safetensors. The same tensors and metadata always make the same bytes.
@@ -53,6 +55,23 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch
     with _open_tensors(path, device) as file:
         names = file.keys()
         return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+
+
+def read_metadata(path: str | Path) -> dict[str, str]:
+    """Return the metadata of a safetensors file, without importing torch or reading tensors.
+
+    Raises:
+        TavError: the file is missing, or not safetensors.
+    """
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > LARGEST_HEADER:
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        return dict(header.get("__metadata__", {}))
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise TavError(f"{path}: not a complete safetensors file ({error})") from None
 
 
 def check_tensors(path: str | Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 # The sections that a clip may have settings of its own for: those that decide a result.
 SINGLE_VALUES = ("base_model", "seed")
 RESULT_SECTIONS = (*SINGLE_VALUES, "decode", "attention", "encode", "tune", "invert", "edit", "score")
-_OWN_KEY = re.compile(rf"clips\.[^.]+\.({'|'.join(RESULT_SECTIONS)})")
+_OWN_KEY = re.compile(rf"clips\.[^.]+\.(?:{'|'.join(RESULT_SECTIONS)})")
 
 
 def no_own_settings() -> dict[str, Any]:
@@ -52,5 +52,9 @@ def effective_settings(recorded: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_own(key: str, recorded: Mapping[str, Any]) -> bool:
-    match = _OWN_KEY.fullmatch(key)
-    return match is not None and match[1] in recorded
+    return is_own_key(key) and key.rpartition(".")[2] in recorded
+
+
+def is_own_key(key: str) -> bool:
+    """Return whether a dotted key of params.yaml is that of a clip's own settings, such as `clips.ball.tune`."""
+    return _OWN_KEY.fullmatch(key) is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,15 @@ def load_params(path: Path, overrides: Mapping[str, Any] | None = None) -> Param
     Raises:
         TavError: with the file, the key, the value and what is allowed, for the first mistake, and the number of others.
     """
-    content = parse_mapping(path.name, read_yaml_text(path))
-    apply_overrides(path.name, content, overrides or {})
+    text = read_yaml_text(path)
+    if not overrides:
+        return parse_params(path.name, text)
+    content = parse_mapping(path.name, text)
+    apply_overrides(path.name, content, overrides)
     return validate_params(path.name, content)
 
 
+@lru_cache(maxsize=4)  # A command asks for the same file again for each clip, and parsing takes 30 ms.
 def parse_params(name: str, text: str) -> Params:
     """Return the parameters in the text of a params.yaml; `name` is the file's name in messages.
 

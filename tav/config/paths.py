@@ -55,41 +55,45 @@ class Project:
         """Return the scene file of a clip, which exists where the ground truth of its edits is known."""
         return self.root / "data" / "scenes" / f"{clip}.json"
 
+    def results(self, clip: str) -> Path:
+        """Return the folder of a clip's results, in which those of each stage are."""
+        return self.root / "results" / clip
+
     def frames(self, clip: str) -> Path:
         """Return the output folder of the stage `decode`."""
-        return self.root / "results" / clip / "frames"
+        return self.results(clip) / "frames"
 
     def latents(self, clip: str) -> Path:
         """Return the output folder of the stage `encode`."""
-        return self.root / "results" / clip / "latents"
+        return self.results(clip) / "latents"
 
     def tuned(self, clip: str) -> Path:
         """Return the output folder of the stage `tune`."""
-        return self.root / "results" / clip / "tuned"
+        return self.results(clip) / "tuned"
 
     def inverted(self, clip: str) -> Path:
         """Return the output folder of the stage `invert`."""
-        return self.root / "results" / clip / "inverted"
+        return self.results(clip) / "inverted"
 
     def edits(self, clip: str) -> Path:
         """Return the output folder of the stage `edit`."""
-        return self.root / "results" / clip / "edits"
+        return self.results(clip) / "edits"
 
     def quick(self, clip: str) -> Path:
         """Return the folder of quick edits, which DVC does not track."""
-        return self.root / "results" / clip / "quick"
+        return self.results(clip) / "quick"
 
     def scores(self, clip: str) -> Path:
         """Return the folder of the scores, from the stage `score`."""
-        return self.root / "results" / clip / "scores"
+        return self.results(clip) / "scores"
 
     def contact_sheet(self, clip: str) -> Path:
         """Return the image with frames of the clip and its edits, from the stage `score`."""
-        return self.root / "results" / clip / "contact-sheet.png"
+        return self.results(clip) / "contact-sheet.png"
 
     def report(self, clip: str) -> Path:
         """Return the HTML report of a clip."""
-        return self.root / "results" / clip / "report.html"
+        return self.results(clip) / "report.html"
 
     def reports(self) -> Path:
         """Return the page that links to the reports of all clips."""

@@ -58,17 +58,15 @@ def complete_clips(path: Path) -> None:
         TavError: the file is not allowed.
     """
     text = read_yaml_text(path)
-    parse_params(path.name, text)
-    content = parse_with_comments(_with_newlines(text))
-    incomplete = False
-    for clip in content["clips"].values():
-        missing = {key: value for key, value in no_own_settings().items() if key not in clip}
-        incomplete |= bool(missing)
-        for key, value in missing.items():
-            # Above the last key, to which ruamel.yaml attaches the comments that follow the clip.
-            clip.insert(len(clip) - 1, key, styled(value))
-    if not incomplete:
+    clips = parse_params(path.name, text).clips
+    if all(no_own_settings().keys() <= clip.model_fields_set for clip in clips.values()):
         return
+    content = parse_with_comments(_with_newlines(text))
+    for clip in content["clips"].values():
+        for key, value in no_own_settings().items():
+            if key not in clip:
+                # Above the last key, to which ruamel.yaml attaches the comments that follow the clip.
+                clip.insert(len(clip) - 1, key, styled(value))
     completed = dump_with_comments(content)
     parse_params(path.name, completed)
     write_text(path.resolve(), _with_newlines_of(text, completed))

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tav.config.clip_settings import effective_settings
+from tav.config.clip_settings import effective_settings, is_own_key, no_own_settings
 from tav.config.dotted_keys import flatten
 from tav.runtime.redaction import redact
 from tav.versioning.recovery import clear_stale_locks, has_stale_locks, remove_partial_copies, repair_lock_file
@@ -167,6 +167,43 @@ def clear_cache(repo: Repo) -> None:
     remove_partial_copies(Path(repo.cache.local.path))
 
 
+def complete_records(project: ProjectFile) -> None:
+    """Complete dvc.lock of a version in which a clip could have own settings of `decode` alone.
+
+    The outputs in it were made without others, so that is what is recorded: the stages stay up to date.
+    """
+    from dvc.dependency import ParamsDependency
+    from dvc.stage.serialize import to_lockfile
+    from dvc.utils.serialize import dump_yaml, parse_yaml_for_update
+
+    entries = project.lockfile_contents.get("stages", {})
+    incomplete = [name for name, entry in entries.items() if not any(map(is_own_key, _recorded_parameters(entry)))]
+    completed = {}
+    for name in incomplete:
+        if name not in project.stages:
+            continue
+        stage = project.stages[name]
+        for dependency in stage.deps:
+            if isinstance(dependency, ParamsDependency) and dependency.hash_info.value is not None:
+                keys = [key for key in dependency.params if is_own_key(key)]
+                if not keys:
+                    continue  # a stage that a user has added
+                dependency.hash_info.value |= {key: no_own_settings()[key.rpartition(".")[2]] for key in keys}
+                stage.repo.stage_cache.save(stage)
+                completed |= to_lockfile(stage)
+    if completed:
+        path = Path(project.repo.root_dir) / "dvc.lock"
+        content = parse_yaml_for_update(path.read_text(encoding="utf-8"), path)
+        content["stages"].update(completed)
+        with atomic_file(path) as temporary:
+            dump_yaml(temporary, content)
+
+
+def _recorded_parameters(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters: Mapping[str, Any] = entry.get("params", {}).get("params.yaml", {})
+    return parameters
+
+
 class ProjectFileCache:
     """dvc.yaml with its dvc.lock, parsed again only if one of them has changed; with many clips parsing takes seconds."""
 
@@ -287,8 +324,8 @@ def _find_in_cache(stage: PipelineStage) -> bool:
 def _has_recorded_settings(stage: PipelineStage) -> bool:
     """Return whether the outputs in dvc.lock are those of the inputs as they are now, however its parameters are written.
 
-    To DVC, a stage is out of date if a common setting has changed that the clip replaces by its own, or if dvc.lock is of
-    a version that did not record a clip's own settings. Its outputs are none the less what it would produce.
+    To DVC, a stage is out of date if a common setting has changed that the clip replaces by its own. Its outputs are none
+    the less what it would produce.
     """
     from dvc.dependency import ParamsDependency
 
@@ -381,8 +418,6 @@ def status(stage: PipelineStage) -> DvcStageStatus:
         reasons += _differences(dependency)
     for output in stage.outs:
         reasons += [f"{path} {_change(how)}" for path, how in output.status().items()]
-    if not reasons and not is_new:
-        reasons.append("its settings are recorded by an earlier version")
     restorable = all(dependency.exists for dependency in stage.deps) and _find_in_cache(stage)
     if is_new:
         missing = [f"{dependency} is missing" for dependency in stage.deps if not dependency.exists]

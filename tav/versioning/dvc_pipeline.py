@@ -167,5 +167,6 @@ class DvcPipeline:
             if not self._is_prepared:
                 dvc.clear_cache(repo)
                 complete_clips(self.root / "params.yaml")
+                dvc.complete_records(self._project_file.load(repo))
                 self._is_prepared = True
             yield self._project_file.load(repo)

@@ -249,18 +249,14 @@ def test_results_of_earlier_versions_stay_valid(done):
         (done / name).write_text(without_own_settings(text))
         assert (done / name).read_text().count("\n") <= text.count("\n") - 16
     pipeline = DvcPipeline(done)
-    status = pipeline.status("ball", STAGES)
-    assert status["decode"].state == "up to date"
-    for stage in STAGES[1:]:
-        assert (status[stage].state, status[stage].is_restorable) == ("stale", True)
-        assert status[stage].reasons == ["its settings are recorded by an earlier version"]
+    assert {status.state for status in pipeline.status("ball", STAGES).values()} == {"up to date"}
+    assert "up to date" in dvc(done, "status")
     assert bring_up_to_date(done) == []
     after = contents(done)
     assert load_params(done / "params.yaml") == parse_params("params.yaml", before["params.yaml"].decode())
     for content in (before, after):
         content.pop("params.yaml")  # The keys are in another order.
     assert after == before
-    assert "up to date" in dvc(done, "status")
 
 
 def test_what_changed_since_an_earlier_version_is_run(done):
