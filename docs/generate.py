@@ -100,8 +100,11 @@ def parameters() -> str:
         "which is set up for the embedded base model. The defaults of `decode`, `tune`, `invert` and `edit` are the paper's "
         "settings, for Stable Diffusion. All sections are required except `runtime` and `tracking`, because DVC looks for "
         "them in the file.\n",
-        "Change a value in the file, or on a command line that writes it to the file: "
-        "`tav run ball --set edit.guidance_scale=5`, `dvc exp run -S edit.guidance_scale=5`.\n",
+        "Each clip may have settings of its own in the same sections below [clips](#clips), which replace the common ones for "
+        "this clip: `clips.ball.edit: {guidance_scale: 5}`. A change of them reruns stages of this clip only.\n",
+        "Change a value in the file, or on a command line that writes it to the file. For one clip: "
+        "`tav run ball --set edit.guidance_scale=5`, `dvc exp run -S ++clips.ball.edit.guidance_scale=5 score@ball`. For all "
+        "clips: `tav run --set-all edit.guidance_scale=5`, `dvc exp run -S edit.guidance_scale=5`.\n",
         "## Top level\n",
         _keys(
             {name: field for name, field in Params.model_fields.items() if not is_section(field.annotation)},
@@ -119,6 +122,8 @@ def parameters() -> str:
         "## clips\n",
         "The clips, by name. A name has 1 to 64 characters from `a-z`, `0-9`, `_` and `-`, and starts with a letter or digit. "
         "It becomes part of file names and of DVC's stage names, as in `dvc repro score@ball`. `tav add` adds an entry.\n",
+        "DVC looks for the keys of a clip's own settings in the file, even where they are empty. Clips that lack them, such as "
+        "those of earlier versions, get them from `tav status` or `tav run`.\n",
         _keys(ClipParams.model_fields, ClipParams, None),
     ]
     return "\n".join(parts)
@@ -140,6 +145,7 @@ def _reruns(section: str) -> str:
 
 def _keys(fields: Mapping[str, Any], model: Any, shipped: Mapping[str, Any] | None) -> str:
     from tav.config.error_messages import describe_allowed
+    from tav.config.schema import is_section
 
     schema = model.model_json_schema()["properties"]
     header = ("Key", "Type", "Default", *(("Shipped",) if shipped is not None else ()), "Allowed", "Meaning")
@@ -147,8 +153,9 @@ def _keys(fields: Mapping[str, Any], model: Any, shipped: Mapping[str, Any] | No
     def row(name: str, field: Any) -> tuple[str, ...]:
         default = "required" if field.is_required() else _value(field.default)
         shipped_value = (_value(shipped[name]),) if shipped is not None else ()
-        if name in ("clips", "decode"):
-            kind, allowed = "mapping", "clips by name" if name == "clips" else "keys of [decode](#decode), or `{}`"
+        if name == "clips" or is_section(field.annotation):
+            kind, allowed = "mapping", "clips by name" if name == "clips" else f"keys of [{name}](#{name}), or `{{}}`"
+            default = default if name == "clips" else "`{}`"
             shipped_value = ("four samples",) if shipped_value else ()
         else:
             kind, allowed = (

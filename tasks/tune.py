@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -143,11 +144,12 @@ def resume_step(
         if base["base_model"] != base_name:
             return None
         identity = _identity(digest(latents), base["base_digest"], attention, params, seed)
-        for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
+    except (TavError, OSError, LookupError, TypeError):
+        return None  # Damaged, or gone since, because another process tunes.
+    for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
+        with contextlib.suppress(TavError, ValueError, AttributeError):  # The tuning passes over a damaged one, too.
             if json.loads(read_metadata(path).get("state", "{}")).get("identity") == identity:
                 return int(path.stem.removeprefix("step-"))
-    except (TavError, OSError, ValueError, LookupError, TypeError):
-        pass  # Damaged, or gone since: the tuning is about to end.
     return None
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import av
 import pytest
 
+from tav.config import no_own_settings
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 from tests.support.servers import artifacts, run_deployment, serving, task_runs
 
@@ -39,7 +40,7 @@ def skiing_project(folder: Path) -> Path:
         "video": "data/man-skiing.mp4",
         "caption": "a man is skiing",
         "prompts": "data/man-skiing.csv",
-        "decode": {},
+        **no_own_settings(),
     }
     change_params(project, QUICK, {CLIP: clip})
     return project

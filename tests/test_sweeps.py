@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tav.config import no_own_settings
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 
 
@@ -29,7 +30,9 @@ def parents(project: Path) -> dict[str, str]:
 @pytest.mark.timeout(1000)
 def test_a_sweep_and_a_queue(tmp_path: Path) -> None:
     project = fresh_clone(tmp_path / "project")
-    clips = {"ball": {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", "decode": {}}}
+    clips = {
+        "ball": {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", **no_own_settings()}
+    }
     change_params(project, QUICK, clips)
     (project / "data/ball.csv").write_text("name,prompt\nblue,a blue ball is bouncing\n")
     run(project, "git", "commit", "-qam", "one clip")

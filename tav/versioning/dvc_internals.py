@@ -178,7 +178,7 @@ def complete_records(project: ProjectFile) -> None:
 
     entries = project.lockfile_contents.get("stages", {})
     incomplete = [name for name, entry in entries.items() if not any(map(is_own_key, _recorded_parameters(entry)))]
-    completed = {}
+    completed: dict[str, Any] = {}
     for name in incomplete:
         if name not in project.stages:
             continue

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 
+from tav.config import no_own_settings
 from tests.support.killing import CLIP, Command, make_project
 from tests.support.projects import change_params, fresh_clone, run
 from tests.support.servers import flow_states, serving
@@ -105,7 +106,7 @@ def test_edit_batch(tmp_path: Path, prefect: dict[str, str]) -> None:
     """By the deployment, with the embedded model and MLflow."""
     count = 200
     project = fresh_clone(tmp_path / "project")
-    clip = {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", "decode": {}}
+    clip = {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", **no_own_settings()}
     quick = {"tune": {"steps": 4}, "invert": {"steps": 3}, "edit": {"steps": 3}, "runtime": {"device": "cpu"}}
     change_params(project, quick, {CLIP: clip})
     write_rows(project, count)

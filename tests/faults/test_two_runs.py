@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tav.config import no_own_settings
 from tests.support.killing import (
     CLIP,
     OTHER,
@@ -62,7 +63,7 @@ def test_the_same_clip_is_refused_and_another_is_not(forked: tuple[Path, Path, f
     assert stop_when(first, project, checkpoint_is_being_written)
     for entry_point in ENTRY_POINTS:
         check_refused(entry_point, project)
-    ball = {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", "decode": {}}
+    ball = {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", **no_own_settings()}
     change_params(project, {}, {CLIP: ball, OTHER: ball})
     wait(Forked(project, OTHER))
     first.send(signal.SIGCONT)

@@ -19,6 +19,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from tav.config import no_own_settings
 from tests.support.models import small_base
 from tests.support.projects import change_params, environment, fresh_clone
 
@@ -45,7 +46,7 @@ def make_project(folder: Path, *clips: str, **settings: object) -> Path:
     """A fresh clone with a model and clips (one, unless named) so small that importing torch takes most of the time."""
     project = fresh_clone(folder)
     small_base(project / "models/tiny")
-    clip = {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", "decode": {}}
+    clip = {"video": "data/ball.mp4", "caption": "a red ball", "prompts": "data/ball.csv", **no_own_settings()}
     change_params(project, SETTINGS | settings, dict.fromkeys(clips or (CLIP,), clip))
     (project / "data/ball.csv").write_text("\n".join(["prompt", *ROWS, ""]))
     return project

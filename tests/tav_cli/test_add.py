@@ -12,6 +12,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tav.config import no_own_settings
 from tav.media import importing
 from tests.support.projects import ROOT
 from tests.support.tav_command import Tav, change, contents, read_yaml
@@ -38,6 +39,7 @@ def test_add_copies_a_video_and_keeps_params_yaml(tav: Tav, new: Path, tmp_path:
         "video": "data/mein-video-1.mp4",
         "caption": "a ball: red",
         "prompts": "data/mein-video-1.csv",
+        **no_own_settings(),
         "decode": {"frames": 4},
     }
     assert (new / "data/mein-video-1.mp4").read_bytes() == video.read_bytes()

@@ -76,6 +76,16 @@ def test_edit_says_what_is_wrong_and_the_report_shows_it(
     assert set(scores["scores"]) >= {"textual_alignment", "alignment_gain", "frame_consistency", "warping_error"}
 
 
+def test_edit_that_could_not_be_written_is_refused_before_it_is_rendered(
+    tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(RowBatch, "render", lambda *_: pytest.fail("rendered"))
+    (done / "results/ball/quick").write_text("in the place of a folder")
+    assert tav("edit", "ball", "a green ball").error == (
+        "error: quick edits: the results of the clip ball cannot be written to results/ball/quick: File exists\n"
+    )
+
+
 def test_edit_with_other_settings_is_another_video_and_goes_into_the_csv(tav: Tav, done: Path) -> None:
     assert tav("edit", "ball", "a blue ball").out == "results/ball/quick/a-blue-ball.mp4\n"
     ended = tav("edit", "ball", "a blue ball", "--guidance-scale", 2, "--negative-prompt", "red", "--add")

@@ -16,9 +16,11 @@ import psutil
 import pytest
 
 from tasks.clip_stages import ClipStages
+from tav.config import write_overrides
 from tav.config.stages import STAGES
 from tav.reports import report as reports
 from tav.runtime.events import ClipFinished, StageFailed, StageStarted, StageUpToDate
+from tav.versioning.dvc_pipeline import DvcPipeline
 from tav_cli import run as runner
 from tav_model.errors import TavError
 from tests.support.tav_command import Ended, Tav, contents, read_yaml, start_tav
@@ -120,6 +122,41 @@ def test_run_names_what_has_failed(tav: Tav, done: Path, monkeypatch: pytest.Mon
     assert tav("run", "--set", "edit.steps=2") == (1, "", "error: no Prefect server can be started\n")
 
 
+def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(runner, "_run_flow", lambda root, clips, overrides, progress: asked.append(overrides))
+    ended = tav("run", "ball", "--set", "edit.steps=2", "--set", "runtime.edit_batch=3", "--set-all", "seed=7", "-q")
+    assert ended.code == 0, ended.err
+    assert asked.pop() == {"clips.ball.edit.steps": "2", "runtime.edit_batch": "3", "seed": "7"}
+    write_overrides(done / "params.yaml", {"clips.ball.edit.steps": 3, "clips.ball.base_model": "toyworld/."})
+    for arguments in (["--set-all", "edit.steps=5"], ["--set-all", "edit={steps: 5}"]):
+        ended = tav("run", "ball", *arguments)
+        assert "ball: keeps its own edit.steps, 3 (clips.ball.edit.steps in params.yaml)\n" in ended.err
+        assert "base_model" not in ended.err
+    assert "keeps" not in tav("run", "ball", "--set-all", "tune.steps=5").err
+    assert "keeps" not in tav("run", "cube", "--set-all", "edit.steps=5").err
+    assert tav("run", "ball", "--set", "edit.step=2").error == (
+        "error: params.yaml: override clips.ball.edit.step: unknown key; did you mean steps? "
+        "(allowed: steps, guidance_scale, negative_prompt, start, precision)\n"
+    )
+    assert "--set-all: 'x' is not allowed" in tav("run", "--set-all", "x").error
+    assert "no model 'none'" in tav("run", "ball", "--set", "base_model=none").error
+
+
+def test_run_of_a_clip_in_use_is_refused_at_once(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(runner, "_run_flow", lambda root, clips, overrides, progress: asked.append(clips))
+    monkeypatch.setattr(DvcPipeline, "is_current", lambda *_: False)
+    in_use = f"is in use by process {os.getpid()} (stage tune); wait for it"
+    with ClipStages(done, "ball").prepared("tune", "tune"):
+        assert tav("run", "ball", "--set", "edit.steps=9").error == f"error: run: the clip ball {in_use}\n"
+        assert asked == []
+        shutil.copytree(done / "results/ball", done / "results/cube")
+        tav("run", "ball", "cube")  # The other one is free.
+        assert asked == [["ball", "cube"]]
+    assert "steps: 9" not in (done / "params.yaml").read_text()
+
+
 def test_a_report_that_fails_fails_no_run(
     tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,7 +196,9 @@ def test_run_refuses_mistakes_before_any_work(tav: Tav, new: Path, arguments: li
 
 
 @pytest.mark.timeout(200)
-def test_run_is_stopped_by_an_interrupt_and_nothing_is_left_running(done: Path, isolated: Path, tmp_path: Path) -> None:
+def test_run_is_stopped_by_an_interrupt_and_nothing_is_left_running(
+    tav: Tav, done: Path, isolated: Path, tmp_path: Path
+) -> None:
     checkpoints = done / ".tav" / "checkpoints" / "ball"
     with (tmp_path / "err").open("w") as err:
         process = start_tav(done, isolated, "run", "ball", "--set", "tune.steps=90000", stderr=err, stdout=err)
@@ -176,9 +215,16 @@ def test_run_is_stopped_by_an_interrupt_and_nothing_is_left_running(done: Path, 
     assert lines[0] == "ball: decode, encode up to date"
     assert lines[-1] == "stopped; run the same command again to resume" and "Traceback" not in " ".join(lines)
     assert psutil.wait_procs([server], timeout=30)[1] == []
-    assert read_yaml(done / "params.yaml")["tune"]["steps"] == 90000
     message = "interrupted; the next run resumes where this one stopped"
     assert prefect_runs(done, "flow")[-1][1:] == ("CANCELLED", "Cancelled", message)
     states = {name: rest for name, *rest in prefect_runs(done, "task")}
     assert states["tune: ball"] == ["CANCELLED", "Cancelled", message]
     assert "Crash" not in (done / "logs/run.log").read_text()
+    params = read_yaml(done / "params.yaml")
+    assert params["clips"]["ball"]["tune"] == {"steps": 90000} and params["tune"]["steps"] == 2
+    step = max(int(path.stem.removeprefix("step-")) for path in checkpoints.glob("step-*"))
+    resumes = f"resumes from the checkpoint of step {step} of 90000"
+    assert f"clips.ball.tune.steps unset → 90000; {resumes}" in " ".join(tav("status", "ball").out.split())
+    # Of other settings there is no checkpoint.
+    (done / "params.yaml").write_text((done / "params.yaml").read_text().replace("90000", "90001"))
+    assert "checkpoint" not in tav("status", "ball").out

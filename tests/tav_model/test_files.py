@@ -1,5 +1,6 @@
 """Atomic files and folders: permissions, failures, and JSON as it was written."""
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -8,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tav_model.errors import TavError
-from tav_model.files import atomic_file, atomic_folder, read_json, read_text, write_json, write_text
+from tav_model.errors import FullDiskError, TavError
+from tav_model.files import atomic_file, atomic_folder, read_json, read_text, write_json, write_problem, write_text
 
 
 @pytest.fixture(params=[0o022, 0o077, 0o002])
@@ -21,6 +22,29 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_folder_that_cannot_be_written_to_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert write_problem(tmp_path / "new/folder") is None
+    assert [*(tmp_path / "new/folder").iterdir()] == []
+    (tmp_path / "file").touch()
+    assert write_problem(tmp_path / "file") == "File exists"
+    assert write_problem(tmp_path / "file/folder") == "Not a directory"
+    (tmp_path / "broken").symlink_to(tmp_path / "missing/folder")
+    assert write_problem(tmp_path / "broken") is not None
+
+    def fails(number: int) -> None:
+        def touch(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(Path, "touch", touch)
+
+    fails(errno.EROFS)
+    assert write_problem(tmp_path) == "Read-only file system"
+    fails(errno.ENOSPC)
+    with pytest.raises(FullDiskError):
+        write_problem(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"new", "file", "broken"}
 
 
 def test_permissions_are_those_that_the_umask_leaves(tmp_path: Path, umask: int) -> None:

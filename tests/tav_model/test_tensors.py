@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tav_model.errors import TavError
-from tav_model.tensors import check_tensors, load_tensors, save_tensors
+from tav_model.tensors import check_tensors, load_tensors, read_metadata, save_tensors
 
 TENSORS = {"a": torch.arange(6.0).view(2, 3).T, "b": torch.tensor([1, 2], dtype=torch.bfloat16)}
 METADATA = {"stage": "encode", "axes": "b c", "fps": "8"}
@@ -17,7 +17,7 @@ METADATA = {"stage": "encode", "axes": "b c", "fps": "8"}
 def test_tensors_and_metadata_are_loaded_as_they_were_saved(tmp_path: Path):
     save_tensors(tmp_path / "x.safetensors", TENSORS, METADATA)
     tensors, metadata = load_tensors(tmp_path / "x.safetensors")
-    assert tensors.keys() == TENSORS.keys() and metadata == METADATA
+    assert tensors.keys() == TENSORS.keys() and metadata == METADATA == read_metadata(tmp_path / "x.safetensors")
     assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
 
 

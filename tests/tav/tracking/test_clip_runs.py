@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tav.config import load_params
+from tav.config import load_params, write_overrides
 from tav.config.metrics import METRICS
 from tav.config.prompts import EditRow
 from tav.tracking.clip_runs import ClipRuns
@@ -73,6 +73,19 @@ def test_a_mistake_before_anything_was_done_leaves_no_run(project: Path) -> None
     with pytest.raises(TavError), clip_runs(project).reporting("edit"):
         raise TavError("no such prompt")
     assert runs(project) == []
+
+
+def test_a_run_has_the_settings_of_its_clip(project: Path) -> None:
+    before = clip_runs(project)._settings(load_params(project / "params.yaml"))
+    own = {f"clips.{CLIP}.edit.steps": 7, f"clips.{CLIP}.seed": 8, f"clips.{CLIP}.attention.spatial": ["self"]}
+    params = write_overrides(project / "params.yaml", own)
+    settings = ClipRuns(project, CLIP, params)._settings(params)
+    assert {name for name in settings if settings[name] != before[name]} == {"edit.steps", "seed", "attention.spatial"}
+    assert settings.keys() == before.keys()
+    with (edit := clip_runs(project)).reporting("edit"):
+        edit.edit(edit_row("cube"))
+    (parent,) = [run for run in runs(project) if run.data.tags["tav.kind"] == "pipeline"]
+    assert (parent.data.params["edit.steps"], parent.data.params["attention.spatial"]) == ("7", "self")
 
 
 def test_tags_have_the_hashes_of_dvc_lock(project: Path) -> None:

@@ -220,6 +220,17 @@ def test_both_entry_points_run_the_stages_after_a_clips_own_setting(done, tmp_pa
     assert bring_up_to_date(done) == []
 
 
+@pytest.mark.slow
+def test_an_experiment_changes_one_clip(done):
+    commit_all(done)
+    for scale in (2, 9):  # The key is new in the first, and there already in the second.
+        dvc(done, "exp", "run", "-q", "-S", f"++clips.ball.edit.guidance_scale={scale}", "score@ball")
+        assert take_runs(done) == ["edit@ball", "score@ball"]
+        assert load_params(done / "params.yaml").for_clip("ball").edit.guidance_scale == scale
+    assert "up to date" in dvc(done, "status")
+    assert bring_up_to_date(done) == []
+
+
 def test_a_common_setting_that_a_clip_replaces_does_not_concern_it(done):
     change_clip(done, "ball", "edit", "edit: {steps: 5}")
     assert bring_up_to_date(done) == ["edit@ball", "score@ball"]
