@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -68,16 +69,21 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
 
 
 def write_problem(folder: str | Path) -> str | None:
-    """Return why no file can be written to a folder, which is made where it is missing; None where one can.
+    """Return why no file can be written to a folder, which may be missing; None where one can.
 
-    It is found out by writing, because permissions alone do not tell: a file system may be mounted read-only.
+    It is found out by writing to the folder, or to that in which it would be made, because permissions alone do not tell:
+    a file system may be mounted read-only.
 
     Raises:
         FullDiskError: the disk is full.
     """
+    path = Path(folder)
+    existing = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not existing.is_dir():
+        return os.strerror(errno.ENOTDIR)
     with explained_full_disk(folder):
         try:
-            with _temporary_folder(Path(folder)) as temporary:
+            with _temporary_folder(existing) as temporary:
                 (temporary / "file").touch()
         except OSError as error:
             if error.errno in FULL_DISK_ERRORS:

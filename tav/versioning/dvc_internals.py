@@ -189,7 +189,8 @@ def complete_records(project: ProjectFile) -> None:
                 if not keys:
                     continue  # a stage that a user has added
                 dependency.hash_info.value |= {key: no_own_settings()[key.rpartition(".")[2]] for key in keys}
-                stage.repo.stage_cache.save(stage)
+                if all(one.exists for one in stage.deps):  # Otherwise DVC cannot hash them; dvc.lock is enough.
+                    stage.repo.stage_cache.save(stage)
                 completed |= to_lockfile(stage)
     if completed:
         path = Path(project.repo.root_dir) / "dvc.lock"

@@ -82,7 +82,7 @@ def test_edit_that_could_not_be_written_is_refused_before_it_is_rendered(
     monkeypatch.setattr(RowBatch, "render", lambda *_: pytest.fail("rendered"))
     (done / "results/ball/quick").write_text("in the place of a folder")
     assert tav("edit", "ball", "a green ball").error == (
-        "error: quick edits: the results of the clip ball cannot be written to results/ball/quick: File exists\n"
+        "error: quick edits: the results of the clip ball cannot be written to results/ball/quick: Not a directory\n"
     )
 
 

@@ -125,7 +125,7 @@ def test_run_names_what_has_failed(tav: Tav, done: Path, monkeypatch: pytest.Mon
 def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict[str, Any]] = []
     monkeypatch.setattr(runner, "_run_flow", lambda root, clips, overrides, progress: asked.append(overrides))
-    ended = tav("run", "ball", "--set", "edit.steps=2", "--set", "runtime.edit_batch=3", "--set-all", "seed=7", "-q")
+    ended = tav("run", "ball", "--set", "edit.steps=2", "--set", "runtime.edit_batch=3", "--set-all", "seed=7")
     assert ended.code == 0, ended.err
     assert asked.pop() == {"clips.ball.edit.steps": "2", "runtime.edit_batch": "3", "seed": "7"}
     write_overrides(done / "params.yaml", {"clips.ball.edit.steps": 3, "clips.ball.base_model": "toyworld/."})

@@ -26,12 +26,13 @@ def mode(path: Path) -> int:
 
 def test_a_folder_that_cannot_be_written_to_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert write_problem(tmp_path / "new/folder") is None
-    assert [*(tmp_path / "new/folder").iterdir()] == []
+    assert [*tmp_path.iterdir()] == []
+    (tmp_path / "new").mkdir()
+    assert write_problem(tmp_path / "new") is None and [*(tmp_path / "new").iterdir()] == []
     (tmp_path / "file").touch()
-    assert write_problem(tmp_path / "file") == "File exists"
-    assert write_problem(tmp_path / "file/folder") == "Not a directory"
     (tmp_path / "broken").symlink_to(tmp_path / "missing/folder")
-    assert write_problem(tmp_path / "broken") is not None
+    for name in ("file", "file/folder", "broken", "broken/folder"):
+        assert write_problem(tmp_path / name) == "Not a directory"
 
     def fails(number: int) -> None:
         def touch(*_: object, **__: object) -> None:

@@ -273,6 +273,8 @@ def test_results_of_earlier_versions_stay_valid(done):
 def test_what_changed_since_an_earlier_version_is_run(done):
     for name in ("params.yaml", "dvc.lock"):
         (done / name).write_text(without_own_settings((done / name).read_text()))
+    shutil.rmtree(done / "results")  # as in a clone before the first pull
+    assert bring_up_to_date(done, ["man-skiing_2"]) == []
     change(done, "tune: {steps: 60", "tune: {steps: 70")
     assert bring_up_to_date(done, ["ball"]) == [f"{stage}@ball" for stage in ("tune", "invert", "edit", "score")]
 
