@@ -1,4 +1,7 @@
-"""Artifacts on Prefect's pages: how far a run is, its scores, its contact sheet, and a link to its MLflow run."""
+"""What Prefect's pages and logs show beside the states: the result of each clip in one artifact, and how far loops are.
+
+A run's page lists the artifacts of the flow before those of its tasks: the results lead, and the progress follows.
+"""
 
 from __future__ import annotations
 
@@ -12,20 +15,20 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 from prefect import get_run_logger
-from prefect.artifacts import (
-    create_image_artifact,
-    create_link_artifact,
-    create_progress_artifact,
-    create_table_artifact,
-    update_progress_artifact,
-)
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
 
 from tasks.clip_stages import ClipStages
+from tav.config.metrics import HEADLINES
 from tav.config.paths import Project
-from tav.config.results import read_scores
+from tav.config.results import read_record, read_scores
 from tav.runtime.events import Event, LoopProgressed
+from tav.runtime.progress import clock, count_text, values_text
+from tav.tracking.pages import run_page
+from tav_model.files import read_json
 
 SECONDS = 2.0
+LOG_SECONDS = 10.0
+LOG_STEP = 25  # percentage points
 
 
 class ProgressArtifacts:
@@ -40,12 +43,12 @@ class ProgressArtifacts:
 
     def __call__(self, event: Event) -> None:
         """Update the artifact of a loop, at most every few seconds."""
-        if not isinstance(event, LoopProgressed) or not event.total or (event.stage == "edit" and event.row is None):
+        if not isinstance(event, LoopProgressed) or not (total := _shown_total(event)):
             return
-        what = event.title if event.row is None else f"{event.clip} {event.row}"
+        what = _title(event)
         with self._mutex:
             artifact = self._artifacts.setdefault(what, _ProgressArtifact(what))
-        artifact.update(100 * event.done / event.total, event.time)
+        artifact.update(100 * event.done / total, event.time)
 
 
 class _ProgressArtifact:
@@ -65,24 +68,93 @@ class _ProgressArtifact:
             _attempt(lambda: update_progress_artifact(artifact, percentage))
 
 
-def publish_results(clip: str, root: Path) -> None:
-    """Show the scores of a clip as a table and, where MLflow has an address, its run and the contact sheet."""
-    stages = ClipStages(root, clip)
-    scores = read_scores(Project(root).scores(clip))
-    rows = [{"edit": name} | {metric: round(value, 4) for metric, value in row.items()} for name, row in scores.items()]
-    _attempt(lambda: create_table_artifact(rows, _key("scores", clip), f"The edits of {clip}"))
+class ProgressLogs:
+    """Log how far loops are, with the time that is left, in the log of the task run that works; a subscriber of events.
 
+    A line at the end of each loop, and before that at most every 10 s, or where a quarter more is done.
+    """
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._loops: dict[str, tuple[LoopProgressed, LoopProgressed]] = {}  # the first, and the last that was logged
+
+    def __call__(self, event: Event) -> None:
+        """Log an event if it is worth a line."""
+        if not isinstance(event, LoopProgressed) or not (total := _shown_total(event)):
+            return
+        what, percentage = _title(event), 100 * event.done / total
+        with self._mutex:
+            first, last = self._loops.get(what, (event, event))
+            has_advanced = percentage // LOG_STEP > 100 * last.done / total // LOG_STEP
+            is_due = event.done == total or has_advanced or event.time >= last.time + LOG_SECONDS
+            self._loops[what] = first, event if is_due else last
+        if not is_due:
+            return
+        parts = [f"{what}: {percentage:.0f}%", count_text(event)]
+        if first.done < event.done < total:
+            left = (event.time - first.time) * (total - event.done) / (event.done - first.done)
+            parts.append(f"{clock(left)} left")
+        if event.values:
+            parts.append(values_text(event.values))
+        _attempt(lambda: get_run_logger().info(", ".join(parts)))
+
+
+def _shown_total(event: LoopProgressed) -> int:
+    """Return the total of a loop; 0 for one that is not shown. Rows are shown in place of the stage `edit`."""
+    return 0 if event.total is None or (event.stage == "edit" and event.row is None) else event.total
+
+
+def _title(event: LoopProgressed) -> str:
+    return event.title if event.row is None else f"{event.title} {event.row}"
+
+
+def publish_results(clip: str, root: Path) -> None:
+    """Show a clip's result as one artifact: its contact sheet, its scores, and links to its report and its MLflow run."""
+    key, text = _key("result", clip), result_text(clip, root)
+    _attempt(lambda: create_markdown_artifact(text, key, f"Contact sheet, scores and report of {clip}"))
+
+
+def result_text(clip: str, root: Path) -> str:
+    """Return a clip's result as Markdown. Where MLflow has no address, it names files in place of picture and links."""
+    stages = ClipStages(root, clip)
+    project = Project(root)
+    report, sheet, edits = (
+        path.relative_to(root) for path in (project.report(clip), project.contact_sheet(clip), project.edits(clip))
+    )
+    parts = [f"# {clip}: {_escaped(stages.settings.caption)}"]
     address = mlflow_address(stages.params.tracking.uri)
     found = stages.runs.find() if address else None
-    if found is None:
-        return
-    experiment, run = found
-    page = f"{address}/#/experiments/{experiment}/runs/{run}"
-    sheet = f"{address}/get-artifact?path=contact-sheet.png&run_uuid={run}"
-    _attempt(
-        lambda: create_link_artifact(page, f"{clip} in MLflow", _key("mlflow", clip), "Parameters, curves, videos")
-    )
-    _attempt(lambda: create_image_artifact(sheet, _key("contact-sheet", clip), f"The source and the edits of {clip}"))
+    if address and found:
+        picture = f"{address}/get-artifact?path={sheet.name}&run_uuid={found[1]}"
+        parts.append(f"![The source and the edits of {clip}]({picture})")
+        parts.append(
+            f"[Report with the videos]({run_page(address, *found, report.name)}) · "
+            f"[Run in MLflow]({run_page(address, *found)})"
+        )
+    parts.append(_score_table(project, clip))
+    parts.append(f"Files: `{report}` (`tav report {clip} --open`), `{sheet}`, videos in `{edits}/`")
+    return "\n\n".join(parts)
+
+
+def _score_table(project: Project, clip: str) -> str:
+    """Return the headline scores of the source, of each edit and on average, as a table in Markdown."""
+    metrics = read_json(project.scores(clip) / "metrics.json")
+    columns = [metric for metric in HEADLINES if metric.key in metrics["mean"]]
+    rows = [("*source*", metrics["source"])]
+    for name, values in read_scores(project.scores(clip)).items():
+        prompt = read_record(project.edits(clip) / f"{name}.json").get("prompt", name)
+        rows.append((_escaped(prompt), values))
+    rows.append(("**mean**", metrics["mean"]))
+    lines = [["edit", *(f"{metric.label} {'↑' if metric.higher_is_better else '↓'}" for metric in columns)]]
+    lines.append(["---", *("---:" for _ in columns)])
+    for label, values in rows:
+        lines.append([label, *(metric.text(values[metric.key]) if metric.key in values else "" for metric in columns)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escaped(text: str) -> str:
+    """Escape what Markdown and HTML would act on in a prompt or a caption."""
+    return re.sub(r"[\\`*_{}\[\]<>()#+!|&~-]", lambda match: f"&#{ord(match[0])};", text)
 
 
 def mlflow_address(uri: str | None) -> str | None:

@@ -25,7 +25,7 @@ from http.client import HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from flows.project_database import project_database
 from tav.runtime.exit_status import ExitStatus
@@ -135,13 +135,17 @@ def serve(root: Path) -> None:
     if api.hostname not in ("127.0.0.1", "localhost") or api.port is None:
         raise TavError(f"prefect.toml: api.url: {api.geturl()!r} must be http://127.0.0.1:PORT/api to be served here")
     mlflow_port = mlflow_port_setting()
-    uri = load_params(root / "params.yaml").tracking.uri
+    tracking = load_params(root / "params.yaml").tracking
+    uri = tracking.uri
     if uri is not None:
         uri = resolve_uri(uri, root)
     serves_mlflow = uri is not None and not uri.startswith("http")
     mlflow = f"http://127.0.0.1:{mlflow_port}" if serves_mlflow else redact(uri or "")
     prefect = f"http://127.0.0.1:{api.port}"
     environment = os.environ | project_database(root) | {"TAV_MLFLOW_URL": mlflow}  # for the links on Prefect's pages
+    # Without these two, `prefect deployment run --watch` shows the states of a run, but not its log.
+    environment.setdefault("PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED", "true")
+    environment.setdefault("PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED", "true")
 
     with _only_one(root, prefect, mlflow), _Supervisor(root, environment) as supervisor:
         _check_free(api.port, "prefect.toml: api.url", api.geturl())
@@ -149,6 +153,7 @@ def serve(root: Path) -> None:
             _check_free(mlflow_port, "TAV_MLFLOW_PORT")
         supervisor.start("prefect-server", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(api.port))
         if uri is not None and serves_mlflow:
+            _create_experiment(uri, tracking.experiment, root)
             # The address may hold a password, and everyone on the machine sees the arguments of processes.
             environment["MLFLOW_BACKEND_STORE_URI"] = uri
             # The server's job runner, which nothing here uses, would start eight more processes.
@@ -288,6 +293,14 @@ def _lock_path(root: Path) -> Path:
     return root / ".tav" / "services.lock"
 
 
+def _create_experiment(uri: str, experiment: str, root: Path) -> None:
+    """Create the experiment, so that its page can be opened before the first run; the server reports a broken store."""
+    from tav.tracking.store import Store
+
+    with contextlib.suppress(Exception):
+        Store(uri, experiment, root).connect()
+
+
 def _run_prefect(root: Path, *command: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "prefect", *command],
@@ -321,6 +334,25 @@ def api_url(root: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError):
         raise TavError('prefect.toml: no api.url; it should be "http://127.0.0.1:4200/api"') from None
     return str(url).rstrip("/")
+
+
+def mlflow_page(root: Path, address: str) -> str:
+    """Return the page of the project's MLflow experiment: its list of runs.
+
+    Args:
+        root: the project's folder, whose params.yaml names the experiment.
+        address: of an MLflow server; returned as it is where the server does not know the experiment.
+    """
+    from tav.config import load_params
+    from tav.tracking.pages import experiment_page
+
+    name = quote(load_params(root / "params.yaml").tracking.experiment)
+    url = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 (the address of `Services`)
+            return experiment_page(address, json.load(answer)["experiment"]["experiment_id"])
+    except (OSError, ValueError, KeyError, HTTPException):
+        return address
 
 
 def mlflow_port_setting() -> int:

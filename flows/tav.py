@@ -10,6 +10,7 @@ nothing to do, and the other way round.
 from __future__ import annotations
 
 import contextlib
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from pathlib import Path
@@ -21,16 +22,17 @@ from prefect.futures import PrefectFuture
 from prefect.runtime import flow_run
 from prefect.states import Completed, Failed
 
-from flows.artifacts import ProgressArtifacts, publish_results
+from flows.artifacts import ProgressArtifacts, ProgressLogs, publish_results
 from flows.edit_rows import EditRows, run_row
 from flows.observers import observers
 from flows.pipeline_run import RETRIES, PipelineRun, cached, interrupted
 from flows.ray_rows import render_rows_on_ray
 from tasks.model_loading import import_libraries
 from tav.config import load_params, write_overrides
-from tav.reports.report import update_reports
+from tav.config.metrics import headlines_text
 from tav.runtime.devices import DevicePool, Slot, choose_devices
 from tav.runtime.events import ClipFinished, EventStream, Stopped
+from tav.runtime.progress import clock
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import read_json
 
@@ -59,7 +61,7 @@ def tav(
         pool = DevicePool(choose_devices(load_params(root / "params.yaml").runtime.device))
     except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
-    events = EventStream(ProgressArtifacts(), *observers())
+    events = EventStream(ProgressArtifacts(), ProgressLogs(), *observers())
     run = PipelineRun(root, chosen, events, pool, {"prefect.flow_run_id": str(flow_run.id)})
 
     try:
@@ -110,8 +112,9 @@ def run_clip(run: PipelineRun, clip: str) -> str | None:
             logger.warning("%s: %s", clip, warning)
         if _run_stages(run, clip):
             publish_results(clip, run.root)
-        scores = ", ".join(f"{name} {value:.4f}" for name, value in _mean_scores(run, clip).items())
-        logger.info("%s: %s", clip, scores)
+        stages = run.stages(clip)
+        report = stages.project.report(clip).relative_to(run.root)
+        logger.info("%s: %s; report: %s", clip, headlines_text(_mean_scores(run, clip)), report)
     except (TavError, FullDiskError) as failure:
         error = first_line(failure)
         logger.error("%s: %s", clip, failure)
@@ -198,15 +201,18 @@ def run_stage(
     try:
         before = run.dvc.snapshot(stage, clip)
         import_libraries()
-        run.stages(clip).run(stage, slot)
+        started = time.monotonic()
+        stages = run.stages(clip)
+        stages.run(stage, slot)
         if stage == "score":
-            update_reports(run.root, clip)
+            stages.report()
         run.dvc.commit(stage, clip, before)
     except (TavError, FullDiskError) as error:
         return Failed(message=str(error))
     except Stopped:
         return interrupted()
-    return Completed(message=f"{stage} of {clip} done")
+    result = f": {headlines_text(_mean_scores(run, clip))}" if stage == "score" else ""
+    return Completed(message=f"{stage} of {clip} done in {clock(time.monotonic() - started)}{result}")
 
 
 def _mean_scores(run: PipelineRun, clip: str) -> dict[str, float]:

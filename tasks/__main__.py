@@ -78,9 +78,7 @@ def run(stage: str, clip: str | None) -> None:
             print(f"warning: {warning}", file=sys.stderr)
         stages.run(stage)
         if stage == "score":
-            from tav.reports.report import update_reports
-
-            update_reports(root, name)
+            stages.report()
 
 
 if __name__ == "__main__":

@@ -405,6 +405,13 @@ class ClipStages:
         resolved = self._read_only_batch(rows).rows
         return [row.name for row in resolved if records[row.name].get("identity") == row.identity]
 
+    def report(self) -> None:
+        """Write the clip's report and the overview, and log the report to MLflow, after the stage `score` has ended."""
+        from tav.reports.report import update_reports
+
+        update_reports(self.root, self.clip)
+        self.runs.report()
+
     def _contact_sheet(self) -> None:
         from tav.media.contact_sheet import write_contact_sheet
         from tav_model.video import read_video
@@ -416,14 +423,18 @@ class ClipStages:
         write_contact_sheet(self.project.contact_sheet(self.clip), rows)
 
     def _log_model(self) -> None:
-        """Log the tuned model, with everything that rendering a prompt needs, once per tuning and inversion."""
+        """Log the tuned model, with everything that rendering a prompt needs.
+
+        There is one for each tuning and inversion: a run that reuses them, with other settings of the section `edit`, is
+        linked to the model of the run that they come from.
+        """
         run = self.runs.pipeline
         if not run.tracked:
             return
         tuned, inverted = self.project.tuned(self.clip), self.project.inverted(self.clip)
-        sections = self.params.model_dump_json(include={"base_model", "seed", "attention", "edit"})
+        sections = self.params.model_dump_json(include={"base_model", "seed", "attention"})
         identity = digest(tuned / "tuned.json", inverted, sections)
-        if run.tag("tav.model") == identity:
+        if run.link_model(identity):
             return
         folder = self.project.work / "mlflow" / self.clip / "model"
         shutil.rmtree(folder, ignore_errors=True)
@@ -432,8 +443,7 @@ class ClipStages:
                 from tasks import mlflow_model
 
                 mlflow_model.save(folder, self.params, tuned, inverted)
-            run.log_artifact(folder)
-            run.set_tags({"tav.model": identity})
+            run.log_model(folder, identity, mlflow_model.parameters(self.params))
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -1,5 +1,7 @@
 """The tuned model as MLflow loads it: `mlflow.pyfunc.load_model("runs:/RUN/model").predict(prompts)`.
 
+A run that reuses the tuning of another has a link to that run's model, which `models:/ID` loads.
+
 MLflow runs this file where the model is loaded ("models from code": nothing is pickled). The tuned weights and the
 inverted latents are the model's files, the parameters its configuration.
 """
@@ -15,6 +17,7 @@ import pandas as pd
 from mlflow.pyfunc.model import PythonModel
 
 from tav.config import Params
+from tav.config.dotted_keys import flatten
 
 COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed")
 
@@ -46,6 +49,12 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path) -> None:
         signature=ModelSignature(Schema(inputs), Schema(outputs)),
         pip_requirements=["tav", "mlflow"],
     )
+
+
+def parameters(params: Params) -> dict[str, Any]:
+    """Return what MLflow shows beside the model: how it was tuned, and the settings of edits where a row has none."""
+    sections = params.model_dump(mode="json", include={"base_model", "seed", "attention", "tune", "invert", "edit"})
+    return flatten(sections)
 
 
 class TunedClip(PythonModel):

@@ -17,7 +17,10 @@ def up(root: Path) -> None:
     with ProgressBars() as bars, bars.activity("starting Prefect and MLflow"):
         started = services.start(root)
     print(f"Prefect   {started.prefect}")
-    print(f"MLflow    {started.mlflow or 'none: tracking.uri is null in params.yaml'}")
+    mlflow = (
+        services.mlflow_page(root, started.mlflow) if started.mlflow else "none: tracking.uri is null in params.yaml"
+    )
+    print(f"MLflow    {mlflow}")
     print("ready: prefect deployment run tav/edit-batch --watch      (stop: tav down)")
 
 

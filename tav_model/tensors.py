@@ -74,6 +74,17 @@ def read_metadata(path: str | Path) -> dict[str, str]:
         raise TavError(f"{path}: not a complete safetensors file ({error})") from None
 
 
+def read_shapes(path: str | Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Return the shapes of the tensors in a safetensors file by name, and its metadata, without reading the tensors.
+
+    Raises:
+        TavError: the file is missing, truncated or not safetensors.
+    """
+    with _open_tensors(path, "cpu") as file:
+        names = file.keys()
+        return {name: list(file.get_slice(name).get_shape()) for name in names}, dict(file.metadata() or {})
+
+
 def check_tensors(path: str | Path) -> None:
     """Check the header of a safetensors file, without reading its tensors.
 

@@ -166,6 +166,13 @@ def shortcomings(scores: Mapping[str, float], source: Mapping[str, float]) -> li
     return found
 
 
+def headlines_text(scores: Mapping[str, float]) -> str:
+    """Return the scores to show first in one line: `text alignment 0.577, frame consistency 0.965`."""
+    return ", ".join(
+        f"{metric.label} {metric.text(scores[metric.key])}" for metric in HEADLINES if metric.key in scores
+    )
+
+
 def format_score(value: float) -> str:
     """Return a score as text tables show it: with four decimals, or two where it is 10 or more, as decibels are."""
     return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"

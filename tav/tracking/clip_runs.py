@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tav.config import RESULT_SECTIONS, parse_params
 from tav.config.dotted_keys import flatten
+from tav.config.metrics import METRICS
 from tav.config.paths import Project
 from tav.config.results import read_scores
 from tav.config.stages import TRACKED_STAGES
@@ -19,13 +20,15 @@ from tav.tracking.system_metrics import peak_memory, system_metrics
 from tav.tracking.tracker import Run, Tracker
 from tav.tracking.tuning_steps import TuningSteps
 from tav.versioning.lock_file import read_lock_file, recorded_hashes
+from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
+from tav_model.tensors import read_shapes
 
 if TYPE_CHECKING:
     from tav.config import Params
     from tav.config.prompts import EditRow
-    from tav.tracking.entries import EndStatus
+    from tav.tracking.entries import Dataset, EndStatus
 
 Settings: TypeAlias = dict[str, str | int | float]
 
@@ -91,8 +94,10 @@ class ClipRuns:
         """Open the tuning's run for as long as the tuning lasts, and yield the subscriber that logs its steps."""
         run = self.pipeline.child("tune", "tune", f"tune {self.clip}")
         run.log_params(flatten({"tune": self.params.tune.model_dump(mode="json")}))
+        for one in (run, self.pipeline):
+            one.log_dataset(self._dataset("tuning"))
         try:
-            with system_metrics(run):
+            with system_metrics(run, after_others=True):
                 yield TuningSteps(run, self.clip)
         except BaseException as error:
             run.finish(_end_status(error))
@@ -141,16 +146,37 @@ class ClipRuns:
             run = self._edit_run(record["identity"], name)
             run.log_params(_edit_parameters(record))
             run.log_artifact(self.project.edits(self.clip) / f"{name}.mp4")
-            run.log_metrics(values)
+            run.log_metrics(_in_catalogue_order(values))
             run.finish()
-        self.pipeline.log_metrics(metrics["mean"])
+        self.pipeline.log_metrics(_in_catalogue_order(metrics["mean"]))
         self.pipeline.log_metrics({f"source.{name}": value for name, value in metrics["source"].items()})
+        self.pipeline.log_dataset(self._dataset("tuning"))
         self.pipeline.set_tags(self._dvc_hashes("decode", "encode", "tune", "invert", "edit"))
         self.pipeline.log_artifact(self.project.scores(self.clip) / "scores.csv")
         self.pipeline.log_artifact(self.project.contact_sheet(self.clip))
 
+    def report(self) -> None:
+        """Log the clip's report, which shows this configuration even when the next one replaces the file."""
+        if (page := self.project.report(self.clip)).exists():
+            self.pipeline.log_artifact(page)
+
     def _edit_run(self, identity: str, name: str) -> Run:
         return self.pipeline.child("edit", identity, f"edit {name}")
+
+    def _dataset(self, context: str) -> Dataset:
+        """Return the clip as a dataset: its frames, at the size and rate at which the stages read them."""
+        frames = self.project.frames(self.clip) / "frames.safetensors"
+        shapes, metadata = read_shapes(frames)
+        count, height, width, _ = shapes["frames"]
+        return {
+            "name": self.clip,
+            "digest": digest(frames),
+            "source": self.params.clip(self.clip).video,
+            "shape": shapes["frames"],
+            "dtype": "uint8",
+            "profile": {"frames": count, "height": height, "width": width, "fps": metadata["fps"]},
+            "context": context,
+        }
 
     def _dvc_hashes(self, *stages: str) -> dict[str, str]:
         """Return DVC's hashes of the video and of the first output of each stage, as tags."""
@@ -177,3 +203,8 @@ def _end_status(error: BaseException) -> EndStatus:
 
 def _edit_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: settings[name] for name in EDIT_PARAMETERS}
+
+
+def _in_catalogue_order(values: Mapping[str, float]) -> dict[str, float]:
+    """Return the scores in the catalogue's order: MLflow's comparison opens on what was logged first."""
+    return {name: values[name] for name in (*METRICS, *values) if name in values}

@@ -67,10 +67,12 @@ class Delivery:
             return self._store.find(key)
         return None
 
-    def tag(self, key: str, name: str) -> str | None:
-        """Return a tag of a run that this process has opened; None without one, or if the store does not answer."""
-        with self._mutex:
-            return self._store.tag(key, name)
+    def has_model(self, identity: str) -> bool:
+        """Return whether the store has the model with this identity; False if the store does not answer."""
+        with self._mutex, contextlib.suppress(Exception):
+            self._connect()
+            return self._store.find_model(identity) is not None
+        return False
 
     def _connect(self) -> None:
         if not self._store.is_connected:

@@ -12,7 +12,7 @@ EndStatus: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 # name, value, step (None for a result, which a later value replaces), time in milliseconds
 MetricPoint: TypeAlias = tuple[str, float, int | None, int]
 
-CONTENT = ("params", "tags", "metrics", "artifact", "status")
+CONTENT = ("params", "tags", "metrics", "dataset", "artifact", "model", "status")
 
 
 class RunIdentity(TypedDict):
@@ -25,6 +25,40 @@ class RunIdentity(TypedDict):
     parent: RunIdentity | None
 
 
+class Dataset(TypedDict):
+    """The data that a run works on, as MLflow describes it.
+
+    Attributes:
+        digest: of the contents; at most 36 characters.
+        source: where the data comes from, relative to the project.
+        shape: of the tensor, in the order of the axes.
+        profile: what else people see of it.
+        context: what the run uses it for.
+    """
+
+    name: str
+    digest: str
+    source: str
+    shape: list[int]
+    dtype: str
+    profile: dict[str, str | int]
+    context: str
+
+
+class Model(TypedDict):
+    """A model that a run has made, or reuses.
+
+    Attributes:
+        identity: a digest of what it is made from.
+        params: parameters to show beside it.
+        path: the folder of the model, which is logged unless the store has it; None: it is only linked.
+    """
+
+    identity: str
+    params: dict[str, str]
+    path: str | None
+
+
 class Content(TypedDict, total=False):
     """The content of an entry.
 
@@ -35,6 +69,8 @@ class Content(TypedDict, total=False):
     params: dict[str, str]
     tags: dict[str, str]
     metrics: list[MetricPoint]
+    dataset: Dataset
+    model: Model
     artifact: tuple[str, str | None]
     status: Literal["RUNNING"] | EndStatus
 

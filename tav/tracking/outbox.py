@@ -36,24 +36,30 @@ class Outbox:
         self._lock_file = root / ".tav" / "tracking-missed.lock"
 
     def append(self, entry: Entry) -> bool:
-        """Keep an entry, with a copy of its artifact.
+        """Keep an entry, with a copy of its artifact or model.
 
         Returns:
-            Whether it was kept: the disk may be full, or the artifact missing.
+            Whether it was kept: the disk may be full, or the file missing.
         """
         try:
             if "artifact" in entry:
                 path, folder = entry["artifact"]
-                copy = self._copies / uuid.uuid4().hex / Path(path).name
-                copy.parent.mkdir(parents=True)
-                (shutil.copytree if Path(path).is_dir() else shutil.copyfile)(path, copy)
-                entry = entry | {"artifact": (copy.relative_to(self.root).as_posix(), folder)}
+                entry = entry | {"artifact": (self._copy(path), folder)}
+            if "model" in entry and entry["model"]["path"] is not None:
+                entry = entry | {"model": entry["model"] | {"path": self._copy(entry["model"]["path"])}}
             with waiting_lock(self._lock_file), self.path.open("a", encoding="utf-8") as file:
                 # If a killed process has left half a line, the newline in front separates this one from it.
                 file.write(f"\n{json.dumps(entry)}\n")
         except OSError:
             return False
         return True
+
+    def _copy(self, path: str) -> str:
+        """Copy a file or a folder to where it can wait, and return its path relative to the project's root."""
+        copy = self._copies / uuid.uuid4().hex / Path(path).name
+        copy.parent.mkdir(parents=True)
+        (shutil.copytree if Path(path).is_dir() else shutil.copyfile)(path, copy)
+        return copy.relative_to(self.root).as_posix()
 
     def replay(self, label: str, uri: str, deliver: Callable[[Entry], None]) -> None:
         """Deliver the entries of one store in order, and keep those that fail and those of other stores.
@@ -102,7 +108,8 @@ class Outbox:
         return entry
 
     def _remove_copy(self, entry: Entry) -> None:
-        if "artifact" in entry:
-            copy = self.root / entry["artifact"][0]
+        path = entry["artifact"][0] if "artifact" in entry else entry["model"]["path"] if "model" in entry else None
+        if path is not None:
+            copy = self.root / path
             if copy.parent.parent == self._copies:
                 shutil.rmtree(copy.parent, ignore_errors=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +13,14 @@ from urllib.parse import urlsplit
 
 from tav.runtime.locks import waiting_lock
 from tav.runtime.redaction import redact
-from tav.tracking.entries import Entry, MetricPoint, RunIdentity
+from tav.tracking.entries import Dataset, Entry, MetricPoint, Model, RunIdentity
+from tav.tracking.pages import VIEW_TAG, experiment_tags
+from tav.tracking.run_names import distinct_name
 from tav_model.errors import TavError, first_line
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
 SERVERS = ("http", "https", "postgresql", "mysql", "mssql")
 # Defaults for MLflow; the user's own settings take precedence. No telemetry, because the project is offline by default;
@@ -31,11 +34,7 @@ ENVIRONMENT = {
 }
 # MLflow's limits for one call (1000 items in total).
 PARAMS_PER_CALL, TAGS_PER_CALL, METRICS_PER_CALL = 100, 100, 800
-# Makes MLflow open the experiment on its runs and their curves; the default page is made for language models.
-EXPERIMENT_TAGS = {
-    "mlflow.experimentKind": "custom_model_development",
-    "mlflow.note.content": "A run for each clip and configuration; below it, the tuning and each edit.",
-}
+MODEL = "model"  # the name of every model: `runs:/RUN/model` loads that of the run which made it
 
 
 def project_root(root: Path) -> Path:
@@ -139,7 +138,7 @@ class Store:
         return self._client is not None
 
     def connect(self) -> None:
-        """Connect to the store, and create the experiment if it does not exist."""
+        """Connect to the store, and create the experiment if it does not exist; an older one gets tags that it lacks."""
         if self._client is not None:
             return
         # Two processes may be the first to open a database.
@@ -147,11 +146,12 @@ class Store:
             client = open_client(self.uri)
             experiment = client.get_experiment_by_name(self.experiment)
             if experiment is None:
-                self._experiment_id = client.create_experiment(self.experiment, self._artifact_location())
-                for name, text in EXPERIMENT_TAGS.items():
-                    client.set_experiment_tag(self._experiment_id, name, text)
+                self._experiment_id, known = client.create_experiment(self.experiment, self._artifact_location()), {}
             else:
-                self._experiment_id = experiment.experiment_id
+                self._experiment_id, known = experiment.experiment_id, experiment.tags
+            for name, text in experiment_tags().items():
+                if name not in known or (name == VIEW_TAG and known[name] != text):
+                    client.set_experiment_tag(self._experiment_id, name, text)
         self._client = client
 
     def disconnect(self) -> None:
@@ -159,16 +159,16 @@ class Store:
         self._client = None
         self._runs.clear()
 
+    @property
+    def experiment_id(self) -> str:
+        """The id of the experiment in the store, once connected."""
+        return self._experiment_id
+
     def find(self, key: str) -> tuple[str, str] | None:
         """Return the ids of the experiment and of the run with this key, if the run exists."""
         self.connect()
         run = self._search(key)
         return (self._experiment_id, run.info.run_id) if run else None
-
-    def tag(self, key: str, name: str) -> str | None:
-        """Return a tag of a run that this process has opened; None if there is none."""
-        run = self._runs.get(key)
-        return run.tags.get(name) if run else None
 
     def deliver(self, entry: Entry) -> None:
         """Write an entry into the store, except for what is there already. The store must be connected.
@@ -180,7 +180,7 @@ class Store:
         from mlflow.exceptions import MlflowException
 
         client = self._connected()
-        stored = self._stored_run(entry["run"], entry["time"])
+        stored = self._stored_run(entry["run"], entry["time"], entry.get("params", {}))
         params = {name: value for name, value in entry.get("params", {}).items() if stored.params.get(name) != value}
         # MLflow's parameters cannot be overwritten; a later value (of a setting that affects no result) becomes a tag.
         tags = entry.get("tags", {}) | {name: params.pop(name) for name in params.keys() & stored.params.keys()}
@@ -204,8 +204,12 @@ class Store:
             raise
         stored.params |= params
         stored.tags |= tags
+        if "dataset" in entry:
+            self._log_dataset(stored, entry["dataset"])
         if "artifact" in entry:
             self._log_artifact(stored, *entry["artifact"])
+        if "model" in entry:
+            self._log_model(stored, entry["model"], entry["run"]["clip"])
         status = entry.get("status")
         if status == "RUNNING":
             client.update_run(stored.run_id, status="RUNNING")
@@ -232,21 +236,69 @@ class Store:
             # The file is gone, or the store's own folder is: a later attempt would fail too.
             raise RejectedError(f"{error.filename}: {error.strerror}") from None
 
-    def _stored_run(self, identity: RunIdentity, created: int) -> _StoredRun:
-        """Return the run with this identity, created if it does not exist."""
+    def _log_dataset(self, stored: _StoredRun, dataset: Dataset) -> None:
+        from mlflow.entities import Dataset as StoredDataset
+        from mlflow.entities import DatasetInput, InputTag
+
+        features = {"type": "tensor", "tensor-spec": {"dtype": dataset["dtype"], "shape": dataset["shape"]}}
+        described = StoredDataset(
+            name=dataset["name"],
+            digest=dataset["digest"],
+            source_type="local",
+            source=json.dumps({"uri": dataset["source"]}),
+            schema=json.dumps({"mlflow_tensorspec": {"features": features, "targets": None}}),
+            profile=json.dumps(dataset["profile"]),
+        )
+        tags = [InputTag("mlflow.data.context", dataset["context"])]
+        self._connected().log_inputs(stored.run_id, datasets=[DatasetInput(described, tags)])
+
+    def find_model(self, identity: str) -> LoggedModel | None:
+        """Return the complete model with this identity, if the experiment has it."""
+        self.connect()
+        found = self._connected().search_logged_models([self._experiment_id], f"tags.`tav.model` = '{identity}'")
+        return next((model for model in found if model.status == "READY"), None)
+
+    def _log_model(self, stored: _StoredRun, model: Model, clip: str) -> None:
+        """Log a model as the run's output, unless the store has it; one that another run has made becomes an input."""
+        from mlflow.entities import LoggedModelInput, LoggedModelOutput
+
+        client, found = self._connected(), self.find_model(model["identity"])
+        if found is None:
+            if model["path"] is None:
+                raise RejectedError("the model was deleted from the store")
+            tags = {"tav.model": model["identity"], "tav.clip": clip}
+            found = client.create_logged_model(self._experiment_id, MODEL, stored.run_id, tags, model["params"])
+            client.log_model_artifacts(found.model_id, str(self.root / model["path"]))
+            client.finalize_logged_model(found.model_id, "READY")
+        run = client.get_run(stored.run_id)
+        if found.source_run_id != stored.run_id:
+            if not run.inputs or all(one.model_id != found.model_id for one in run.inputs.model_inputs):
+                client.log_inputs(stored.run_id, models=[LoggedModelInput(found.model_id)])
+        elif not run.outputs or all(one.model_id != found.model_id for one in run.outputs.model_outputs):
+            client.log_outputs(stored.run_id, [LoggedModelOutput(found.model_id, step=0)])
+
+    def _stored_run(self, identity: RunIdentity, created: int, params: Mapping[str, str]) -> _StoredRun:
+        """Return the run with this identity, created if it does not exist; `params` tell it from others by name."""
         key, parent = identity["key"], identity["parent"]
         if key in self._runs:
             return self._runs[key]
         tags = {"tav.key": key, "tav.kind": identity["kind"], "tav.clip": identity["clip"]}
         if parent is not None:
-            tags["mlflow.parentRunId"] = self._stored_run(parent, created).run_id
+            tags["mlflow.parentRunId"] = self._stored_run(parent, created, {}).run_id
         with waiting_lock(self._lock_file):
             run = self._search(key)
             if run is None:
-                run = self._connected().create_run(self._experiment_id, created, tags, identity["name"])
+                name = identity["name"] if parent is not None else self._distinct_name(identity, params)
+                run = self._connected().create_run(self._experiment_id, created, tags, name)
         stored = _StoredRun(run.info.run_id, dict(run.data.tags), dict(run.data.params), dict(run.data.metrics))
         self._runs[key] = stored
         return stored
+
+    def _distinct_name(self, identity: RunIdentity, params: Mapping[str, str]) -> str:
+        """Return a name that no other run of the clip has."""
+        ours = f"tags.`tav.kind` = '{identity['kind']}' and tags.`tav.clip` = '{identity['clip']}'"
+        runs = self._connected().search_runs([self._experiment_id], ours, order_by=["attributes.start_time DESC"])
+        return distinct_name(identity["name"], params, {run.info.run_name: run.data.params for run in runs})
 
     def _search(self, key: str) -> Run | None:
         found = self._connected().search_runs([self._experiment_id], f"tags.`tav.key` = '{key}'", max_results=1)

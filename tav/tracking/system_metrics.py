@@ -17,13 +17,19 @@ if TYPE_CHECKING:
     from tav.tracking.tracker import Run
 
 INTERVAL = 10.0  # seconds, MLflow's own default
+FIRST_METRIC_INTERVAL = 0.2  # seconds between two looks whether the run has a metric yet
 
 logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def system_metrics(run: Run, interval: float = INTERVAL) -> Iterator[None]:
+def system_metrics(run: Run, interval: float = INTERVAL, after_others: bool = False) -> Iterator[None]:
     """Log the use of CPU, memory, disk, network and GPU to `run`, now and then every `interval` seconds.
+
+    Args:
+        run: the run.
+        interval: seconds between two values.
+        after_others: begin when the run has metrics of its own, because MLflow's comparison opens on what was logged first.
 
     The names are MLflow's (`system/cpu_utilization_percentage`, ...), for its page "System metrics". MLflow's own monitor
     is not used because it ends the first time that the store does not answer.
@@ -32,7 +38,9 @@ def system_metrics(run: Run, interval: float = INTERVAL) -> Iterator[None]:
         yield
         return
     end = threading.Event()
-    thread = threading.Thread(target=_monitor, args=(run, interval, end), name="system metrics", daemon=True)
+    thread = threading.Thread(
+        target=_monitor, args=(run, interval, after_others, end), name="system metrics", daemon=True
+    )
     thread.start()
     try:
         yield
@@ -41,7 +49,10 @@ def system_metrics(run: Run, interval: float = INTERVAL) -> Iterator[None]:
         thread.join()
 
 
-def _monitor(run: Run, interval: float, end: threading.Event) -> None:
+def _monitor(run: Run, interval: float, after_others: bool, end: threading.Event) -> None:
+    while after_others and not run.has_metrics:
+        if end.wait(FIRST_METRIC_INTERVAL):
+            return
     try:
         collectors = _collectors()
         while True:

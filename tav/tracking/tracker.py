@@ -16,17 +16,15 @@ from typing import Any
 
 from tav.runtime.redaction import redact
 from tav.tracking.delivery import Delivery
-from tav.tracking.entries import EndStatus, MetricPoint, RunIdentity, milliseconds
+from tav.tracking.entries import Dataset, EndStatus, MetricPoint, Model, RunIdentity, milliseconds
 from tav.tracking.outbox import Outbox
 from tav.tracking.provenance import environment_tags
+from tav.tracking.run_names import pipeline_name, with_settings
 from tav.tracking.store import Store, project_root, resolve_uri
 from tav_model.digests import digest
 
 FLUSH_SECONDS = 2.0
 MAX_VALUE_LENGTH = 6000  # characters, MLflow's limit for a parameter
-# Parameters that every run's name shows, and how much of the others it may show.
-NAMED = ("attention.spatial", "attention.temporal", "tune.steps")
-MAX_NAME_PARTS, MAX_PART_LENGTH = 3, 30
 
 
 class Tracker:
@@ -67,7 +65,8 @@ class Tracker:
         """Open the parent run of a clip and a configuration.
 
         The same clip and parameters lead to the same run in every process. It is named like
-        `ball · first,former · 300 steps`, followed by a few of `changes`: `… · guidance_scale 5.0`.
+        `ball · first,former · 300 steps`, followed by a few of `changes`: `… · edit.guidance_scale 5.0`. Where another
+        run of the clip has this name, it is followed by settings that differ from that run's.
 
         Args:
             clip: the clip's name.
@@ -76,13 +75,7 @@ class Tracker:
         """
         texts = _texts(params)
         identity = _pipeline_identity(clip, texts)
-        others = [
-            f"{name.rpartition('.')[2]} {value}" for name, value in _texts(changes or {}).items() if name not in NAMED
-        ]
-        parts = [identity["name"], *(part[:MAX_PART_LENGTH] for part in others[:MAX_NAME_PARTS])]
-        if len(others) > MAX_NAME_PARTS:
-            parts.append("…")
-        identity["name"] = " · ".join(parts)
+        identity["name"] = with_settings(identity["name"], _texts(changes or {}))
         return self.open(identity, texts)
 
     def find(self, clip: str, params: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -110,6 +103,7 @@ class Run:
         self._metrics: list[MetricPoint] = []
         self._flushed = time.monotonic()
         self._mutex = threading.RLock()
+        self.has_metrics = False  # whether this process has logged any
 
     def child(self, kind: str, key: str, name: str) -> Run:
         """Open the run of a part of this one, such as the tuning or an edit.
@@ -133,10 +127,6 @@ class Run:
         """Whether anything is logged at all."""
         return self._delivery is not None
 
-    def tag(self, name: str) -> str | None:
-        """Return a tag's value in the store; None if it has none, or if the store does not answer now."""
-        return None if self._delivery is None else self._delivery.tag(self.identity["key"], name)
-
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Log flat parameters. One that has another value already keeps it; the new value becomes a tag."""
         if self._delivery is not None:
@@ -154,6 +144,7 @@ class Run:
         """
         now = milliseconds()
         with self._mutex:
+            self.has_metrics = True
             self._metrics += [(name, float(value), step, now) for name, value in metrics.items()]
             if time.monotonic() - self._flushed >= FLUSH_SECONDS:
                 self.flush()
@@ -162,6 +153,30 @@ class Run:
         """Copy a file or a folder into the run's artifacts, below `folder`; it replaces one with the same name."""
         if self._delivery is not None:
             self._delivery.send(self.identity, {"artifact": (str(path.absolute()), folder)})
+
+    def log_dataset(self, dataset: Dataset) -> None:
+        """Log the data that the run works on; once, however often it is called."""
+        if self._delivery is not None:
+            self._delivery.send(self.identity, {"dataset": dataset})
+
+    def log_model(self, folder: Path, identity: str, params: Mapping[str, Any]) -> None:
+        """Log a model that this run has made.
+
+        Args:
+            folder: the model as `mlflow.pyfunc.save_model` writes it; it is copied.
+            identity: a digest of what the model is made from, by which other runs find it.
+            params: parameters to show beside the model.
+        """
+        if self._delivery is not None:
+            model: Model = {"identity": identity, "params": _texts(params), "path": str(folder.absolute())}
+            self._delivery.send(self.identity, {"model": model})
+
+    def link_model(self, identity: str) -> bool:
+        """Link the model with this identity, if the store has it, and return whether it has."""
+        if self._delivery is None or not self._delivery.has_model(identity):
+            return False
+        self._delivery.send(self.identity, {"model": {"identity": identity, "params": {}, "path": None}})
+        return True
 
     def flush(self) -> None:
         """Send the metrics that are held."""
@@ -180,15 +195,12 @@ class Run:
 
 def _pipeline_identity(clip: str, params: Mapping[str, str]) -> RunIdentity:
     """Return the parent run's identity, named by what every name shows."""
-    name = [clip, params.get("attention.spatial"), params.get("tune.steps") and f"{params['tune.steps']} steps"]
-    if params.get("attention.temporal") == "False":
-        name.insert(2, "no temporal")
     return {
         # Not the canonical JSON of other identities: runs in existing stores are found by this one.
         "key": digest("pipeline", clip, json.dumps(params, sort_keys=True)),
         "kind": "pipeline",
         "clip": clip,
-        "name": " · ".join(part for part in name if part),
+        "name": pipeline_name(clip, params),
         "parent": None,
     }
 

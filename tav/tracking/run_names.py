@@ -1,0 +1,45 @@
+"""The names of the pipeline's runs: what every name shows, and the settings by which runs differ."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Mapping
+
+# Parameters that every name shows, and how much of the others it may show.
+NAMED = ("attention.spatial", "attention.temporal", "tune.steps")
+MAX_PARTS, MAX_PART_LENGTH = 3, 40
+SEPARATOR = " · "
+
+
+def pipeline_name(clip: str, params: Mapping[str, str]) -> str:
+    """Return what every name of a clip's runs begins with: `ball · first,former · 300 steps`."""
+    parts = [clip, params.get("attention.spatial"), params.get("tune.steps") and f"{params['tune.steps']} steps"]
+    if params.get("attention.temporal") == "False":
+        parts.insert(2, "no temporal")
+    return SEPARATOR.join(part for part in parts if part)
+
+
+def with_settings(name: str, settings: Mapping[str, str]) -> str:
+    """Return the name followed by a few settings, by the keys of params.yaml: `… · edit.steps 10 · invert.steps 10`."""
+    others = [f"{key} {value}"[:MAX_PART_LENGTH] for key, value in settings.items() if key not in NAMED]
+    return SEPARATOR.join([name, *others[:MAX_PARTS], *(["…"] if len(others) > MAX_PARTS else [])])
+
+
+def distinct_name(name: str, params: Mapping[str, str], others: Mapping[str, Mapping[str, str]]) -> str:
+    """Return a name that no other run of the clip has.
+
+    Args:
+        name: the name to make distinct.
+        params: the parameters of the run, by dotted key.
+        others: the parameters of the clip's other runs, by their names.
+    """
+    if name not in others:
+        return name
+    longer = with_settings(name, {key: value for key, value in params.items() if others[name].get(key) != value})
+    return longer if longer not in others else _numbered(longer, others)
+
+
+def _numbered(name: str, taken: Container[str]) -> str:
+    number = 2
+    while f"{name} ({number})" in taken:
+        number += 1
+    return f"{name} ({number})"
