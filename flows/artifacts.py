@@ -154,7 +154,7 @@ def _score_table(project: Project, clip: str) -> str:
 
 def _escaped(text: str) -> str:
     """Escape what Markdown and HTML would act on in a prompt or a caption."""
-    return re.sub(r"[\\`*_{}\[\]<>()#+!|&~-]", lambda match: f"&#{ord(match[0])};", text)
+    return re.sub(r"[\\`*_\[\]<>|&]", lambda match: f"&#{ord(match[0])};", text)
 
 
 def mlflow_address(uri: str | None) -> str | None:

@@ -26,6 +26,7 @@ from tav.runtime.locks import Locked, file_lock, lock_holder
 from tav.runtime.logs import stage_log
 from tav.runtime.progress import Progress
 from tav.tracking.clip_runs import ClipRuns
+from tav.versioning.metric_files import list_scores
 from tav_model.digests import digest
 from tav_model.disk_space import explained_full_disk
 from tav_model.errors import TavError
@@ -362,6 +363,7 @@ class ClipStages:
         )
         self.score_quick(device)
         self._contact_sheet()
+        list_scores(self.root, self.clip, self.params.clips)
         self.runs.scores()
         if self.params.tracking.log_model:
             self._log_model()

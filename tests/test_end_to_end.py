@@ -119,15 +119,15 @@ def check_runs(project: Path, edits: dict[str, str]) -> None:
 def check_artifacts(prefect: dict[str, str], project: Path) -> None:
     """What Prefect's pages show beside the task runs."""
     shown = artifacts(prefect)
-    finished = [f"progress-tune-{CLIP}", *(f"progress-{CLIP}-{name}" for name in EDITS)]
+    finished = [f"progress-tune-{CLIP}", *(f"progress-edit-{CLIP}-{name}" for name in EDITS)]
     assert {key: shown[key] for key in finished} == dict.fromkeys(finished, ("progress", 100))
-    kind, table = shown[f"scores-{CLIP}"]
-    assert kind == "table" and [row["edit"] for row in json.loads(table)] == sorted(EDITS)
-    kind, link = shown[f"mlflow-{CLIP}"]
-    assert kind == "markdown" and f"http://127.0.0.1:{prefect['TAV_MLFLOW_PORT']}/#/experiments/" in link
-    kind, address = shown[f"contact-sheet-{CLIP}"]
-    assert kind == "image"
-    with urllib.request.urlopen(address, timeout=30) as answer:
+    kind, result = shown[f"result-{CLIP}"]
+    assert kind == "markdown"
+    assert all(prompt in result for prompt in EDITS.values()) and "text alignment ↑" in result
+    address = f"http://127.0.0.1:{prefect['TAV_MLFLOW_PORT']}"
+    assert f"({address}/#/experiments/" in result and "/artifacts/report.html?" in result
+    sheet = re.search(rf"!\[.*\]\(({address}/get-artifact.*)\)", result)
+    with urllib.request.urlopen(sheet[1], timeout=30) as answer:
         assert answer.read() == (project / "results" / CLIP / "contact-sheet.png").read_bytes()
 
 
@@ -142,7 +142,7 @@ def check_experiment(project: Path) -> None:
     (first, second) = (one["name"] for one in logged_runs(project) if one["parent"] is None)
     assert {first, second} == {
         f"{CLIP} · first,former · 4 steps",
-        f"{CLIP} · first,former · 4 steps · guidance_scale 2.0",
+        f"{CLIP} · first,former · 4 steps · edit.guidance_scale 2.0",
     }
     listed = json.loads(run(project, "tav", "compare", "--json").stdout)
     assert sorted(row["run"] for row in listed) == sorted([first, second])
@@ -160,7 +160,8 @@ def test_both_entry_points(tmp_path: Path, prefect: dict[str, str]) -> None:
 
     by_prefect = skiing_project(tmp_path / "by-prefect")
     with serving(by_prefect, prefect):
-        run(by_prefect, "prefect", "deployment", "run", "tav/edit-batch", "--watch", **prefect)
+        watched = run(by_prefect, "prefect", "deployment", "run", "tav/edit-batch", "--watch", **prefect).stdout
+        assert f"tune {CLIP}: 100%" in watched and "text alignment" in watched
         check_results(by_prefect, EDITS)
         check_runs(by_prefect, EDITS)
         stages = ("decode", "encode", "tune", "invert")

@@ -19,7 +19,7 @@ class Revision:
 
     Attributes:
         commit: its hash.
-        is_dirty: whether tracked files (except dvc.lock, which runs change) have changes that are not committed.
+        is_dirty: whether tracked files (except dvc.lock and metrics/dvc.yaml, which runs change) have changes that are not committed.
     """
 
     commit: str
@@ -50,7 +50,12 @@ def git_revision(root: Path) -> Revision | None:
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
         status = subprocess.run(
-            [*command, "--", ".", ":!dvc.lock"], cwd=root, capture_output=True, text=True, timeout=10, check=True
+            [*command, "--", ".", ":!dvc.lock", ":!metrics/dvc.yaml"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         ).stdout
     except (OSError, subprocess.SubprocessError):
         return None

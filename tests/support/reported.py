@@ -8,8 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from tav_model.digests import digest
+from tav_model.tensors import save_tensors
 from tav_model.video import write_video
 from tests.support.projects import ROOT, change_params
 from toyworld.renderer import render
@@ -52,7 +54,13 @@ def make_results(root: Path) -> Path:
     times = np.linspace(0, 1, FRAMES)
     for part in ("frames", "edits", "tuned", "scores"):
         (results / part).mkdir(parents=True)
-    write_video(results / "frames/source.mp4", np.stack([render(truth.scene, time) for time in times]), FPS)
+    source = np.stack([render(truth.scene, time) for time in times])
+    write_video(results / "frames/source.mp4", source, FPS)
+    save_tensors(
+        results / "frames/frames.safetensors",
+        {"frames": torch.from_numpy(source)},
+        {"stage": "decode", "fps": str(FPS)},
+    )
     for name in PROMPTS:
         frames = np.stack([render(truth.edits[name], time) for time in times])
         write_video(results / f"edits/{name}.mp4", (0.8 * frames).astype(np.uint8), FPS)

@@ -40,14 +40,15 @@ def test_loaded_from_the_run_it_renders_the_same_bits(tmp_path: Path) -> None:
     assert not (project / ".tav" / "mlflow" / "ball" / "model").exists()
     assert not [path for path in (project / "mlartifacts").rglob("*") if path.suffix in (".pkl", ".pickle")]
 
-    # Scored again, the same tuning is not logged again; another guidance scale is another model.
+    # Scored again, the same tuning is not logged again; another guidance scale is another run with a link to the model.
     models = sorted((project / "mlartifacts").rglob("MLmodel"))
     stamp = models[0].stat().st_mtime_ns
     run(project, "python", "-m", "tasks", "score", "--clip", "ball")
     assert [path.stat().st_mtime_ns for path in models] == [stamp]
-    change_params(project, {"tracking": {"log_model": False}, "edit": {"guidance_scale": 2.0}})
+    change_params(project, {"edit": {"guidance_scale": 2.0}})
     wait(Forked(project))
     assert sorted((project / "mlartifacts").rglob("MLmodel")) == models
     with sqlite3.connect(project / "mlflow.db") as store:
         (parents,) = store.execute("select count(*) from tags where key = 'tav.kind' and value = 'pipeline'").fetchone()
-    assert parents == 2
+        (links,) = store.execute("select count(*) from inputs where destination_type = 'MODEL_INPUT'").fetchone()
+    assert (parents, links) == (2, 1)

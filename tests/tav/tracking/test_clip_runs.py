@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from tav.config.prompts import EditRow
 from tav.tracking.clip_runs import ClipRuns
 from tav_model.errors import TavError
 from tests.support.mlflow_store import runs
-from tests.support.reported import CLIP, PROMPTS, make_results
+from tests.support.reported import CLIP, FRAMES, PROMPTS, make_results
 
 
 @pytest.fixture
@@ -42,6 +43,10 @@ def test_a_parent_run_has_scores_and_durations_and_nothing_else(project: Path) -
     with (score := clip_runs(project)).reporting("score"):
         score.scores()
     parent, *children = runs(project)
+    (clip,) = parent.inputs.dataset_inputs
+    assert clip.dataset.name == CLIP and json.loads(clip.dataset.profile)["frames"] == FRAMES
+    # MLflow's comparison opens on what was logged first, which the store returns first.
+    assert next(iter(parent.data.metrics)) == "textual_alignment"
     names = {name for name in parent.data.metrics if not name.startswith(("source.", "seconds."))}
     assert {"textual_alignment", "frame_consistency"} <= names <= set(METRICS)
     assert {"seconds.edit", "seconds.score", "source.flicker"} <= set(parent.data.metrics)

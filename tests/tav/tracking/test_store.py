@@ -2,10 +2,11 @@
 
 import pytest
 
+from tav.tracking.pages import VIEW_TAG, experiment_tags
 from tav.tracking.store import project_root, resolve_uri, root_cause
 from tav.tracking.tracker import Tracker
 from tav_model.errors import TavError
-from tests.support.mlflow_store import URI
+from tests.support.mlflow_store import URI, client
 
 
 def test_a_dvc_experiments_copy_logs_to_the_real_project(tmp_path):
@@ -41,3 +42,16 @@ def test_the_root_cause_is_one_line_without_secrets():
         "password ***, ***"
     )
     assert root_cause(ValueError(), "") == "ValueError"
+
+
+def test_an_experiment_opens_on_its_runs_and_their_scores(root):
+    """Also one that an earlier version has created, whose description may be the user's own."""
+    store = client(root)
+    experiment = store.create_experiment("tav", tags={"mlflow.note.content": "my own", VIEW_TAG: "{}"})
+    Tracker(URI, "tav", root).pipeline("ball", {})
+    tags = store.get_experiment(experiment).tags
+    assert tags["mlflow.note.content"] == "my own"
+    expected = experiment_tags()
+    assert {name: tags[name] for name in expected if name != "mlflow.note.content"} == {
+        name: text for name, text in expected.items() if name != "mlflow.note.content"
+    }

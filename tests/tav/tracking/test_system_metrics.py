@@ -43,6 +43,17 @@ def test_system_metrics_are_in_the_store_and_outlast_its_absence(tmp_path: Path,
     assert len(history) >= 3 and len({metric.step for metric in history}) == len(history)
     assert "system/system_memory_usage_megabytes" in stored.data.metrics
 
+    # A run with metrics of its own logs those first.
+    with Tracker(uri, "tav", tmp_path) as tracker:
+        run = tracker.pipeline("fish", {})
+        with system_metrics(run, interval=0.1, after_others=True):
+            time.sleep(0.3)
+            run.log_metrics({"loss": 1.0}, step=1)
+            time.sleep(1)
+        run.finish()
+    (fish,) = client.search_runs([stored.info.experiment_id], "tags.`tav.clip` = 'fish'")
+    assert next(iter(fish.data.metrics)) == "loss" and len(fish.data.metrics) > 1
+
     with caplog.at_level(logging.WARNING), Tracker("http://127.0.0.1:9", "tav", tmp_path) as tracker:
         run = tracker.pipeline("ball", {"tune.steps": 1})
         with system_metrics(run, interval=0.1):

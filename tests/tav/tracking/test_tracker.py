@@ -1,5 +1,6 @@
 """Runs in real MLflow stores, found again by every process."""
 
+import json
 import subprocess
 import sys
 import threading
@@ -37,13 +38,29 @@ def test_a_configuration_of_a_clip_has_one_run_in_all_processes(root):
     found = runs(root)
     assert [run.info.run_name for run in found] == [
         "ball · first,former · 300 steps",
-        "ball · first,former · 300 steps",
+        "ball · first,former · 300 steps · seed 34",
         "ball · first,former · no temporal · 300 steps",
         "skier · first,former · 300 steps",
     ]
     assert found[0].data.params == {name: str(value) for name, value in PARAMS.items()}
     assert found[0].data.tags["tav.clip"] == "ball"
     assert found[0].info.status == "RUNNING"
+
+
+def test_names_show_the_settings_by_which_runs_differ(root):
+    """By the keys of params.yaml, because `steps 10 · steps 10` would be two settings that nobody can tell apart."""
+    with Tracker(URI, "tav", root) as tracker:
+        changes = {"edit.steps": 10, "invert.steps": 10}
+        tracker.pipeline("ball", PARAMS | changes, changes)
+        # Committed since: no changes any more, but other parameters than the first run's.
+        tracker.pipeline("ball", PARAMS | {"edit.steps": 20, "invert.steps": 20})
+        tracker.pipeline("ball", PARAMS | {"edit.steps": 20, "invert.steps": 30})
+    first = "ball · first,former · 300 steps"
+    assert [run.info.run_name for run in runs(root)] == [
+        f"{first} · edit.steps 10 · invert.steps 10",
+        first,
+        f"{first} · invert.steps 30",
+    ]
 
 
 def test_children_belong_to_their_run_and_are_found_again(root):
@@ -139,6 +156,49 @@ def test_an_artifact_replaces_the_earlier_one(root, tmp_path):
     assert [file.path for file in client(root).list_artifacts(run_id, "edits")] == ["edits/cat.mp4"]
     assert Path(client(root).download_artifacts(run_id, "edits/cat.mp4")).read_bytes() == b"second"
     assert (root / "mlartifacts" / run_id / "artifacts" / "edits" / "cat.mp4").exists()
+
+
+DATASET = {
+    "name": "ball",
+    "digest": "0" * 32,
+    "source": "data/ball.mp4",
+    "shape": [8, 128, 128, 3],
+    "dtype": "uint8",
+    "profile": {"frames": 8, "fps": "84/23"},
+    "context": "tuning",
+}
+
+
+def test_a_dataset_is_logged_once(root):
+    for _ in range(2):
+        with Tracker(URI, "tav", root) as tracker:
+            tracker.pipeline("ball", PARAMS).log_dataset(DATASET)
+    (one,) = runs(root)[0].inputs.dataset_inputs
+    assert (one.dataset.name, one.dataset.digest) == ("ball", "0" * 32)
+    assert json.loads(one.dataset.source) == {"uri": "data/ball.mp4"}
+    assert [(tag.key, tag.value) for tag in one.tags] == [("mlflow.data.context", "tuning")]
+
+
+def test_a_model_is_stored_once_and_linked_where_it_is_reused(root, tmp_path):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "MLmodel").write_text("flavors: {}")
+    with Tracker(URI, "tav", root) as tracker:
+        made, reused = tracker.pipeline("ball", PARAMS), tracker.pipeline("ball", PARAMS | {"edit.steps": 9})
+        assert not made.link_model("abc")
+        made.log_model(folder, "abc", {"tune.steps": 300})
+    for _ in range(2):
+        with Tracker(URI, "tav", root) as tracker:
+            assert tracker.pipeline("ball", PARAMS).link_model("abc")
+            assert tracker.pipeline("ball", PARAMS | {"edit.steps": 9}).link_model("abc")
+    assert not reused.link_model("abcd")
+    first, second = runs(root)
+    (output,) = first.outputs.model_outputs
+    (link,) = second.inputs.model_inputs
+    assert output.model_id == link.model_id
+    assert not first.inputs.model_inputs and not second.outputs.model_outputs
+    assert client(root).get_logged_model(link.model_id).source_run_id == first.info.run_id
+    assert len(list((root / "mlartifacts").rglob("MLmodel"))) == 1
 
 
 def test_threads_share_a_tracker(root):
