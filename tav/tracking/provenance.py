@@ -19,7 +19,7 @@ class Revision:
 
     Attributes:
         commit: its hash.
-        is_dirty: whether tracked files (except dvc.lock and metrics/dvc.yaml, which runs change) have changes that are not committed.
+        is_dirty: whether tracked files have changes that are not committed; those that runs change do not count.
     """
 
     commit: str
@@ -48,9 +48,10 @@ def git_revision(root: Path) -> Revision | None:
     One call for each process is enough, and right: its code was loaded from that revision.
     """
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    changed_by_runs = (":!dvc.lock", ":!metrics/dvc.yaml")
     try:
         status = subprocess.run(
-            [*command, "--", ".", ":!dvc.lock", ":!metrics/dvc.yaml"],
+            [*command, "--", ".", *changed_by_runs],
             cwd=root,
             capture_output=True,
             text=True,
