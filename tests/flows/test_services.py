@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import pty
@@ -72,6 +73,23 @@ def test_an_address_of_another_machine(project: Path) -> None:
 
 def test_a_port_setting_that_is_not_a_port(project: Path) -> None:
     assert "TAV_MLFLOW_PORT: 'many' must be a port" in refused(project, TAV_MLFLOW_PORT="many")
+
+
+def test_mlflows_page_is_the_list_of_runs_once_the_server_knows_the_experiment(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def urlopen(url: str, timeout: float) -> io.BytesIO:
+        asked.append(url)
+        return io.BytesIO(b'{"experiment": {"experiment_id": "12"}}')
+
+    address = "http://127.0.0.1:5000"
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+    assert services.mlflow_page(project, address).startswith(f"{address}/#/experiments/12/runs?workflowType=")
+    assert asked == [f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name=tav"]
+    monkeypatch.setattr(urllib.request, "urlopen", lambda url, timeout: io.BytesIO(b"<html>"))
+    assert services.mlflow_page(project, address) == address
 
 
 def listening(process: int) -> set[tuple[str, int]]:
