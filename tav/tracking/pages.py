@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tav.config.metrics import HEADLINES, METRICS
+from tav.config.metrics import METRICS
 
 MODEL_TRAINING = "workflowType=machine_learning"
 VIEW = "tav"
-# What the list shows of the parameters; the metrics are those with which `tav compare` begins.
+# What the list shows of scores and parameters without scrolling; its button "Columns" has the others.
+SCORES = ("textual_alignment", "frame_consistency")
 PARAMETERS = ("attention.spatial", "tune.steps", "edit.steps", "edit.guidance_scale")
-NAME_WIDTH, NUMBER_WIDTH, TEXT_WIDTH = 400, 150, 130  # pixels
+NAME_WIDTH, NUMBER_WIDTH, TEXT_WIDTH = 360, 140, 110  # pixels
 
 
 def experiment_page(address: str, experiment_id: str) -> str:
@@ -51,7 +52,7 @@ VIEW_TAG = f"mlflow.sharedViewState.{VIEW}"
 
 def _view() -> dict[str, Any]:
     """Return the state of MLflow's page of runs: columns of the list, and charts of scores before all others."""
-    metrics = [f"metrics.`{metric.key}`" for metric in HEADLINES]
+    metrics = [f"metrics.`{name}`" for name in SCORES]
     parameters = [f"params.`{name}`" for name in PARAMETERS]
     attributes = ["attributes.`Models`", "attributes.`Dataset`"]
     widths = {"attributes.`Run Name`": NAME_WIDTH}

@@ -18,7 +18,7 @@ def empty_database(tmp_path_factory):
     with contextlib.closing(sqlite3.connect(root / "mlflow.db")) as database:
         database.executescript(
             "DELETE FROM tags; DELETE FROM latest_metrics; DELETE FROM metrics; DELETE FROM params; DELETE FROM runs;"
-            "DELETE FROM experiments WHERE name = 'tav';"
+            "DELETE FROM experiment_tags; DELETE FROM experiments WHERE name = 'tav';"
         )
     return root / "mlflow.db"
 

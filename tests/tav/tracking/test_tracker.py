@@ -192,7 +192,7 @@ def test_a_model_is_stored_once_and_linked_where_it_is_reused(root, tmp_path):
             assert tracker.pipeline("ball", PARAMS).link_model("abc")
             assert tracker.pipeline("ball", PARAMS | {"edit.steps": 9}).link_model("abc")
     assert not reused.link_model("abcd")
-    first, second = runs(root)
+    first, second = (client(root).get_run(run.info.run_id) for run in runs(root))
     (output,) = first.outputs.model_outputs
     (link,) = second.inputs.model_inputs
     assert output.model_id == link.model_id
