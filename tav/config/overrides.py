@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Literal, get_args, get_origin
 
+from ruamel.yaml.comments import CommentedMap
+
 from tav.config.clip_settings import RESULT_SECTIONS, SINGLE_VALUES
 from tav.config.error_messages import annotation_below, on_one_line, suggest
 from tav.config.schema import Params, is_section
@@ -91,6 +93,8 @@ def _apply_override(name: str, content: MutableMapping[str, Any], dotted_key: st
     if key in parent and _are_same(parent[key], value):
         return False
     parent[key] = styled(value)
+    if isinstance(parent, CommentedMap) and (comments := parent.ca.items.get(key)):
+        comments[3] = None  # Comments between the key and a list below it: ruamel.yaml would lose the next line's end.
     return True
 
 

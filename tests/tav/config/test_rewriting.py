@@ -131,6 +131,19 @@ def test_values_that_are_there_already_leave_the_file(tmp_path: Path, text: str)
     assert path.read_bytes() == text.encode() and path.stat().st_mtime == 1
 
 
+def test_an_override_replaces_a_list_that_dvc_has_put_on_lines_of_its_own(path: Path) -> None:
+    """As `dvc exp run -S attention.spatial=[first]` writes it, below the comment of its key."""
+    content = YAML(typ="safe").load(path.read_text())
+    content["attention"] = {"spatial": ["first"], "temporal": True}
+    stream = io.StringIO()
+    YAML().dump(content, stream)
+    path.write_text(stream.getvalue().replace("  spatial:\n", "  spatial:    # frames to attend to\n"))
+    assert "# frames to attend to\n  - first\n" in path.read_text()
+    write_overrides(path, {"attention.spatial": ["first", "former"]})
+    assert load_params(path).attention.spatial == ["first", "former"]
+    assert "# frames to attend to" in path.read_text()
+
+
 def test_an_override_leaves_other_writers_of_yaml_alone(path: Path) -> None:
     def written() -> str:
         stream = io.StringIO()
