@@ -15,6 +15,8 @@ _MODULES = {
     "ResnetBlock3D": "networks.resnet",
     "Upsample3D": "networks.resnet",
     "UNet3DConditionModel": "networks.unet",
+    "ControlSignal": "control",
+    "load_control_network": "control_networks",
     "ddim_inversion": "inversion",
     "TuneAVideoPipeline": "pipeline",
     "Tuner": "tuning",

@@ -11,6 +11,7 @@ from diffusers import DDIMInverseScheduler
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+    from tav_model.control import ControlSignal
     from tav_model.networks.unet import UNet3DConditionModel
 
 
@@ -35,6 +36,7 @@ def ddim_inversion(
     encoder_hidden_states: torch.Tensor,
     num_steps: int,
     on_step: Callable[[], None] | None = None,
+    control: ControlSignal | None = None,
 ) -> torch.Tensor:
     """Follow the DDIM equation from `latents` towards noise, without guidance (eta 0).
 
@@ -52,6 +54,7 @@ def ddim_inversion(
         encoder_hidden_states: embeddings of the prompt to invert under, `b n c` (Tune-A-Video: the empty prompt).
         num_steps: steps from `latents` to noise.
         on_step: called after each step.
+        control: steers the predictions as in sampling: the last steps of the inversion are the first of the sampling.
 
     Returns:
         The trajectory, `(num_steps + 1) b c f h w`, from `latents` to the inverted latents.
@@ -59,10 +62,15 @@ def ddim_inversion(
     inverse = DDIMInverseScheduler.from_config(scheduler.config, **ddim_overrides(scheduler))
     inverse.set_timesteps(num_steps, device=latents.device)
     trajectory = [latents]
+    if control is not None:
+        control.check_size(len(latents), *latents.shape[2:])
     encoder_hidden_states = encoder_hidden_states.to(unet.dtype)
-    for timestep in inverse.timesteps:
+    for step, timestep in enumerate(inverse.timesteps):
         # The trajectory keeps the precision of `latents`, whatever the network's is.
-        prediction = unet(latents.to(unet.dtype), timestep, encoder_hidden_states).sample.to(latents.dtype)
+        sample, residuals = latents.to(unet.dtype), {}
+        if control is not None:
+            residuals = control.residuals(sample, timestep, encoder_hidden_states, num_steps - 1 - step, num_steps)
+        prediction = unet(sample, timestep, encoder_hidden_states, **residuals).sample.to(latents.dtype)
         latents = inverse.step(prediction, timestep, latents).prev_sample
         trajectory.append(latents)
         if on_step is not None:

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, SchedulerMixin, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    MultiControlNetModel,
+    SchedulerMixin,
+    UNet2DConditionModel,
+)
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from einops import rearrange
 from PIL import Image
+from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from tav_model.control import ControlSignal
+from tav_model.control_networks import check_fits, control_networks
 from tav_model.inversion import ddim_overrides
 from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.unet import UNet3DConditionModel
@@ -39,8 +49,12 @@ class TuneAVideoPipeline(DiffusionPipeline):
 
     Whatever scheduler the base has, sampling is by DDIM with the same betas, prediction type and spacing, because only
     DDIM at eta 0 leads back from the latents of DDIM inversion; see `tav_model.inversion.ddim_overrides`.
+
+    `controlnet` is a `ControlNetModel`, a `T2IAdapter`, a list of them, or a `MultiControlNetModel`. It acts where
+    `conditioning_frames` are given.
     """
 
+    _optional_components: ClassVar[list[str]] = ["controlnet"]
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = ("latents", "prompt_embeds", "negative_prompt_embeds")
 
@@ -51,6 +65,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         tokenizer: CLIPTokenizer,
         unet: UNet3DConditionModel,
         scheduler: SchedulerMixin,
+        controlnet: nn.Module | Sequence[nn.Module] | None = None,
     ) -> None:
         super().__init__()
         if isinstance(unet, UNet2DConditionModel):
@@ -59,8 +74,20 @@ class TuneAVideoPipeline(DiffusionPipeline):
         fits = all(scheduler.config.get(name) == value for name, value in overrides.items())
         if not (isinstance(scheduler, DDIMScheduler) and fits):
             scheduler = DDIMScheduler.from_config(scheduler.config, **overrides)
-        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        if controlnet is not None:
+            for network in control_networks(controlnet):
+                check_fits(network, unet, self.vae_scale_factor)
+            if not isinstance(controlnet, nn.Module):
+                controlnet = MultiControlNetModel(controlnet)
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            controlnet=controlnet,
+        )
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> TuneAVideoPipeline:
@@ -88,6 +115,12 @@ class TuneAVideoPipeline(DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         decode_chunk_size: int = 8,
+        conditioning_frames: Any = None,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
+        guess_mode: bool = False,
+        controlnet_chunk_size: int = 16,
     ) -> TuneAVideoPipelineOutput | tuple[Any]:
         """Render one video for each prompt.
 
@@ -109,10 +142,34 @@ class TuneAVideoPipeline(DiffusionPipeline):
             callback_on_step_end: called as `(pipeline, step, timestep, tensors)`; may return changed tensors.
             callback_on_step_end_tensor_inputs: names of the tensors that it receives.
             decode_chunk_size: frames that the VAE decodes at a time, which bounds the memory.
+            conditioning_frames: what `controlnet` sees, one video for all prompts or one for each (see
+                `tav_model.control.to_condition`); for several networks, a list with one for each network. By default no
+                control. Without `latents`, the video has their number and size.
+            controlnet_conditioning_scale: factor of the networks' residuals, one for all networks or one for each; 0 is
+                no control.
+            control_guidance_start: share of the steps after which the control begins, for all networks or for each.
+            control_guidance_end: share of the steps after which it ends.
+            guess_mode: for control without a prompt, see `tav_model.control.ControlSignal`.
+            controlnet_chunk_size: frames that a control network sees at a time, which bounds the memory.
 
         Raises:
             ValueError: arguments that contradict each other or the model.
+            TavError: conditioning frames that do not fit the video.
         """
+        control = None
+        if conditioning_frames is not None:
+            control = self.prepare_control(
+                conditioning_frames,
+                controlnet_conditioning_scale,
+                control_guidance_start,
+                control_guidance_end,
+                guess_mode,
+                controlnet_chunk_size,
+            )
+            if latents is None:
+                f, h, w = control.conditions[0].shape[2:]
+                num_frames, height, width = num_frames or f, height or h, width or w
+
         # 1. Check inputs
         do_classifier_free_guidance = guidance_scale > 1.0
         self.check_inputs(
@@ -137,6 +194,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
 
         # 3. Prepare latents
         latents = self.prepare_latents(len(prompt_embeds), num_frames, height, width, device, generator, latents)
+        if control is not None:
+            control.check_size(len(latents), *latents.shape[2:])
 
         # 4. Prepare timesteps
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -148,11 +207,18 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 if do_classifier_free_guidance and negative_prompt_embeds is not None:
                     # e(x, "") + g * (e(x, prompt) - e(x, ""))
                     embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-                    noise_pred = self.unet(torch.cat([sample, sample]), timestep, embeds).sample.float()
+                    both = torch.cat([sample, sample])
+                    residuals = {}
+                    if control is not None:
+                        residuals = control.residuals(both, timestep, embeds, step, num_inference_steps, len(sample))
+                    noise_pred = self.unet(both, timestep, embeds, **residuals).sample.float()
                     noise_pred_negative, noise_pred_text = noise_pred.chunk(2)
                     noise_pred = noise_pred_negative + guidance_scale * (noise_pred_text - noise_pred_negative)
                 else:
-                    noise_pred = self.unet(sample, timestep, prompt_embeds).sample.float()
+                    residuals = {}
+                    if control is not None:
+                        residuals = control.residuals(sample, timestep, prompt_embeds, step, num_inference_steps)
+                    noise_pred = self.unet(sample, timestep, prompt_embeds, **residuals).sample.float()
 
                 variance_noise = None
                 if eta > 0:
@@ -292,6 +358,35 @@ class TuneAVideoPipeline(DiffusionPipeline):
             width // factor if width else default_width or 64,
         )
         return randn_tensor(shape, generator, device=device, dtype=torch.float32) * self.scheduler.init_noise_sigma
+
+    def prepare_control(
+        self,
+        conditioning_frames: Any,
+        controlnet_conditioning_scale: float | Sequence[float] = 1.0,
+        control_guidance_start: float | Sequence[float] = 0.0,
+        control_guidance_end: float | Sequence[float] = 1.0,
+        guess_mode: bool = False,
+        controlnet_chunk_size: int = 16,
+    ) -> ControlSignal:
+        """Return the control signal of `conditioning_frames` under the pipeline's `controlnet`.
+
+        Raises:
+            ValueError: the pipeline has none, or arguments that do not fit it.
+            TavError: the conditioning frames are no frames.
+        """
+        if self.controlnet is None:
+            raise ValueError("conditioning_frames: the pipeline has no controlnet")
+        # The networks of a `MultiControlNetModel` are called one by one, which does not trigger the hooks of offloading.
+        self.controlnet.to(self._execution_device)
+        return ControlSignal(
+            self.controlnet,
+            conditioning_frames,
+            controlnet_conditioning_scale,
+            control_guidance_start,
+            control_guidance_end,
+            guess_mode,
+            controlnet_chunk_size,
+        )
 
     def decode_latents(self, latents: torch.Tensor, output_type: str = "np", decode_chunk_size: int = 8) -> Any:
         """Return the frames of latents `b c f h w`: "np" `b f h w c`, "pt" `b c f h w`, or "pil", lists of images."""

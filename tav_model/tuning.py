@@ -21,6 +21,7 @@ from tav_model.tuned_weights import TRAINABLE_MODULES
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+    from tav_model.control import ControlSignal
     from tav_model.networks.unet import UNet3DConditionModel
 
 # A loss so many times the first one's means that tuning has failed: a prediction of zero has a loss of about 1.
@@ -73,6 +74,7 @@ def diffusion_loss(
     noise: torch.Tensor,
     timesteps: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
+    control: ControlSignal | None = None,
 ) -> torch.Tensor:
     """Return `|| target - prediction(sqrt(a_t) x + sqrt(1 - a_t) e, t, text) ||^2`, averaged over all elements, in float32.
 
@@ -86,6 +88,7 @@ def diffusion_loss(
         noise: `e`, `b c f h w`.
         timesteps: `(b,)`.
         encoder_hidden_states: `b n c`.
+        control: steers the prediction, at the timesteps of its interval.
 
     Raises:
         TavError: the scheduler has another prediction type.
@@ -97,12 +100,20 @@ def diffusion_loss(
         target = scheduler.get_velocity(latents, noise, timesteps)
     else:
         raise TavError(f"prediction_type: {kind!r} cannot be tuned; allowed: epsilon, v_prediction")
-    prediction = unet(scheduler.add_noise(latents, noise, timesteps), timesteps, encoder_hidden_states).sample
+    noisy, residuals = scheduler.add_noise(latents, noise, timesteps), {}
+    if control is not None:
+        # Sampling in as many steps as there are timesteps: its first step is at the last timestep.
+        limit = scheduler.config.num_train_timesteps
+        steps = limit - 1 - timesteps.cpu()
+        residuals = control.residuals(noisy, timesteps, encoder_hidden_states, steps, limit)
+    prediction = unet(noisy, timesteps, encoder_hidden_states, **residuals).sample
     return functional.mse_loss(prediction.float(), target.float())
 
 
 class Tuner:
     """Tunes `unet` on a clip: `step` is one update, `fit` all of them, with checkpoints.
+
+    With `control`, it is tuned under that signal, whose networks stay as they are.
 
     In half precision, the frozen weights of `unet` are cast in place.
 
@@ -111,10 +122,16 @@ class Tuner:
         history: the records of the steps so far.
     """
 
-    def __init__(self, unet: UNet3DConditionModel, scheduler: SchedulerMixin, config: TuningConfig) -> None:
+    def __init__(
+        self,
+        unet: UNet3DConditionModel,
+        scheduler: SchedulerMixin,
+        config: TuningConfig,
+        control: ControlSignal | None = None,
+    ) -> None:
         if config.precision not in PRECISIONS:
             raise TavError(f"precision: {config.precision!r} must be one of {', '.join(PRECISIONS)}")
-        self.unet, self.scheduler, self.config = unet, scheduler, config
+        self.unet, self.scheduler, self.config, self.control = unet, scheduler, config, control
         self.device = unet.device
         unet.train().requires_grad_(False)
         self.parameters = unet.trainable_parameters(config.trainable)
@@ -172,7 +189,9 @@ class Tuner:
         """
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
-            loss = diffusion_loss(self.unet, self.scheduler, latents, noise, timesteps, encoder_hidden_states)
+            loss = diffusion_loss(
+                self.unet, self.scheduler, latents, noise, timesteps, encoder_hidden_states, self.control
+            )
         value = loss.item()
         limit = EXPLODED * max(1.0, self.history[0].loss) if self.history else math.inf
         if not math.isfinite(value) or value > limit:

@@ -165,6 +165,9 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
         timestep: torch.Tensor | float | int,
         encoder_hidden_states: torch.Tensor,
         return_dict: bool = True,
+        down_block_additional_residuals: Sequence[torch.Tensor] | None = None,
+        mid_block_additional_residual: torch.Tensor | None = None,
+        down_intrablock_additional_residuals: Sequence[torch.Tensor] | None = None,
     ) -> UNet3DConditionOutput | tuple[torch.Tensor]:
         """Predict the noise or the velocity.
 
@@ -173,6 +176,11 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
             timestep: one number for all, or `(b,)`.
             encoder_hidden_states: text embeddings, `b n c'`.
             return_dict: return a `UNet3DConditionOutput` rather than a tuple.
+            down_block_additional_residuals: added to the skip connections, as many as there are (ControlNet, arXiv
+                2302.05543); each `b c' f h' w'`, or of a shape that broadcasts to it.
+            mid_block_additional_residual: added to the output of the middle block.
+            down_intrablock_additional_residuals: added to the last layer of each level on the way down, at most one for
+                each (T2I-Adapter, arXiv 2302.08453).
 
         Raises:
             ValueError: shapes that do not fit the model or each other.
@@ -187,10 +195,15 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
 
         hidden_states = self.conv_in(sample)
         residuals = [hidden_states]
-        for block in self.down_blocks:
-            hidden_states, block_residuals = block(hidden_states, temb, encoder_hidden_states)
+        intrablock = _one_for_each_level(down_intrablock_additional_residuals, len(self.down_blocks))
+        for block, additional_residual in zip(self.down_blocks, intrablock, strict=True):
+            hidden_states, block_residuals = block(hidden_states, temb, encoder_hidden_states, additional_residual)
             residuals += block_residuals
+        if down_block_additional_residuals is not None:
+            residuals = _added(residuals, down_block_additional_residuals)
         hidden_states = self.mid_block(hidden_states, temb, encoder_hidden_states)
+        if mid_block_additional_residual is not None:
+            hidden_states = hidden_states + mid_block_additional_residual
         for block in self.up_blocks:
             hidden_states = block(hidden_states, residuals, temb, encoder_hidden_states)
         prediction = self.conv_out(self.conv_norm_out(hidden_states, self.conv_act))
@@ -237,6 +250,22 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
     def load_tuned(self, folder: str | Path) -> dict[str, Any]:
         """Read tuned weights and return their description: see `tav_model.tuned_weights.load_tuned`."""
         return load_tuned(self, folder)
+
+
+def _one_for_each_level(residuals: Sequence[torch.Tensor] | None, levels: int) -> list[torch.Tensor | None]:
+    given = list(residuals or ())
+    if len(given) > levels:
+        raise ValueError(f"down_intrablock_additional_residuals: {len(given)} for {levels} levels")
+    return [*given, *[None] * (levels - len(given))]
+
+
+def _added(residuals: list[torch.Tensor], additional: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    if len(additional) != len(residuals):
+        raise ValueError(
+            f"down_block_additional_residuals: {len(additional)} for {len(residuals)} skip connections; "
+            "they are of another model"
+        )
+    return [residual + more for residual, more in zip(residuals, additional, strict=True)]
 
 
 def _block_class(blocks: Mapping[str, Callable[..., nn.Module]], name: str) -> Callable[..., nn.Module]:

@@ -103,14 +103,23 @@ class DownBlock3D(_Level):
         )
 
     def forward(
-        self, hidden_states: torch.Tensor, temb: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        temb: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        additional_residual: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return `b c' f h/2 w/2` for `b c f h w`, and the output of each layer for the skip connections."""
+        """Return `b c' f h/2 w/2` for `b c f h w`, and the output of each layer for the skip connections.
+
+        `additional_residual`, `b c' f h w`, is added to the output of the last layer, before downsampling.
+        """
         residuals = []
         for layer, resnet in enumerate(self.resnets):
             hidden_states = self.run(resnet, hidden_states, temb)
             if self.attentions is not None:
                 hidden_states = self.run(self.attentions[layer], hidden_states, encoder_hidden_states)
+            if additional_residual is not None and layer == len(self.resnets) - 1:
+                hidden_states = hidden_states + additional_residual
             residuals.append(hidden_states)
         for downsample in self.downsamplers or ():
             hidden_states = self.run(downsample, hidden_states)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, ControlNetModel, DDIMScheduler, T2IAdapter, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tav_model import TuneAVideoPipeline, UNet3DConditionModel
@@ -129,6 +129,34 @@ def tokenizer(max_tokens: int | None = 10) -> CLIPTokenizer:
     vocabulary = {token: i for i, token in enumerate([*letters, "<|startoftext|>", "<|endoftext|>"])}
     limit = {} if max_tokens is None else {"model_max_length": max_tokens}
     return CLIPTokenizer(vocab=vocabulary, merges=[], **limit)
+
+
+def controlnet(seed: int = 0, **changes: Any) -> ControlNetModel:
+    """A ControlNet for `image_unet` and `image_vae`, whose zero convolutions are random, as after some training."""
+    config = {
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "cross_attention_dim": CONTEXT_DIM,
+        "attention_head_dim": 2,
+        "conditioning_embedding_out_channels": (4, 8),
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = ControlNetModel(**config | changes).eval()
+    generator = seeded(seed + 1)
+    for parameter in network.parameters():
+        if not parameter.any():
+            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def t2i_adapter(seed: int = 0, **changes: Any) -> T2IAdapter:
+    """A T2I-Adapter for `image_unet` and `image_vae`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return T2IAdapter(**{"channels": [8, 16], "num_res_blocks": 1, "downscale_factor": 2} | changes).eval()
 
 
 def scheduler(**changes: Any) -> DDIMScheduler:

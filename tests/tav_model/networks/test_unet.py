@@ -67,6 +67,43 @@ def test_shapes_that_do_not_fit_are_named(sample, timestep, text, named):
     assert "\n" not in str(error.value)
 
 
+def zeros_like_skip_connections(unet, sample):
+    """The skip connections of `video_unet`: the first convolution, a layer, a downsampling, a layer."""
+    b, _, f, h, w = sample.shape
+    half = (-(-h // 2), -(-w // 2))
+    sizes = [(8, h, w), (8, h, w), (8, *half), (16, *half)]
+    return [torch.zeros(b, c, f, *size) for c, *size in sizes], torch.zeros(b, 16, f, *half)
+
+
+@torch.no_grad()
+def test_additional_residuals_of_zero_change_nothing_and_others_do():
+    unet, sample, text = video_unet(), noise(1, 4, 3, 8, 9), noise(1, 7, CONTEXT_DIM)
+    plain = unet(sample, 3, text).sample
+    down, mid = zeros_like_skip_connections(unet, sample)
+    levels = [down[1], down[3]]
+    names = {
+        "down_block_additional_residuals": down,
+        "mid_block_additional_residual": mid,
+        "down_intrablock_additional_residuals": levels,
+    }
+    assert torch.equal(unet(sample, 3, text, **names).sample, plain)
+    for name, value in names.items():
+        ones = [one + 1 for one in value] if isinstance(value, list) else value + 1
+        assert relative(unet(sample, 3, text, **names | {name: ones}).sample, plain) > 1e-3
+    # The map of the first level enters its last layer: the second level and the skip connection see it.
+    first = [torch.ones_like(levels[0])]
+    assert relative(unet(sample, 3, text, down_intrablock_additional_residuals=first).sample, plain) > 1e-3
+
+
+def test_additional_residuals_of_another_model_are_named():
+    unet, sample, text = video_unet(), noise(1, 4, 3, 8, 8), noise(1, 7, CONTEXT_DIM)
+    down, _ = zeros_like_skip_connections(unet, sample)
+    with pytest.raises(ValueError, match="down_block_additional_residuals: 3 for 4 skip connections"):
+        unet(sample, 3, text, down_block_additional_residuals=down[:3])
+    with pytest.raises(ValueError, match="down_intrablock_additional_residuals: 4 for 2 levels"):
+        unet(sample, 3, text, down_intrablock_additional_residuals=down)
+
+
 def test_inflated_model_saves_and_loads_whole(tmp_path):
     unet = video_unet(attention=("first", "self"), temporal=False)
     unet.save_pretrained(tmp_path)
