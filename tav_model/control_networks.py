@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,8 @@ def _class_on_hub(name: str, kwargs: dict[str, Any]) -> Any:
 
     selected = {key: kwargs[key] for key in ("subfolder", "revision", "local_files_only", "cache_dir") if key in kwargs}
     try:
-        with quiet():
+        with quiet(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return ControlNetModel.load_config(name, **selected).get("_class_name")
     except Exception as error:  # The hub's clients raise errors of many types.
         raise TavError(f"{name}: no such folder, and no such control network on the hub ({reason(error)})") from error
