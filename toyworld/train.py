@@ -2,6 +2,7 @@
 
 python -m toyworld.train all             everything, as for the weights in the repository
 python -m toyworld.train vae|clip|unet   one part
+python -m toyworld.train control         the control networks: control-edges and control-depth, which are parts as well
 """
 
 from __future__ import annotations
@@ -19,15 +20,18 @@ DEFAULTS = {
     "vae": (6000, 8, 4e-3, 0.999, 0.0),
     "clip": (1200, 96, 2e-3, 0.998, 0.01),
     "unet": (5500, 32, 2e-3, 0.999, 0.01),
+    "control-edges": (2000, 16, 1e-3, 0.998, 0.01),
+    "control-depth": (2000, 16, 1e-3, 0.998, 0.01),
 }
 # Each part needs the ones before it.
 PARTS = tuple(DEFAULTS)
+GROUPS = {"control": tuple(part for part in PARTS if part.startswith("control-")), "all": PARTS}
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Train the parts that the command line names, and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m toyworld.train", description=__doc__.partition("\n")[0])
-    parser.add_argument("part", choices=(*PARTS, "all"), help="part to train; all: one after the other")
+    parser.add_argument("part", choices=(*PARTS, *GROUPS), help="part to train; control, all: one after the other")
     parser.add_argument("--steps", type=int, help=f"optimizer steps (default: {_default(0)})")
     parser.add_argument("--batch", type=int, help=f"samples per step (default: {_default(1)})")
     parser.add_argument("--learning-rate", type=float, help=f"peak learning rate (default: {_default(2)})")
@@ -63,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("toyworld").setLevel(logging.INFO)
     try:
-        for part in PARTS if options.part == "all" else [options.part]:
+        for part in GROUPS.get(options.part, (options.part,)):
             _train(part, options)
     except TavError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -106,6 +110,10 @@ def _train(name: str, options: argparse.Namespace) -> None:
         from toyworld.training.clip import ClipPart
 
         part = ClipPart(settings)
+    elif name in GROUPS["control"]:
+        from toyworld.training.control import ControlPart
+
+        part = ControlPart(settings, options.base, name.removeprefix("control-"), device)
     else:
         from toyworld.training.unet import UnetPart
 

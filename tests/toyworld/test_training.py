@@ -160,8 +160,7 @@ def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Pat
     from tav_model.metrics.clip import ClipScorer
 
     monkeypatch.setattr(unet, "PICTURES", 60)
-    small = {"vae": (2, 4, 1e-3, 0.9, 0.0), "clip": (2, 4, 1e-3, 0.9, 0.0), "unet": (2, 4, 1e-3, 0.9, 0.0)}
-    monkeypatch.setattr(train, "DEFAULTS", small)
+    monkeypatch.setattr(train, "DEFAULTS", dict.fromkeys(train.DEFAULTS, (2, 4, 1e-3, 0.9, 0.0)))
     places = ["--base", str(tmp_path / "base"), "--work", str(tmp_path / "work"), "--tracking-uri", "none"]
     assert train.main(["all", "--device", "cpu", *places]) == 0
     pipeline = StableDiffusionPipeline.from_pretrained(tmp_path / "base", local_files_only=True)
