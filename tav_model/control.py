@@ -129,7 +129,7 @@ class ControlSignal:
             encoder_hidden_states: text embeddings, `b n c`.
             step: which of the sampling steps this is, from 0, the noisiest; one number for all, or `(b,)`.
             num_steps: how many sampling steps there are.
-            num_unconditional: how many videos at the beginning of the batch are under negative prompts. In guess mode,
+            num_unconditional: how many videos at the beginning of the batch are not under prompts. In guess mode,
                 their residuals are zero.
         """
         down: list[torch.Tensor] = []
@@ -283,8 +283,14 @@ def _folded(videos: torch.Tensor) -> torch.Tensor:
 
 
 def _for_batch(condition: torch.Tensor, b: int) -> torch.Tensor:
-    """Return conditions `n c f h w` for a batch of b videos: b is a multiple of n, with guidance twice as many."""
+    """Return conditions `n c f h w` for a batch of b videos: n is 1 or divides b, which guidance doubles.
+
+    Raises:
+        ValueError: other numbers.
+    """
     n = len(condition)
+    if b % n:
+        raise ValueError(f"conditioning_frames: those of {n} videos, for a batch of {b}; give one for all")
     return condition.expand(b, -1, -1, -1, -1) if n == 1 else condition.repeat(b // n, 1, 1, 1, 1)
 
 

@@ -156,9 +156,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ValueError: arguments that contradict each other or the model.
             TavError: conditioning frames that do not fit the video.
         """
-        control = None
+        control_signal = None
         if conditioning_frames is not None:
-            control = self.prepare_control(
+            control_signal = self.prepare_control(
                 conditioning_frames,
                 controlnet_conditioning_scale,
                 control_guidance_start,
@@ -167,7 +167,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 controlnet_chunk_size,
             )
             if latents is None:
-                f, h, w = control.conditions[0].shape[2:]
+                f, h, w = control_signal.conditions[0].shape[2:]
                 num_frames, height, width = num_frames or f, height or h, width or w
 
         # 1. Check inputs
@@ -194,8 +194,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
 
         # 3. Prepare latents
         latents = self.prepare_latents(len(prompt_embeds), num_frames, height, width, device, generator, latents)
-        if control is not None:
-            control.check_size(len(latents), *latents.shape[2:])
+        if control_signal is not None:
+            control_signal.check_size(len(latents), *latents.shape[2:])
 
         # 4. Prepare timesteps
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -204,20 +204,21 @@ class TuneAVideoPipeline(DiffusionPipeline):
         with self.progress_bar(total=num_inference_steps) as progress:
             for step, timestep in enumerate(self.scheduler.timesteps):
                 sample = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
+                residuals: dict[str, Any] = {}
                 if do_classifier_free_guidance and negative_prompt_embeds is not None:
                     # e(x, "") + g * (e(x, prompt) - e(x, ""))
                     embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
                     both = torch.cat([sample, sample])
-                    residuals = {}
-                    if control is not None:
-                        residuals = control.residuals(both, timestep, embeds, step, num_inference_steps, len(sample))
+                    if control_signal is not None:
+                        residuals = control_signal.residuals(
+                            both, timestep, embeds, step, num_inference_steps, num_unconditional=len(sample)
+                        )
                     noise_pred = self.unet(both, timestep, embeds, **residuals).sample.float()
                     noise_pred_negative, noise_pred_text = noise_pred.chunk(2)
                     noise_pred = noise_pred_negative + guidance_scale * (noise_pred_text - noise_pred_negative)
                 else:
-                    residuals = {}
-                    if control is not None:
-                        residuals = control.residuals(sample, timestep, prompt_embeds, step, num_inference_steps)
+                    if control_signal is not None:
+                        residuals = control_signal.residuals(sample, timestep, prompt_embeds, step, num_inference_steps)
                     noise_pred = self.unet(sample, timestep, prompt_embeds, **residuals).sample.float()
 
                 variance_noise = None
