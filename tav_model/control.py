@@ -210,7 +210,7 @@ class ControlSignal:
             residual = rearrange(output, "(b f) c h w -> b c f h w", b=b).to(sample.dtype)
             if left_out:
                 residual = torch.cat([residual.new_zeros(left_out, *residual.shape[1:]), residual])
-            yield residual * scale
+            yield residual.mul_(scale)  # In place: together they are large.
 
 
 def to_condition(frames: Any) -> torch.Tensor:

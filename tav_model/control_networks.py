@@ -109,10 +109,12 @@ def check_fits(network: Any, unet: Any, vae_scale_factor: int) -> None:
     Raises:
         TavError: it was made for another base model.
     """
+    from diffusers import T2IAdapter
+
     theirs, ours = network.config, unet.config
     widths = tuple(ours.block_out_channels)
     pairs: dict[str, tuple[Any, Any]] = {}
-    if type(network).__name__ == "T2IAdapter":
+    if isinstance(network, T2IAdapter):
         if theirs.adapter_type == "full_adapter_xl":
             raise TavError("the control network is of Stable Diffusion XL; Stable Diffusion 1 and 2 are supported")
         # A light adapter has one more level, as wide as its last.

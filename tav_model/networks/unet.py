@@ -200,10 +200,10 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
             hidden_states, block_residuals = block(hidden_states, temb, encoder_hidden_states, additional_residual)
             residuals += block_residuals
         if down_block_additional_residuals is not None:
-            residuals = _added(residuals, down_block_additional_residuals)
+            _add(residuals, down_block_additional_residuals)
         hidden_states = self.mid_block(hidden_states, temb, encoder_hidden_states)
         if mid_block_additional_residual is not None:
-            hidden_states = hidden_states + mid_block_additional_residual
+            hidden_states = hidden_states + mid_block_additional_residual.to(hidden_states.dtype)
         for block in self.up_blocks:
             hidden_states = block(hidden_states, residuals, temb, encoder_hidden_states)
         prediction = self.conv_out(self.conv_norm_out(hidden_states, self.conv_act))
@@ -259,13 +259,15 @@ def _one_for_each_level(residuals: Sequence[torch.Tensor] | None, levels: int) -
     return [*given, *[None] * (levels - len(given))]
 
 
-def _added(residuals: list[torch.Tensor], additional: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _add(residuals: list[torch.Tensor], additional: Sequence[torch.Tensor]) -> None:
+    """Replace each of the residuals by its sum with an additional one, in its own precision: autocast would raise it."""
     if len(additional) != len(residuals):
         raise ValueError(
             f"down_block_additional_residuals: {len(additional)} for {len(residuals)} skip connections; "
             "they are of another model"
         )
-    return [residual + more for residual, more in zip(residuals, additional, strict=True)]
+    for i, residual in enumerate(additional):
+        residuals[i] = residuals[i] + residual.to(residuals[i].dtype)
 
 
 def _block_class(blocks: Mapping[str, Callable[..., nn.Module]], name: str) -> Callable[..., nn.Module]:

@@ -119,7 +119,7 @@ class DownBlock3D(_Level):
             if self.attentions is not None:
                 hidden_states = self.run(self.attentions[layer], hidden_states, encoder_hidden_states)
             if additional_residual is not None and layer == len(self.resnets) - 1:
-                hidden_states = hidden_states + additional_residual
+                hidden_states = hidden_states + additional_residual.to(hidden_states.dtype)
             residuals.append(hidden_states)
         for downsample in self.downsamplers or ():
             hidden_states = self.run(downsample, hidden_states)

@@ -427,6 +427,16 @@ def test_tuning_under_control_trains_the_unet_and_not_the_network():
     assert all(torch.equal(off.parameters[name], value) for name, value in plain.parameters.items())
 
 
+@pytest.mark.parametrize("network", [controlnet, t2i_adapter])
+def test_tuning_in_half_precision_stays_in_half_precision(network):
+    tuner = Tuner(video_unet(), scheduler(), TuningConfig(precision="bfloat16"), ControlSignal(network(), CONDITION))
+    seen = []
+    for block in tuner.unet.up_blocks:
+        block.register_forward_pre_hook(lambda _, inputs: seen.extend([inputs[0].dtype, *(r.dtype for r in inputs[1])]))
+    assert np.isfinite(tuner.step(LATENTS, torch.zeros_like(LATENTS), TEXT).loss)
+    assert set(seen) == {torch.bfloat16}
+
+
 # Saving
 
 
