@@ -13,7 +13,7 @@ from tav_model.control_networks import check_fits
 from tav_model.tensors import load_tensors
 from tests.support.models import small_base
 from toyworld import train
-from toyworld.renderer import render_with_mask
+from toyworld.renderer import render, render_with_mask
 from toyworld.scenes import Scene
 from toyworld.training import control
 from toyworld.training.control import KINDS, ControlPart, condition, small_controlnet
@@ -66,17 +66,21 @@ def test_the_network_sees_the_renderers_depth_and_the_pictures_edges():
     assert near[mask == 1].min() > near[:70][mask[:70] == 0].max()
 
 
-def test_some_depths_are_of_another_object_at_the_same_place(base, monkeypatch):
-    def depths(share):
-        monkeypatch.setattr(control, "EXCHANGED", share)
-        return ControlPart(Settings(1, 12, 1e-3), base, "depth", "cpu")[0]
-
-    never = depths(0.0)
-    # The object is the only thing beyond the horizon.
-    heights = never["conditions"][:, 0, :76].flatten(1).amax(1)
-    assert ((heights == 0) | (heights > 0.6)).all() and (heights > 0.6).any()
-    always = depths(1.0)
-    assert not torch.equal(always["conditions"], never["conditions"])
+@pytest.mark.parametrize(("kind", "share"), [("depth", 0.0), ("depth", 1.0), ("edges", 1.0)])
+def test_only_depths_are_of_another_object_and_at_the_same_place(base, monkeypatch, kind, share):
+    shown, seen = [], []
+    monkeypatch.setattr(control, "EXCHANGED", share)
+    monkeypatch.setattr(control, "render", lambda *moment: shown.append(moment) or render(*moment))
+    monkeypatch.setattr(control, "condition", lambda kind, *moment: seen.append(moment[:2]) or condition(kind, *moment))
+    ControlPart(Settings(1, 12, 1e-3), base, kind, "cpu")[0]
+    assert len(shown) == len(seen) == 12
+    if kind == "edges" or share == 0:
+        assert seen == shown
+    else:
+        assert [(scene.edited(object="ball"), time) for scene, time in seen] == [
+            (scene.edited(object="ball"), time) for scene, time in shown
+        ]
+        assert sum(one.object != other.object for (one, _), (other, _) in zip(seen, shown, strict=True)) > 6
 
 
 @pytest.mark.slow
