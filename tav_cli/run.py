@@ -71,6 +71,8 @@ def run(
     for clip in chosen:
         before.clip(clip)
     if clips:
+        # As common settings first, so that an error names the key as the user wrote it.
+        load_params(root / "params.yaml", common | given)
         changes: dict[str, Any] = {**common, **overrides_of_clips(given, chosen)}
     else:
         common |= given

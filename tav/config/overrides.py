@@ -129,8 +129,17 @@ def _annotation_of(name: str, dotted_key: str, key: str, above: Any, parent: Map
     elif not is_section(above):
         raise TavError(f"{where}: unknown key")
     elif key not in above.model_fields:
+        sections = _sections_with(key) if above is Params else []
+        if sections:
+            raise TavError(f"{where}: unknown key; did you mean {' or '.join(f'{name}.{key}' for name in sections)}?")
         raise TavError(f"{where}: unknown key{suggest(key, above.model_fields)}")
     return annotation_below(above, key)
+
+
+def _sections_with(key: str) -> list[str]:
+    """Return the sections of params.yaml that have a key of this name."""
+    sections = {name: field.annotation for name, field in Params.model_fields.items()}
+    return [name for name, section in sections.items() if is_section(section) and key in section.model_fields]
 
 
 def _parse_for(annotation: Any, text: str) -> Any:

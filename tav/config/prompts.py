@@ -263,11 +263,12 @@ def _name_rows(path: Path, rows: list[PromptRow]) -> list[PromptRow]:
             unique = slug and len(unnamed) == 1 and slug not in given and not RESERVED_NAME.fullmatch(slug)
             made[row.line] = slug if unique else f"{slug or 'edit'}-{_content_hash(row)}"
     named = [row if row.name else replace(row, name=made[row.line]) for row in rows]
-    lines_by_name: dict[str, int] = {}
+    rows_by_name: dict[str, PromptRow] = {}
     for row in named:
-        first = lines_by_name.setdefault(row.name.lower(), row.line)
-        if first != row.line:
-            raise TavError(f"{path}: line {row.line}: the name {row.name!r} is already used in line {first}")
+        first = rows_by_name.setdefault(row.name.lower(), row)
+        if first is not row:
+            case = "" if first.name == row.name else f", as {first.name!r} (upper and lower case are the same)"
+            raise TavError(f"{path}: line {row.line}: the name {row.name!r} is already used in line {first.line}{case}")
     return named
 
 

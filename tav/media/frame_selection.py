@@ -25,9 +25,10 @@ def select_frames(decode: DecodeParams, available: int) -> list[int]:
     needed = decode.frames if decode.sampling == "uniform" else (decode.frames - 1) * decode.stride + 1
     if span < needed:
         part = f", {max(span, 0)} of them from decode.start {decode.start}" if decode.start or end < available else ""
+        way_out = "ask for fewer" if span > 0 else "start earlier"
         raise TavError(
             f"has {available} frames{part}, but {needed} are needed for decode.frames {decode.frames}"
-            f"{f' at decode.stride {decode.stride}' if decode.sampling == 'stride' else ''}; ask for fewer"
+            f"{f' at decode.stride {decode.stride}' if decode.sampling == 'stride' else ''}; {way_out}"
         )
     if decode.sampling == "stride":
         return [decode.start + i * decode.stride for i in range(decode.frames)]

@@ -204,7 +204,8 @@ def _probe(path: Path, video: Path, decode_params: DecodeParams) -> None:
         read_frames(path, decode_params)
     except TavError as error:
         message = str(error).replace(str(path), str(video))
-        raise TavError(message + (" (--frames)" if message.endswith("ask for fewer") else "")) from None
+        options = {"ask for fewer": " (--frames)", "start earlier": " (--start)"}
+        raise TavError(message + next((text for end, text in options.items() if message.endswith(end)), "")) from None
 
 
 def _write_table(files: contextlib.ExitStack, target: Path, prompts: Sequence[str]) -> None:

@@ -67,7 +67,7 @@ def write_report(root: Path, clip: str) -> Path:
     project = Project(root)
     parts = (project.frames(clip), project.tuned(clip), project.edits(clip), project.scores(clip))
     if not any(part.is_dir() and any(part.iterdir()) for part in parts):
-        raise TavError(f"results/{clip}: nothing to report yet; run dvc repro score@{clip}")
+        raise TavError(f"results/{clip}: nothing to report yet; run tav run {clip}")
 
     source = embed_video(project.frames(clip) / "source.mp4")
     edits = read_edits(root, clip, params, source.fps if source else None)

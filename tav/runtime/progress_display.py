@@ -98,10 +98,12 @@ class ProgressLines:
             self._write(event, ", ".join(filter(None, parts)))
         else:
             how = "failed" if isinstance(event.error, Exception) else "stopped"
-            reason = type(event.error).__name__
+            text = f"{how} at {count_text(event)} after {clock(seconds)}"
+            if not isinstance(event.error, KeyboardInterrupt):
+                text += f", {type(event.error).__name__}"
             if str(event.error).strip():
-                reason += f": {first_line(event.error)}"
-            self._write(event, f"{how} at {count_text(event)} after {clock(seconds)}, {reason}")
+                text += f": {first_line(event.error)}"
+            self._write(event, text)
 
     def _write(self, event: Event, text: str) -> None:
         stamp = datetime.now().astimezone().isoformat(timespec="milliseconds") + " " if self.stamped else ""

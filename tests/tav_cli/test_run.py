@@ -136,8 +136,12 @@ def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkey
     assert "keeps" not in tav("run", "ball", "--set-all", "tune.steps=5").err
     assert "keeps" not in tav("run", "cube", "--set-all", "edit.steps=5").err
     assert tav("run", "ball", "--set", "edit.step=2").error == (
-        "error: params.yaml: override clips.ball.edit.step: unknown key; did you mean steps? "
+        "error: params.yaml: override edit.step: unknown key; did you mean steps? "
         "(allowed: steps, guidance_scale, negative_prompt, start, precision)\n"
+    )
+    assert "edit.guidance_scale: 500 is not allowed" in tav("run", "ball", "--set", "edit.guidance_scale=500").error
+    assert tav("run", "ball", "--set", "steps=2").error == (
+        "error: params.yaml: override steps: unknown key; did you mean tune.steps or invert.steps or edit.steps?\n"
     )
     assert "--set-all: 'x' is not allowed" in tav("run", "--set-all", "x").error
     assert "no model 'none'" in tav("run", "ball", "--set", "base_model=none").error

@@ -203,7 +203,7 @@ def test_any_file_is_read_or_refused_in_one_line(scratch: Path, text: str, heade
         ("prompt\na\n".encode("utf-16"), "line 1: not UTF-8"),
         ("prompt,seed\na,1\nb,2\na,1\n", "line 4: the same row as line 2; remove one of them"),
         ("prompt,name\na,x\nb,x\n", "line 3: the name 'x' is already used in line 2"),
-        ("prompt,name\na,Cat\nb,cAT\n", "line 3: the name 'cAT' is already used in line 2"),
+        ("prompt,name\na,Cat\nb,cAT\n", "line 3: the name 'cAT' is already used in line 2, as 'Cat' (upper"),
     ],
 )
 def test_mistakes(path: Path, text: str | bytes, message: str) -> None:

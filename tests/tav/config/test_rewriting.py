@@ -78,7 +78,8 @@ changes = st.fixed_dictionaries(
     [
         ({"tune.stepz": 1}, "override tune.stepz: unknown key; did you mean steps? (allowed: steps, "),
         ({"tun.steps": 1}, "override tun.steps: unknown key; did you mean tune? (allowed: base_model, seed, "),
-        ({"steps": 1}, "override steps: unknown key (allowed: base_model, seed, "),
+        ({"steps": 1}, "override steps: unknown key; did you mean tune.steps or invert.steps or edit.steps?"),
+        ({"zebra": 1}, "override zebra: unknown key (allowed: base_model, seed, "),
         ({"seed.first": 1}, "override seed.first: unknown key"),
         ({"attention.spatial.0": "self"}, "override attention.spatial.0: unknown key"),
         ({"": 1}, "override '': unknown key"),

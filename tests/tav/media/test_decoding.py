@@ -121,7 +121,12 @@ def test_sound_alone_is_refused(tmp_path: Path) -> None:
 def test_a_clip_that_is_too_short_says_how_long_it_is(clip: Path) -> None:
     assert "has 6 frames, but 9 are needed" in refused(clip, frames=9)
     assert "has 6 frames, but 11 are needed" in refused(clip, sampling="stride", stride=2)
-    assert "3 of them from decode.start 3" in refused(clip, start=3)
+    assert refused(clip, start=3).endswith(
+        "3 of them from decode.start 3, but 6 are needed for decode.frames 6; ask for fewer"
+    )
+    assert refused(clip, start=9).endswith(
+        "0 of them from decode.start 9, but 6 are needed for decode.frames 6; start earlier"
+    )
 
 
 def test_a_wrong_suffix_does_not_matter(clip: Path) -> None:

@@ -248,7 +248,7 @@ def test_parameters_that_have_changed_since_the_tuning_are_named(project: Path) 
 
 
 def test_without_results_there_is_no_report(project: Path) -> None:
-    with pytest.raises(TavError, match=r"results/fish: nothing to report yet; run dvc repro score@fish"):
+    with pytest.raises(TavError, match=r"results/fish: nothing to report yet; run tav run fish"):
         write_report(project, "fish")
     with pytest.raises(TavError, match="no clip named 'cat'"):
         write_report(project, "cat")

@@ -109,7 +109,7 @@ def test_nothing_to_do_is_one_line() -> None:
     ("error", "line"),
     [
         (ValueError("no memory\nand more"), "tune: failed at 1/3 steps after 0:07, ValueError: no memory"),
-        (KeyboardInterrupt(), "tune: stopped at 1/3 steps after 0:07, KeyboardInterrupt"),
+        (KeyboardInterrupt(), "tune: stopped at 1/3 steps after 0:07"),
     ],
 )
 def test_a_failure_is_reported(clock: SimpleNamespace, error: BaseException, line: str) -> None:
