@@ -265,10 +265,10 @@ def _name_rows(path: Path, rows: list[PromptRow]) -> list[PromptRow]:
     named = [row if row.name else replace(row, name=made[row.line]) for row in rows]
     rows_by_name: dict[str, PromptRow] = {}
     for row in named:
-        first = rows_by_name.setdefault(row.name.lower(), row)
-        if first is not row:
-            case = "" if first.name == row.name else f", as {first.name!r} (upper and lower case are the same)"
-            raise TavError(f"{path}: line {row.line}: the name {row.name!r} is already used in line {first.line}{case}")
+        earlier = rows_by_name.setdefault(row.name.lower(), row)
+        if earlier is not row:
+            case = "" if earlier.name == row.name else f", as {earlier.name!r} (upper and lower case are the same)"
+            raise TavError(f"{path}: line {row.line}: the name {row.name!r} is already used in line {earlier.line}{case}")
     return named
 
 
