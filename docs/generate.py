@@ -311,7 +311,9 @@ def deployments() -> str:
             "prompt CSV. The page of the run draws what depends on what. A task run whose outputs are up to date, or come "
             "back from DVC's cache, ends in the state `Cached`. Task runs that fail because of memory or the file system are "
             "retried twice; invalid input is not. If a row fails, the others still finish, and the flow run then ends as "
-            "failed and names the failed rows. The page *Artifacts* shows scores, links and the contact sheet.\n",
+            "failed and names the failed rows. The tab *Artifacts* of the run begins with the result of each clip: the contact "
+            "sheet, scores and links. Choose *Markdown* on the page *Artifacts* to see the results of all runs without their "
+            "progress.\n",
         ]
     )
 
