@@ -51,6 +51,21 @@ def in_use(root: Path, clip: str, what: str) -> str | None:
     return None if holder is None else _refusal(clip, what, holder)
 
 
+def unwritable(root: Path, clip: str, what: str, folder: Path) -> str | None:
+    """Return why the results of a clip cannot be written to a folder, in one line; None where they can.
+
+    Args:
+        root: the project's folder.
+        clip: the clip.
+        what: the stage, or what else would write them.
+        folder: in the project.
+    """
+    problem = write_problem(folder)
+    if problem is None:
+        return None
+    return f"{what}: the results of the clip {clip} cannot be written to {folder.relative_to(root)}: {problem}"
+
+
 def _refusal(clip: str, what: str, holder: Mapping[str, Any]) -> str:
     who = f"process {holder['process']} (stage {holder['stage']})" if holder else "another process"
     return f"{what}: the clip {clip} is in use by {who}; wait for it"
@@ -161,19 +176,11 @@ class ClipStages:
         """
         path = self.project.log(self.clip, log)
         with explained_full_disk(self.root), self._locked(what), stage_log(path, self.events, self.clip):
-            self._check_writable(what, folder or self.project.results(self.clip))
+            # Before hours of work whose results would go there.
+            reason = unwritable(self.root, self.clip, what, folder or self.project.results(self.clip))
+            if reason is not None:
+                raise TavError(reason)
             yield
-
-    def _check_writable(self, what: str, folder: Path) -> None:
-        """Check that files can be written to a folder, before hours of work whose results would go there.
-
-        Raises:
-            TavError: they cannot.
-        """
-        problem = write_problem(folder)
-        if problem is not None:
-            name = folder.relative_to(self.root)
-            raise TavError(f"{what}: the results of the clip {self.clip} cannot be written to {name}: {problem}")
 
     @contextlib.contextmanager
     def reported(self, stage: str) -> Iterator[None]:

@@ -83,7 +83,11 @@ def fitting_table(comparison: Comparison, console: Console) -> tuple[Table, list
 def _columns(comparison: Comparison) -> list[_Column]:
     """Return all columns from left to right: parameters, scores (the one that orders the runs first), and the rest."""
     headlines = [metric.key for metric in HEADLINES]
-    columns = [_Column(key, key.replace(".", ".\n"), _parameter_cell(key), priority=3) for key in comparison.differing]
+    # The first parameter in which the runs differ says more than a second score does.
+    columns = [
+        _Column(key, key.replace(".", ".\n"), _parameter_cell(key), priority=3 if index else 1)
+        for index, key in enumerate(comparison.differing)
+    ]
     for metric in sorted(comparison.metrics, key=lambda metric: metric != comparison.by):
         arrow = (" ↑" if METRICS[metric].higher_is_better else " ↓") if metric in METRICS else ""
         first, _, rest = metric.partition("_")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.services import running, serving_api
-from tasks.clip_stages import in_use
+from tasks.clip_stages import in_use, unwritable
 from tav.config import Params, load_params, overrides_of_clips, parse_overrides
 from tav.config.clip_settings import SINGLE_VALUES
 from tav.config.dotted_keys import flatten
@@ -86,13 +86,14 @@ def run(
         choose_devices(params.runtime.device)
 
     _explain_own_settings(params, common, chosen)
-    _check_in_use(root, chosen)
+    _refuse(in_use(root, clip, "run") for clip in chosen)
     progress = FlowProgress(root, chosen)
     try:
         versions = DvcPipeline(root)
         if params == before and all(versions.is_current(stage, clip) for clip in chosen for stage in STAGES):
             progress.report_all_up_to_date()
         else:
+            _refuse(unwritable(root, clip, "run", Project(root).results(clip)) for clip in chosen)
             with progress:
                 problem = _run_flow(root, chosen, changes, progress)
             if problem:
@@ -174,13 +175,16 @@ def _explain_own_settings(params: Params, common: Iterable[str], clips: Sequence
                 print_message(f"{clip}: keeps its own {name}, {value} (clips.{clip}.{name} in params.yaml)")
 
 
-def _check_in_use(root: Path, clips: Sequence[str]) -> None:
-    """Check that a clip is free. One of several that is not fails alone, when it is its turn.
+def _refuse(reasons: Iterable[str | None]) -> None:
+    """Refuse the run before anything slow if no clip can be worked on. One of several fails alone, when it is its turn.
+
+    Args:
+        reasons: for each clip, why it cannot be worked on, or None.
 
     Raises:
-        TavError: another process works on every one of the clips.
+        TavError: with all reasons, if each clip has one.
     """
-    reasons = [in_use(root, clip, "run") for clip in clips]
+    reasons = list(reasons)
     if all(reasons):
         raise TavError("; ".join(reason for reason in reasons if reason))
 

@@ -142,7 +142,7 @@ def check_experiment(project: Path) -> None:
     (first, second) = (one["name"] for one in logged_runs(project) if one["parent"] is None)
     assert {first, second} == {
         f"{CLIP} · first,former · 4 steps",
-        f"{CLIP} · first,former · 4 steps · edit.guidance_scale 2.0",
+        f"{CLIP} · edit.guidance_scale 2.0 · first,former · 4 steps",
     }
     listed = json.loads(run(project, "tav", "compare", "--json").stdout)
     assert sorted(row["run"] for row in listed) == sorted([first, second])

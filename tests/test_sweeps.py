@@ -42,7 +42,7 @@ def test_a_sweep_and_a_queue(tmp_path: Path) -> None:
     queue = ["dvc", "exp", "run", "--queue", "-S", "attention.spatial=[self]", "-S"]
     run(project, *queue, "edit.guidance_scale=9,11")
     run(project, "dvc", "exp", "run", "--run-all", timeout=800)
-    queued = [f"ball · self · 4 steps · edit.guidance_scale {scale}.0" for scale in (9, 11)]
+    queued = [f"ball · edit.guidance_scale {scale}.0 · self · 4 steps" for scale in (9, 11)]
     assert parents(project) == dict.fromkeys(["ball · first · 4 steps", *queued], "FINISHED")
     shown = json.loads(run(project, "dvc", "exp", "show", "--json").stdout)
     names = {one["name"] for row in shown if row["rev"] != "workspace" for one in row["experiments"] or []}

@@ -268,7 +268,9 @@ def _name_rows(path: Path, rows: list[PromptRow]) -> list[PromptRow]:
         earlier = rows_by_name.setdefault(row.name.lower(), row)
         if earlier is not row:
             case = "" if earlier.name == row.name else f", as {earlier.name!r} (upper and lower case are the same)"
-            raise TavError(f"{path}: line {row.line}: the name {row.name!r} is already used in line {earlier.line}{case}")
+            raise TavError(
+                f"{path}: line {row.line}: the name {row.name!r} is already used in line {earlier.line}{case}"
+            )
     return named
 
 

@@ -19,9 +19,13 @@ def pipeline_name(clip: str, params: Mapping[str, str]) -> str:
 
 
 def with_settings(name: str, settings: Mapping[str, str]) -> str:
-    """Return the name followed by a few settings, by the keys of params.yaml: `… · edit.steps 10 · invert.steps 10`."""
+    """Return the name with a few settings by the keys of params.yaml: `ball · edit.steps 10 · first,former · 300 steps`.
+
+    They follow the clip, because lists of runs cut off the ends of long names.
+    """
+    clip, *rest = name.split(SEPARATOR)
     others = [f"{key} {value}"[:MAX_PART_LENGTH] for key, value in settings.items() if key not in NAMED]
-    return SEPARATOR.join([name, *others[:MAX_PARTS], *(["…"] if len(others) > MAX_PARTS else [])])
+    return SEPARATOR.join([clip, *others[:MAX_PARTS], *(["…"] if len(others) > MAX_PARTS else []), *rest])
 
 
 def distinct_name(name: str, params: Mapping[str, str], others: Mapping[str, Mapping[str, str]]) -> str:

@@ -30,7 +30,7 @@ ENTRY_POINTS = {"dvc": ("dvc", "repro", "score@{}"), "flow": (sys.executable, "-
 # What the second run prints, by its own entry point. DVC has two refusals; the first run's entry point decides which.
 REFUSALS = {
     "dvc": r"error: tune: the clip ball is in use by process \d+ \(stage tune\); wait for it|is busy, it is being",
-    "flow": r"error: (ball: )?tune: the clip ball is in use by process \d+ \(stage tune\); wait for it"
+    "flow": r"error: (run|(ball: )?tune): the clip ball is in use by process \d+ \(stage tune\); wait for it"
     r"|DVC is in use here by process \d+ ",
 }
 

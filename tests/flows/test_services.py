@@ -47,7 +47,10 @@ def test_a_port_that_is_taken(project: Path) -> None:
         other.listen()
         port = other.getsockname()[1]
         assert f"error: port {port} is taken" in refused(project, PREFECT_API_URL=f"http://127.0.0.1:{port}/api")
-        assert f"error: port {port} is taken" in refused(project, TAV_MLFLOW_PORT=str(port))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            prefect = f"http://127.0.0.1:{free.getsockname()[1]}/api"
+        assert f"error: port {port} is taken" in refused(project, PREFECT_API_URL=prefect, TAV_MLFLOW_PORT=str(port))
 
 
 def test_where_nothing_is_tracked_no_port_is_needed_for_it(project: Path) -> None:

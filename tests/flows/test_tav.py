@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tav.config.paths import Project
 from tav.runtime.events import EventStream
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 
@@ -188,7 +189,7 @@ def test_the_log_names_words_that_the_model_does_not_know(monkeypatch: pytest.Mo
     monkeypatch.setattr(flow, "get_run_logger", lambda: logger)
     monkeypatch.setattr(flow, "_run_stages", lambda run, clip: False)
     monkeypatch.setattr(flow, "_mean_scores", lambda run, clip: {})
-    stages = SimpleNamespace(unknown_words_warning=lambda: 'toyworld does not know "zebra"')
+    stages = SimpleNamespace(unknown_words_warning=lambda: 'toyworld does not know "zebra"', project=Project(Path()))
     run = SimpleNamespace(events=EventStream(), root=Path(), stages=lambda clip: stages)
     assert flow.run_clip(run, "ball") is None
     assert logged == ['ball: toyworld does not know "zebra"']

@@ -290,10 +290,10 @@ def test_weights_of_another_clip_are_refused(base: Path, tuned: Path, tmp_path: 
 # In a stage
 
 
-def tree(folder: Path) -> dict[str, tuple]:
-    """Every file and folder with what tells whether it was touched."""
+def tree(folder: Path) -> dict[str, tuple | None]:
+    """Every file and folder, and for files what tells whether they were touched. A stage tests whether folders are writable."""
     return {
-        str(path.relative_to(folder)): (path.lstat().st_size, path.lstat().st_mtime_ns, path.is_dir())
+        str(path.relative_to(folder)): None if path.is_dir() else (path.lstat().st_size, path.lstat().st_mtime_ns)
         for path in folder.rglob("*")
     }
 

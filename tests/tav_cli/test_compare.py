@@ -67,7 +67,7 @@ def test_the_best_of_each_metric_is_bold(store: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "shown", "hidden"),
     [
-        (60, {"alignment", "consistency"}, {"spatial", "guidance_scale", "flicker", "when", "id"}),
+        (60, {"alignment", "spatial"}, {"consistency", "guidance_scale", "flicker", "when", "id"}),
         (80, {"alignment", "consistency", "spatial"}, {"guidance_scale", "flicker", "when", "id"}),
         (120, {"alignment", "consistency", "spatial", "guidance_scale", "id"}, {"flicker", "when"}),
     ],

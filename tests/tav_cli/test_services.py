@@ -13,7 +13,7 @@ from tests.support.tav_command import Tav
 @pytest.mark.parametrize(
     ("mlflow", "line"),
     [
-        ("http://127.0.0.1:5000", "MLflow    http://127.0.0.1:5000"),
+        ("http://127.0.0.1:1", "MLflow    http://127.0.0.1:1"),  # where nothing answers
         ("", "MLflow    none: tracking.uri is null in params.yaml"),
     ],
 )

@@ -12,15 +12,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from tasks.__main__ import run
 from tav.config.metrics import METRICS
 from tav.reports.report import duration, write_index, write_report
 from tav_model.errors import TavError
-from tav_model.tensors import save_tensors
-from tav_model.video import read_video
 from tests.support.projects import change_params
 from tests.support.reported import (
     CAPTION,
@@ -303,9 +300,6 @@ def test_the_score_stage_writes_a_report_and_outlasts_its_failure(
     project: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     change_params(project, {"tracking": {"uri": None}, "runtime": {"device": "cpu"}, "score": {"clip_model": None}})
-    (project / f"results/{CLIP}/frames/frames.safetensors").unlink(missing_ok=True)
-    frames, _ = read_video(project / f"results/{CLIP}/frames/source.mp4")
-    save_tensors(project / f"results/{CLIP}/frames/frames.safetensors", {"frames": torch.from_numpy(frames)}, {})
     monkeypatch.chdir(project)
     run("score", CLIP)
     page = Page(project / REPORT)

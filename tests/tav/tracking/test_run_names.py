@@ -18,6 +18,7 @@ def test_settings_have_their_keys_and_the_name_has_room_for_three():
     assert with_settings("ball", {"tune.steps": "9", "edit.steps": "10", "invert.steps": "10"}) == (
         "ball · edit.steps 10 · invert.steps 10"
     )
+    assert with_settings("ball · self · 9 steps", {"seed": "1"}) == "ball · seed 1 · self · 9 steps"
     many = {f"edit.{letter}": "1" for letter in "abcd"}
     assert with_settings("ball", many) == "ball · edit.a 1 · edit.b 1 · edit.c 1 · …"
     assert len(with_settings("", {"edit.negative_prompt": "x" * 99})) < 50

@@ -38,7 +38,7 @@ def test_a_configuration_of_a_clip_has_one_run_in_all_processes(root):
     found = runs(root)
     assert [run.info.run_name for run in found] == [
         "ball · first,former · 300 steps",
-        "ball · first,former · 300 steps · seed 34",
+        "ball · seed 34 · first,former · 300 steps",
         "ball · first,former · no temporal · 300 steps",
         "skier · first,former · 300 steps",
     ]
@@ -55,11 +55,10 @@ def test_names_show_the_settings_by_which_runs_differ(root):
         # Committed since: no changes any more, but other parameters than the first run's.
         tracker.pipeline("ball", PARAMS | {"edit.steps": 20, "invert.steps": 20})
         tracker.pipeline("ball", PARAMS | {"edit.steps": 20, "invert.steps": 30})
-    first = "ball · first,former · 300 steps"
     assert [run.info.run_name for run in runs(root)] == [
-        f"{first} · edit.steps 10 · invert.steps 10",
-        first,
-        f"{first} · invert.steps 30",
+        "ball · edit.steps 10 · invert.steps 10 · first,former · 300 steps",
+        "ball · first,former · 300 steps",
+        "ball · invert.steps 30 · first,former · 300 steps",
     ]
 
 
