@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from toyworld.backdrops import BLOCK, SIDE, WIDTH, backdrop
+from toyworld.patterns import accent_share
 from toyworld.scenes import GROUND_LINE, HORIZON, Pose, Scene
 from toyworld.shapes import SHAPES
 
@@ -34,6 +36,13 @@ FIXED = {
     "flame": (1.0, 0.72, 0.20),
     "white": (1.0, 1.0, 1.0),
 }
+# Accents of a pattern, as functions of the object's colour.
+ACCENT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "white": lambda body: np.array((0.96, 0.96, 0.94)),
+    "black": lambda body: np.array((0.12, 0.12, 0.14)),
+    "pale": lambda body: body + 0.5 * (1 - body),
+    "deep": lambda body: 0.5 * body,
+}
 LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.90, 0.84), "night": (0.82, 0.84, 0.94)}
 OUTLINE = (0.10, 0.08, 0.12)
 
@@ -55,7 +64,7 @@ def times(frames: int) -> np.ndarray:
 
 def render_with_mask(scene: Scene, time: float) -> tuple[np.ndarray, np.ndarray]:
     """Return the picture at a time, and the share of each pixel that the object covers: (128, 128) float32, 0 to 1."""
-    picture = empty_picture(scene)
+    picture = empty_picture(scene, time)
     pose = scene.pose(time)
     picture = _with_shadow(picture, pose, scene)
     colours, cover, corner = _object_patch(scene, pose)
@@ -72,11 +81,13 @@ def render_with_mask(scene: Scene, time: float) -> tuple[np.ndarray, np.ndarray]
     return np.rint(255 * picture.clip(0, 1)).astype(np.uint8), mask
 
 
-def empty_picture(scene: Scene) -> np.ndarray:
+def empty_picture(scene: Scene, time: float = 0.0) -> np.ndarray:
     """Return the landscape without the object as (128, 128, 3) float32, 0 to 1; a copy that may be changed."""
     panorama = backdrop(scene.ground, scene.sky, scene.style)
-    left = round(scene.view * SIDE / BLOCK) * BLOCK  # A multiple of blocks, so that pixel art keeps its grid.
-    return panorama[:, left : left + SIDE].copy() if left + SIDE <= WIDTH else np.roll(panorama, -left, 1)[:, :SIDE]
+    # The camera moves in steps of a pixel; pixel art keeps its grid.
+    step = BLOCK if scene.style == "pixel art" else 1
+    left = round(scene.view * SIDE / BLOCK) * BLOCK + round(scene.pan * time * SIDE / step) * step
+    return panorama.take(np.arange(left, left + SIDE), axis=1, mode="wrap")
 
 
 def _with_shadow(picture: np.ndarray, pose: Pose, scene: Scene) -> np.ndarray:
@@ -111,24 +122,33 @@ def _object_patch(scene: Scene, pose: Pose) -> tuple[np.ndarray, np.ndarray, tup
     left, top = int(pose.x * scale) - reach, int(pose.y * scale) - reach
     size = 2 * reach + 1
 
-    canvas = Image.new("RGBA", (size * oversampling, size * oversampling), (0, 0, 0, 0))
-    draw = ImageDraw.Draw(canvas)
     cos, sin = np.cos(pose.rotation), np.sin(pose.rotation)
     turn = pose.radius * scale * oversampling * np.array(((cos, sin), (-sin, cos)))
     centre = (np.array((pose.x, pose.y)) * scale - (left, top)) * oversampling
     # Pillow's coordinates refer to the centre of a pixel, not to its corner.
     outlines = [part.points @ turn + centre - 0.5 for part in SHAPES[scene.object]]
-    fills = [_fill(part.paint, scene.colour, scene.sky) for part in SHAPES[scene.object]]
-    if scene.style == "cartoon":
-        width = round(3.2 * oversampling)
-        for points in outlines:
-            draw.line([*map(tuple, points), tuple(points[0]), tuple(points[1])], OUTLINE_FILL, width, "curve")
-    for points, fill in zip(outlines, fills, strict=True):
-        draw.polygon([*map(tuple, points)], fill)
-    if oversampling > 1:
-        canvas = canvas.reduce(oversampling)
-    patch = np.asarray(canvas, np.float32) / 255
+
+    def drawn(accent: str | None) -> np.ndarray:
+        canvas = Image.new("RGBA", (size * oversampling, size * oversampling), (0, 0, 0, 0))
+        draw = ImageDraw.Draw(canvas)
+        if scene.style == "cartoon":
+            width = round(3.2 * oversampling)
+            for points in outlines:
+                draw.line([*map(tuple, points), tuple(points[0]), tuple(points[1])], OUTLINE_FILL, width, "curve")
+        for points, part in zip(outlines, SHAPES[scene.object], strict=True):
+            draw.polygon([*map(tuple, points)], _fill(part.paint, scene.colour, scene.sky, accent))
+        return np.asarray(canvas.reduce(oversampling) if oversampling > 1 else canvas, np.float32) / 255
+
+    patch = drawn(None)
     colours, cover = patch[..., :3], patch[..., 3]
+    if scene.pattern != "none":
+        steps = np.arange(size, dtype=np.float32) + 0.5
+        x, y = (steps + left) / scale - pose.x, (steps + top)[:, None] / scale - pose.y
+        # Into the object's own coordinates, in which its radius is 1 and it is upright.
+        u, v = (x * cos + y * sin) / pose.radius, (y * cos - x * sin) / pose.radius
+        pixel = 1 / (pose.radius * scale)
+        share = accent_share(scene.pattern, scene.phase, scene.slant, u, v, 1e-6 if pixels else pixel)
+        colours = colours + share[..., None] * (drawn(scene.accent)[..., :3] - colours)
     if pixels:
         colours, cover = (array.repeat(BLOCK, 0).repeat(BLOCK, 1) for array in (colours, cover))
         return colours, cover, (left * BLOCK, top * BLOCK)
@@ -152,8 +172,11 @@ def _shaded(colours: np.ndarray, scene: Scene, pose: Pose, left: int, top: int) 
 
 
 @functools.cache
-def _fill(paint: str, colour: str, sky: str) -> tuple[int, int, int, int]:
+def _fill(paint: str, colour: str, sky: str, accent: str | None) -> tuple[int, int, int, int]:
+    """Return the RGBA of a part; with an accent, that of its accented places."""
     body = np.array(PAINT[colour])
+    if accent is not None:
+        body = ACCENT[accent](body)
     own = {"body": body, "dark": 0.68 * body, "light": body + 0.42 * (1 - body)}
     lit = own.get(paint, np.array(FIXED.get(paint, (0, 0, 0)))) * np.array(LIGHT[sky])
     red, green, blue = (round(255 * value) for value in lit.clip(0, 1))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
-from toyworld.scenes import ATTRIBUTES, COLOURS, GROUNDS, MOTIONS, OBJECTS, Scene
+from toyworld.scenes import ACCENTS, ATTRIBUTES, COLOURS, GROUNDS, MOTIONS, OBJECTS, PATTERNS, Scene
 
 
 def held_out(scene: Scene) -> bool:
@@ -23,10 +25,22 @@ def random_scene(rng: np.random.Generator, unseen: bool = False) -> Scene:
         scene = Scene(
             **words,
             motion=MOTIONS[rng.integers(len(MOTIONS))],
-            radius=float(rng.uniform(0.14, 0.21)),
+            radius=float(rng.uniform(0.15, 0.23)),
             start=float(rng.uniform(0.12, 0.88)),
             end=float(rng.uniform(0.12, 0.88)),
             view=float(rng.random()),
+            pan=float(rng.uniform(-0.4, 0.4)),
+            **random_identity(rng),
         )
         if held_out(scene) == unseen:
             return scene
+
+
+def random_identity(rng: np.random.Generator) -> dict[str, Any]:
+    """Return a pattern, its accent, phase and slant, as keyword arguments of `Scene`."""
+    return {
+        "pattern": PATTERNS[rng.integers(len(PATTERNS))],
+        "accent": ACCENTS[rng.integers(len(ACCENTS))],
+        "phase": float(rng.random()),
+        "slant": float(rng.random()),
+    }

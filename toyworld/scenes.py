@@ -21,8 +21,22 @@ GROUNDS = ("grass", "sand", "snow", "road", "sea")
 SKIES = ("day", "sunset", "night")
 STYLES = ("plain", "cartoon", "pixel art")
 MOTIONS = ("bouncing", "rolling", "rising", "swinging", "zigzagging", "growing")
-# The attributes that a single frame shows, and their values.
+# What distinguishes an object from others of its kind and colour. No caption names it, and no edit changes it.
+PATTERNS = ("none", "stripes", "checks", "dots", "halves", "rings")
+ACCENTS = ("white", "black", "pale", "deep")
+# The attributes that a single frame shows and captions name, and their values.
 ATTRIBUTES = {"object": OBJECTS, "colour": COLOURS, "ground": GROUNDS, "sky": SKIES, "style": STYLES}
+
+# Numbers of a scene, and the lowest and highest value of each.
+RANGES = {
+    "radius": (0.1, 0.25),
+    "start": (0, 1),
+    "end": (0, 1),
+    "view": (0, 1),
+    "phase": (0, 1),
+    "slant": (0, 1),
+    "pan": (-1, 1),
+}
 
 HORIZON = 0.62
 # Where objects touch the ground.
@@ -60,7 +74,13 @@ class Scene:
         radius: radius of the object, 0.1 to 0.25.
         start: x of the object at time 0, from 0 to 1.
         end: x of the object at time 1, from 0 to 1. An object that does not travel is in the middle between the two.
-        view: position of the visible part of the landscape, 0 to 1.
+        view: position of the visible part of the landscape at time 0, from 0 to 1.
+        pattern: pattern on the object's painted parts, one of `PATTERNS`.
+        accent: second colour of the pattern, one of `ACCENTS`: white, black, or a shade of the object's colour.
+        phase: shift of the pattern, 0 to 1 of its period.
+        slant: direction of the pattern, 0 to 1 of half a turn.
+        pan: distance by which the camera moves along the landscape from time 0 to time 1, -1 to 1 picture widths; to
+            the right if positive. The object's path is relative to the picture.
 
     Raises:
         TavError: a value that is not one of these.
@@ -76,13 +96,19 @@ class Scene:
     start: float = 0.22
     end: float = 0.78
     view: float = 0.0
+    pattern: str = "none"
+    accent: str = "white"
+    phase: float = 0.0
+    slant: float = 0.0
+    pan: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, allowed in (ATTRIBUTES | {"motion": MOTIONS}).items():
+        choices = ATTRIBUTES | {"motion": MOTIONS, "pattern": PATTERNS, "accent": ACCENTS}
+        for name, allowed in choices.items():
             value = getattr(self, name)
             if value not in allowed:
                 raise TavError(f"scene: {name} {value!r} must be one of {', '.join(allowed)}")
-        for name, low, high in (("radius", 0.1, 0.25), ("start", 0, 1), ("end", 0, 1), ("view", 0, 1)):
+        for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 raise TavError(f"scene: {name} {value!r} must be a number from {low} to {high}")
@@ -92,7 +118,9 @@ class Scene:
         return _PATHS[self.motion](self, time)
 
     def edited(self, **changes: Any) -> Scene:
-        """Return the scene with other attributes, the ground truth of an edit; motion and view are unchanged.
+        """Return the scene with other attributes, the ground truth of an edit.
+
+        Motion, camera, and the pattern with its accent are unchanged.
 
         Args:
             **changes: new values, by attribute.

@@ -1,8 +1,8 @@
 """Train the parts of the embedded base model; nothing but the repository is needed.
 
-python -m toyworld.train all             everything, as for the weights in the repository
-python -m toyworld.train vae|clip|unet   one part
-python -m toyworld.train control         the control networks: control-edges and control-depth, which are parts as well
+python -m toyworld.train all                        everything, as for the weights in the repository
+python -m toyworld.train vae|clip|unet|decoder   one part
+python -m toyworld.train control                 the control networks: control-edges and control-depth, parts as well
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from tav_model.errors import TavError
 
 # Steps, batch size, learning rate, decay of the averaged weights, weight decay.
 DEFAULTS = {
-    "vae": (6000, 8, 4e-3, 0.999, 0.0),
-    "clip": (1200, 96, 2e-3, 0.998, 0.01),
-    "unet": (5500, 32, 2e-3, 0.999, 0.01),
+    "vae": (2800, 8, 4e-3, 0.998, 0.0),
+    "clip": (800, 64, 2e-3, 0.998, 0.01),
+    "unet": (16000, 32, 2e-3, 0.999, 0.01),
+    "decoder": (4000, 8, 2e-3, 0.998, 0.0),
     "control-edges": (2000, 16, 1e-3, 0.998, 0.01),
     "control-depth": (2000, 16, 1e-3, 0.998, 0.01),
 }
@@ -106,6 +107,10 @@ def _train(name: str, options: argparse.Namespace) -> None:
         from toyworld.training.vae import VaePart
 
         part = VaePart(settings)
+    elif name == "decoder":
+        from toyworld.training.vae import DecoderPart
+
+        part = DecoderPart(settings, options.base)
     elif name == "clip":
         from toyworld.training.clip import ClipPart
 

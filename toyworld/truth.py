@@ -20,6 +20,8 @@ FOREIGN = 45.0
 # A region with fewer pixels is not an object.
 SMALLEST = 60
 COLUMN_STEP = 4
+# Width of the gaps, in pixels, that a pattern may tear into an object.
+GAP = 9
 
 
 @dataclass(frozen=True)
@@ -122,13 +124,20 @@ def _foreign_region(picture: np.ndarray, ground: str, sky: str, style: str) -> n
     lower = np.arange(SIDE)[:, None] > 0.7 * SIDE
     distances = np.where(lower, np.minimum(distances, 1.5 * shadow), distances)
     foreign = cv2.morphologyEx((distances > FOREIGN).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(foreign, connectivity=8)
+    # Joins the parts of an object between which its pattern has the colours of the landscape.
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (GAP, GAP))
+    joined = cv2.morphologyEx(np.pad(foreign, GAP), cv2.MORPH_CLOSE, disc)[GAP:-GAP, GAP:-GAP]
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(joined, connectivity=8)
     if count < 2:
         return np.zeros((SIDE, SIDE), bool)
     largest = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
     if stats[largest, cv2.CC_STAT_AREA] < SMALLEST:
         return np.zeros((SIDE, SIDE), bool)
-    return labels == largest
+    region = (foreign > 0) & (labels == largest)
+    outlines, _ = cv2.findContours(region.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros((SIDE, SIDE), np.uint8)
+    cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
+    return filled > 0
 
 
 def _colour_of(pixels: np.ndarray, sky: str) -> str | None:
@@ -139,7 +148,7 @@ def _colour_of(pixels: np.ndarray, sky: str) -> str | None:
     for paint in PAINT.values():
         body = 255 * np.array(paint) * np.array(LIGHT[sky])
         light = body + 0.42 * (255 * np.array(LIGHT[sky]) - body)
-        shades.append([body, 0.72 * body, 1.12 * body, light])
+        shades.append([1.12 * body, body, 0.72 * body, 0.5 * body, 0.36 * body, light])
     values = pixels.astype(np.float64)
     chroma = values.max(-1) - values.min(-1)
     values = values[chroma > 40]  # Leaves out grey parts: wheels, windows, wood and outlines.

@@ -159,7 +159,8 @@ def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Pat
 
     from tav_model.metrics.clip import ClipScorer
 
-    monkeypatch.setattr(unet, "PICTURES", 60)
+    monkeypatch.setattr(unet, "CHUNK", 60)
+    monkeypatch.setattr(unet, "CHUNK_STEPS", 1)
     monkeypatch.setattr(train, "DEFAULTS", dict.fromkeys(train.DEFAULTS, (2, 4, 1e-3, 0.9, 0.0)))
     places = ["--base", str(tmp_path / "base"), "--work", str(tmp_path / "work"), "--tracking-uri", "none"]
     assert train.main(["all", "--device", "cpu", *places]) == 0
@@ -187,7 +188,7 @@ def test_parts_that_need_others_say_so(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.slow
 def test_whole_pictures_come_last():
     part = VaePart(Settings(steps=20, batch=8, learning_rate=1e-3))
-    assert part[16]["pictures"].shape == (8, 3, 64, 64) and part[17]["pictures"].shape == (2, 3, 128, 128)
+    assert part[17]["pictures"].shape == (8, 3, 64, 64) and part[18]["pictures"].shape == (2, 3, 128, 128)
     assert torch.equal(part[3]["pictures"], part[3]["pictures"])
 
 

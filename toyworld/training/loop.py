@@ -1,4 +1,4 @@
-"""The training loop of all parts: resumable, with averaged weights, a learning rate that decays, and MLflow."""
+"""The training loop of all parts: resumable, extensible, with averaged weights, a decaying learning rate, and MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tav_model.errors import TavError
-from tav_model.tensors import load_tensors, save_tensors
+from tav_model.tensors import load_tensors, read_metadata, save_tensors
 from toyworld.training.muon import Muon
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WARM_UP = 100  # Steps.
-# The learning rate stays at its peak for this share of the steps, then decays linearly to this share of the peak.
-PLATEAU = 0.5
+# The learning rate stays at its peak, and over the last share of the steps decays linearly to this share of the peak. A
+# longer training resumes from the end of the plateau (Hägele et al., arXiv 2405.18392).
+DECAY = 0.25
 LAST_RATE = 0.01
 LOG_STEPS = 20
 
@@ -36,7 +37,7 @@ class Settings:
     """The settings of a training; equal settings result in equal weights on the same machine.
 
     Attributes:
-        steps: optimizer steps in total.
+        steps: optimizer steps in total; may be raised later to train for longer.
         batch: samples per step.
         learning_rate: peak learning rate; see `Muon` for its meaning.
         averaging: decay per step of the moving average of the weights; the average follows faster at first.
@@ -50,6 +51,20 @@ class Settings:
     averaging: float = 0.999
     weight_decay: float = 0.0
     seed: int = 0
+
+    @property
+    def plateau(self) -> int:
+        """Number of steps before the learning rate decays."""
+        return self.plateau_of(self.steps)
+
+    @staticmethod
+    def plateau_of(steps: int) -> int:
+        """Return the number of steps before the learning rate decays, of so many steps in total."""
+        return steps - int(DECAY * steps)
+
+    def identity(self) -> str:
+        """Return what checkpoints of the same training have in common: everything but the number of steps."""
+        return str({name: value for name, value in asdict(self).items() if name != "steps"})
 
 
 class Part(ABC, Dataset[dict[str, torch.Tensor]]):
@@ -101,6 +116,8 @@ class Part(ABC, Dataset[dict[str, torch.Tensor]]):
 class Training:
     """The training of one part, which resumes from its checkpoint.
 
+    There is a second checkpoint at the end of the plateau, from which a training with more steps resumes.
+
     Args:
         part: the part to train.
         folder: folder of the checkpoint.
@@ -124,6 +141,7 @@ class Training:
         self.part, self.device, self.workers = part, device, workers
         self.evaluate_every, self.save_every, self.tracking_uri = evaluate_every, save_every, tracking_uri
         self.checkpoint = folder / f"{part.name}.safetensors"
+        self.plateau_checkpoint = folder / f"{part.name}-plateau.safetensors"
         self.settings = part.settings
         part.networks.to(device).train()
         self.trained = {name: p for name, p in part.networks.named_parameters() if p.requires_grad}
@@ -159,7 +177,9 @@ class Training:
                     run.log({"loss": loss.item(), "learning_rate": self._learning_rate()}, self.step)
                 last = self.step == self.settings.steps
                 if last or self.step % self.save_every == 0:
-                    self.save()
+                    self.save(self.checkpoint)
+                if self.step == self.settings.plateau:
+                    self.save(self.plateau_checkpoint)
                 if last or self.step % self.evaluate_every == 0:
                     self._evaluate(run)
 
@@ -179,8 +199,8 @@ class Training:
         return loss.detach()
 
     def _learning_rate(self) -> float:
-        done = self.step / self.settings.steps
-        fall = 1 - (1 - LAST_RATE) * max(0.0, (done - PLATEAU) / (1 - PLATEAU))
+        done = (self.step - self.settings.plateau) / max(1, self.settings.steps - self.settings.plateau)
+        fall = 1 - (1 - LAST_RATE) * max(0.0, done)
         return self.settings.learning_rate * min(1.0, (self.step + 1) / WARM_UP) * fall
 
     @contextlib.contextmanager
@@ -209,31 +229,38 @@ class Training:
         if picture is not None:
             run.picture(picture, f"{self.part.name}-{self.step:06d}.png")
 
-    def save(self) -> None:
-        """Write the checkpoint: weights, averaged weights, and the state of the optimizer."""
+    def save(self, path: Path) -> None:
+        """Write a checkpoint: weights, averaged weights, and the state of the optimizer."""
         tensors = {f"weights.{name}": p.detach() for name, p in self.trained.items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for name, parameter in self.trained.items():
             tensors |= {f"state.{name}.{key}": value for key, value in self.optimizer.state[parameter].items()}
-        metadata = {"part": self.part.name, "step": str(self.step), "settings": str(asdict(self.settings))}
-        save_tensors(self.checkpoint, tensors, metadata | {"run": self.run_id})
+        metadata = {
+            "part": self.part.name,
+            "step": str(self.step),
+            "steps": str(self.settings.steps),
+            "settings": self.settings.identity(),
+            "run": self.run_id,
+        }
+        save_tensors(path, tensors, metadata)
 
     def resume(self) -> None:
         """Load the checkpoint, if there is one.
 
         Raises:
-            TavError: it is damaged, or has other settings or networks.
+            TavError: it is damaged, has other settings or networks, or is of a longer training.
         """
-        if not self.checkpoint.exists():
+        path = self._latest()
+        if path is None:
             return
-        tensors, metadata = load_tensors(self.checkpoint, self.device)
-        if metadata.get("settings") != str(asdict(self.settings)):
+        tensors, metadata = load_tensors(path, self.device)
+        if metadata.get("settings") != self.settings.identity():
             raise TavError(
-                f"{self.checkpoint}: was made with {metadata.get('settings')}, not {asdict(self.settings)}; "
+                f"{path}: was made with {metadata.get('settings')}, not {self.settings.identity()}; "
                 "use the same settings, or remove it to start again"
             )
         if {name.split(".", 1)[1] for name in tensors if name.startswith("weights.")} != set(self.trained):
-            raise TavError(f"{self.checkpoint}: has other networks; remove it to start again")
+            raise TavError(f"{path}: has other networks; remove it to start again")
         self._load_parameters({name: tensors[f"weights.{name}"] for name in self.trained})
         self.average = {name: tensors[f"average.{name}"] for name in self.trained}
         for name, parameter in self.trained.items():
@@ -243,6 +270,22 @@ class Training:
             }
         self.step, self.run_id = int(metadata["step"]), metadata["run"]
         logger.info("%s: resumes from step %d", self.part.name, self.step)
+
+    def _latest(self) -> Path | None:
+        """Return the latest checkpoint whose learning rate is that of this training."""
+        for path in (self.checkpoint, self.plateau_checkpoint):
+            if not path.exists():
+                continue
+            metadata = read_metadata(path)
+            step, steps = (int(metadata.get(key, 0)) for key in ("step", "steps"))
+            if steps == self.settings.steps or step <= min(Settings.plateau_of(steps), self.settings.plateau):
+                return path
+        if self.checkpoint.exists():
+            raise TavError(
+                f"{self.checkpoint}: has {step} of {steps} steps, and its learning rate has decayed further than that "
+                f"of {self.settings.steps} steps; train for more steps, or remove it to start again"
+            )
+        return None
 
     @contextlib.contextmanager
     def _tracked(self) -> Iterator[_Run]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import torch
 from torch.nn import functional
 from tqdm import tqdm
 
-from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import write_json
 from tav_model.tensors import load_tensors, save_tensors
@@ -22,11 +22,15 @@ from toyworld.scenes import Scene
 from toyworld.training.export import export_network
 from toyworld.training.loop import Part, Settings
 from toyworld.training.text import WIDTH, Tokens, save_tokenizer, save_vocabulary, text_config
+from toyworld.training.vae import CONFIG as VAE
 from toyworld.training.vae import start_as_identity, to_pictures, to_tensor
 
 logger = logging.getLogger(__name__)
 
-PICTURES = 20_000
+CHANNELS = VAE["latent_channels"]
+# Pictures of the training set. It grows while training, so that training starts early and large numbers of steps do not
+# repeat the same pictures too often.
+CHUNK, CHUNK_STEPS, PICTURES = 10_000, 1000, 80_000
 # Shares of empty captions, for classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and of partial ones.
 EMPTY, PARTIAL = 0.1, 0.05
 GUIDANCE_SCALE = 5.0
@@ -34,16 +38,16 @@ STEPS = 20
 
 CONFIG: dict[str, Any] = {
     "sample_size": 16,
-    "in_channels": 4,
-    "out_channels": 4,
+    "in_channels": CHANNELS,
+    "out_channels": CHANNELS,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "block_out_channels": (64, 128),
+    "block_out_channels": (112, 224),
     "layers_per_block": 1,
     "cross_attention_dim": WIDTH,
     "norm_num_groups": 8,
     # In spite of its name, diffusers uses this as the number of heads.
-    "attention_head_dim": 2,
+    "attention_head_dim": 4,
 }
 SCHEDULER = {
     "_class_name": "DDIMScheduler",
@@ -103,12 +107,14 @@ class UnetPart(Part):
         self.unet.to(memory_format=torch.channels_last)
         self.networks = torch.nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
         self.tokens = Tokens(base / "scorer")
-        self.means, self.deviations, self.factor = _latents(settings.seed, base / "vae", work, device)
+        self.latents = Latents(settings.seed, base / "vae", work, device)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return `means` and `deviations` (b, 4, 16, 16), `tokens` (b, 32) and `timesteps` (b,)."""
+        """Return `means` and `deviations` (b, 8, 16, 16), `tokens` (b, 32) and `timesteps` (b,)."""
         rng = np.random.default_rng([self.settings.seed, step, 1])
-        chosen = rng.integers(len(self.means), size=self.settings.batch)
+        count = min(PICTURES, CHUNK * (1 + step // CHUNK_STEPS))
+        chosen = rng.integers(count, size=self.settings.batch)
+        means, deviations = self.latents[chosen]
         captions = []
         for i in chosen:
             scene, _ = _sample(self.settings.seed, int(i))
@@ -122,8 +128,8 @@ class UnetPart(Part):
         places = (rng.permutation(len(chosen)) + rng.random(len(chosen))) / len(chosen)
         timesteps = (places * self.scheduler.config.num_train_timesteps).astype(np.int64)
         return {
-            "means": self.means[chosen],
-            "deviations": self.deviations[chosen],
+            "means": means,
+            "deviations": deviations,
             "tokens": self.tokens(captions),
             "timesteps": torch.from_numpy(timesteps),
         }
@@ -132,7 +138,7 @@ class UnetPart(Part):
         """Return the mean squared error of the predicted noise."""
         means = batch["means"].float()
         drawn = torch.randn((2, *means.shape), generator=generator).to(means.device)
-        latents = self.factor * (means + batch["deviations"].float() * drawn[0])
+        latents = self.latents.factor * (means + batch["deviations"].float() * drawn[0])
         noise = drawn[1].contiguous(memory_format=torch.channels_last)
         noisy = self.scheduler.add_noise(latents, noise, batch["timesteps"])
         states = self.text_encoder(batch["tokens"]).last_hidden_state
@@ -154,7 +160,7 @@ class UnetPart(Part):
         rng = np.random.default_rng(2_000_000_073)
         scenes = [random_scene(rng, unseen=True) for _ in range(64)]
         pictures = np.stack([render(scene, float(rng.random())) for scene in scenes])
-        latents = self.factor * vae.encode(to_tensor(pictures).to(self.device)).latent_dist.mode()
+        latents = self.latents.factor * vae.encode(to_tensor(pictures).to(self.device)).latent_dist.mode()
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         timesteps = torch.arange(64, device=self.device) * 1000 // 64 + 8
@@ -165,14 +171,14 @@ class UnetPart(Part):
     def _sample_pictures(self, captions: list[str], vae: Any) -> np.ndarray:
         self.scheduler.set_timesteps(STEPS)
         generator = torch.Generator().manual_seed(0)
-        latents = torch.randn((len(captions), 4, 16, 16), generator=generator).to(self.device)
+        latents = torch.randn((len(captions), CHANNELS, 16, 16), generator=generator).to(self.device)
         tokens = self.tokens([""] * len(captions) + captions).to(self.device)
         states = self.text_encoder(tokens).last_hidden_state
         for timestep in self.scheduler.timesteps:
             both = self.unet(torch.cat([latents, latents]), timestep.to(self.device), states).sample.float()
             empty, full = both.chunk(2)
             latents = self.scheduler.step(empty + GUIDANCE_SCALE * (full - empty), timestep, latents).prev_sample
-        return to_pictures(vae.decode(latents / self.factor).sample)
+        return to_pictures(vae.decode(latents / self.latents.factor).sample)
 
     def export(self, base: Path) -> None:
         """Write UNet, text encoder, tokenizer, scheduler and `model_index.json`."""
@@ -202,25 +208,57 @@ def _load_scorer_text(text_encoder: Any, scorer: Path) -> None:
     inner.load_state_dict(state)
 
 
-def _latents(seed: int, vae: Path, work: Path, device: str) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Return posterior means and deviations of the training set, `b c h w` in float16, and the VAE's scaling factor."""
-    from diffusers import AutoencoderKL
+class Latents:
+    """Posterior means and deviations of the training set, computed in chunks when they are first needed, and cached.
 
-    if not (vae / "config.json").is_file():
-        raise TavError(f"{vae}: no VAE; train it first: python -m toyworld.train vae")
-    model = AutoencoderKL.from_pretrained(vae, local_files_only=True).to(device, memory_format=torch.channels_last)
-    kept, made_by = work / "latents.safetensors", {"vae": digest(vae), "seed": str(seed), "count": str(PICTURES)}
-    if kept.exists():
-        tensors, metadata = load_tensors(kept)
-        if metadata == made_by:
-            return tensors["means"], tensors["deviations"], model.config.scaling_factor
-    means, deviations = [], []
-    with torch.inference_mode(), torch.autocast(torch.device(device).type, torch.bfloat16):
-        for start in tqdm(range(0, PICTURES, 50), desc="latents", unit="batch", mininterval=10):
-            pictures = np.stack([render(*_sample(seed, i)) for i in range(start, min(start + 50, PICTURES))])
-            posterior = model.encode(to_tensor(pictures).to(device)).latent_dist
-            means.append(posterior.mean.half().cpu())
-            deviations.append(posterior.std.half().cpu())
-    tensors = {"means": torch.cat(means), "deviations": torch.cat(deviations)}
-    save_tensors(kept, tensors, made_by)
-    return tensors["means"], tensors["deviations"], model.config.scaling_factor
+    Args:
+        seed: seed of the pictures.
+        vae: folder of the VAE. Its decoder may change later.
+        work: folder of the cache.
+        device: "cpu", "cuda", ...
+
+    Attributes:
+        factor: the VAE's scaling factor.
+    """
+
+    def __init__(self, seed: int, vae: Path, work: Path, device: str) -> None:
+        from diffusers import AutoencoderKL
+
+        if not (vae / "config.json").is_file():
+            raise TavError(f"{vae}: no VAE; train it first: python -m toyworld.train vae")
+        self.vae = AutoencoderKL.from_pretrained(vae, local_files_only=True)
+        encoder = sha256()
+        for name, tensor in sorted(self.vae.state_dict().items()):
+            if name.startswith(("encoder.", "quant_conv.")):
+                encoder.update(tensor.numpy().tobytes())
+        self.vae.to(device, memory_format=torch.channels_last)
+        self.factor: float = self.vae.config.scaling_factor
+        self.seed, self.work, self.device = seed, work, device
+        self.made_by = {"encoder": encoder.hexdigest(), "seed": str(seed), "count": str(CHUNK)}
+        self.chunks: list[torch.Tensor] = []
+
+    def __getitem__(self, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means and deviations of the pictures with these indexes, each `b c h w` in float16."""
+        while len(self.chunks) * CHUNK <= chosen.max():
+            self.chunks.append(self._chunk(len(self.chunks)))
+        both = torch.stack([self.chunks[i // CHUNK][:, i % CHUNK] for i in chosen.tolist()], 1)
+        return both[0], both[1]
+
+    def _chunk(self, number: int) -> torch.Tensor:
+        kept = self.work / f"latents-{number}.safetensors"
+        if kept.exists():
+            tensors, metadata = load_tensors(kept)
+            if metadata == self.made_by:
+                return tensors["posterior"]
+        means, deviations = [], []
+        indexes = range(number * CHUNK, (number + 1) * CHUNK)
+        with torch.inference_mode(), torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            for start in tqdm(indexes[::50], desc=f"latents {number}", unit="batch", mininterval=10):
+                some = range(start, min(start + 50, indexes.stop))
+                pictures = np.stack([render(*_sample(self.seed, i)) for i in some])
+                posterior = self.vae.encode(to_tensor(pictures).to(self.device)).latent_dist
+                means.append(posterior.mean.half().cpu())
+                deviations.append(posterior.std.half().cpu())
+        latents = torch.stack([torch.cat(means), torch.cat(deviations)])
+        save_tensors(kept, {"posterior": latents}, self.made_by)
+        return latents

@@ -1,4 +1,4 @@
-"""The autoencoder: 128x128 pictures to 16x16 latents with 4 channels, like Stable Diffusion's."""
+"""The autoencoder: 128x128 pictures to 16x16 latents with 8 channels."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tav_model.errors import TavError
 from toyworld.renderer import render_with_mask
 from toyworld.samples import random_scene
 from toyworld.scenes import Pose
@@ -18,20 +19,20 @@ CROP = 64
 # Crops start at multiples of this, so that the grid of the latents is the same as for complete pictures.
 GRID = 8
 # The last share of the steps uses complete pictures, a quarter as many: crops have other statistics in the norms.
-COMPLETE = 0.15
+COMPLETE = 0.1
 # Weight of the object's pixels in the loss: the object is small and matters most.
-OBJECT_WEIGHT = 3.0
-KL_WEIGHT = 1e-5
+OBJECT_WEIGHT = 5.0
+KL_WEIGHT = 3e-6
 EVALUATED = 64
 
 CONFIG: dict[str, Any] = {
     "sample_size": SIDE,
     "in_channels": 3,
     "out_channels": 3,
-    "latent_channels": 4,
+    "latent_channels": 8,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "block_out_channels": (16, 32, 64, 96),
+    "block_out_channels": (16, 48, 96, 160),
     "layers_per_block": 1,
     "norm_num_groups": 1,
     "mid_block_add_attention": False,
@@ -42,6 +43,7 @@ class VaePart(Part):
     """The autoencoder, trained with a squared error that is larger on the object, and a small KL divergence."""
 
     name = "vae"
+    stream: tuple[int, ...] = ()  # Distinguishes the random pictures of one part from those of another.
 
     def __init__(self, settings: Settings) -> None:
         from diffusers import AutoencoderKL
@@ -55,7 +57,7 @@ class VaePart(Part):
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         """Return `pictures` (b, 3, h, w) from -1 to 1, and `masks` (b, 1, h, w) of the objects."""
-        rng = np.random.default_rng([self.settings.seed, step])
+        rng = np.random.default_rng([self.settings.seed, step, *self.stream])
         if step < (1 - COMPLETE) * self.settings.steps:
             drawn = [_crop(*_picture(rng), rng) for _ in range(self.settings.batch)]
         else:
@@ -70,9 +72,8 @@ class VaePart(Part):
         mean, deviation = posterior.mean.float(), posterior.std.float()
         noise = torch.randn(mean.shape, generator=generator).to(mean.device)
         decoded = self.vae.decode(mean + deviation * noise).sample.float()
-        error = ((decoded - pictures).square() * (1 + OBJECT_WEIGHT * batch["masks"])).mean()
         divergence = (mean.square() + deviation.square() - 1 - 2 * deviation.log()).mean()
-        return error + KL_WEIGHT * divergence
+        return weighted_error(decoded, batch) + KL_WEIGHT * divergence
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
         """Return the PSNR of held-out pictures and of their objects in decibels, and some pictures with reconstructions."""
@@ -91,6 +92,42 @@ class VaePart(Part):
 
         self.vae.register_to_config(scaling_factor=scaling_factor(self.vae))
         export_network(self.vae, base / "vae")
+
+
+class DecoderPart(VaePart):
+    """The decoder alone, trained for longer with the encoder fixed: the latents, and what depends on them, stay valid.
+
+    Args:
+        settings: of the training.
+        base: folder of the base model, with its VAE.
+    """
+
+    name = "decoder"
+    stream = (1,)
+
+    def __init__(self, settings: Settings, base: Path) -> None:
+        from diffusers import AutoencoderKL
+
+        super().__init__(settings)
+        if not (base / "vae" / "config.json").is_file():
+            raise TavError(f"{base / 'vae'}: no VAE; train it first: python -m toyworld.train vae")
+        self.vae.load_state_dict(AutoencoderKL.from_pretrained(base / "vae", local_files_only=True).state_dict())
+        for fixed in (self.vae.encoder, self.vae.quant_conv):
+            fixed.requires_grad_(False)
+
+    def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
+        """Return the weighted squared error."""
+        pictures = batch["pictures"]
+        with torch.no_grad():
+            posterior = self.vae.encode(pictures).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=generator).to(pictures.device)
+        decoded = self.vae.decode(posterior.mean.float() + posterior.std.float() * noise).sample.float()
+        return weighted_error(decoded, batch)
+
+
+def weighted_error(decoded: torch.Tensor, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return the mean squared error, with more weight on the object."""
+    return ((decoded - batch["pictures"]).square() * (1 + OBJECT_WEIGHT * batch["masks"])).mean()
 
 
 def start_as_identity(network: torch.nn.Module) -> None:
