@@ -44,6 +44,7 @@ ACCENT: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "deep": lambda body: 0.5 * body,
 }
 LIGHT = {"day": (1.0, 1.0, 1.0), "sunset": (1.0, 0.90, 0.84), "night": (0.82, 0.84, 0.94)}
+OUTLINE_WIDTH = 3.2  # Pixels.
 OUTLINE = (0.10, 0.08, 0.12)
 
 
@@ -132,7 +133,7 @@ def _object_patch(scene: Scene, pose: Pose) -> tuple[np.ndarray, np.ndarray, tup
         canvas = Image.new("RGBA", (size * oversampling, size * oversampling), (0, 0, 0, 0))
         draw = ImageDraw.Draw(canvas)
         if scene.style == "cartoon":
-            width = round(3.2 * oversampling)
+            width = round(OUTLINE_WIDTH * oversampling)
             for points in outlines:
                 draw.line([*map(tuple, points), tuple(points[0]), tuple(points[1])], OUTLINE_FILL, width, "curve")
         for points, part in zip(outlines, SHAPES[scene.object], strict=True):

@@ -110,7 +110,7 @@ class UnetPart(Part):
         self.latents = Latents(settings.seed, base / "vae", work, device)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return `means` and `deviations` (b, 8, 16, 16), `tokens` (b, 32) and `timesteps` (b,)."""
+        """Return `means` and `deviations` (b, 16, 16, 16), `tokens` (b, 32) and `timesteps` (b,)."""
         rng = np.random.default_rng([self.settings.seed, step, 1])
         count = min(PICTURES, CHUNK * (1 + step // CHUNK_STEPS))
         chosen = rng.integers(count, size=self.settings.batch)

@@ -1,4 +1,4 @@
-"""The autoencoder: 128x128 pictures to 16x16 latents with 8 channels."""
+"""The autoencoder: 128x128 pictures to 16x16 latents with 16 channels."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ GRID = 8
 # The last share of the steps uses complete pictures, a quarter as many: crops have other statistics in the norms.
 COMPLETE = 0.1
 # Weight of the object's pixels in the loss: the object is small and matters most.
-OBJECT_WEIGHT = 5.0
-KL_WEIGHT = 3e-6
+OBJECT_WEIGHT = 8.0
+KL_WEIGHT = 1e-5
 EVALUATED = 64
 
 CONFIG: dict[str, Any] = {
     "sample_size": SIDE,
     "in_channels": 3,
     "out_channels": 3,
-    "latent_channels": 8,
+    "latent_channels": 16,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
     "block_out_channels": (16, 48, 96, 160),
