@@ -23,6 +23,7 @@ class Measure:
         target: the value to reach, or None if the figure is only for information.
         at_most: the target is an upper bound rather than a lower one.
         percent: print value and target in per cent.
+        interval: the 95 % interval of the value, if it is a mean over clips.
     """
 
     part: str
@@ -31,6 +32,7 @@ class Measure:
     target: float | None = None
     at_most: bool = False
     percent: bool = True
+    interval: tuple[float, float] | None = None
 
     @property
     def reached(self) -> bool:
@@ -41,10 +43,13 @@ class Measure:
 
     def cells(self) -> list[str]:
         """Return the measure as a row of `table`."""
+        value = self._format(self.value)
+        if self.interval is not None:
+            value += f" [{', '.join(map(self._format, self.interval))}]"
         if self.target is None:
-            return [self.part, self.name, self._format(self.value), "", ""]
+            return [self.part, self.name, value, "", ""]
         target = f"{'at most' if self.at_most else 'at least'} {self._format(self.target)}"
-        return [self.part, self.name, self._format(self.value), target, "yes" if self.reached else "NO"]
+        return [self.part, self.name, value, target, "yes" if self.reached else "NO"]
 
     def _format(self, value: float) -> str:
         return f"{100 * value:.1f} %" if self.percent else f"{value:.3g}"

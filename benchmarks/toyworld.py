@@ -1,7 +1,9 @@
 """Measure the quality of the embedded base model, and of the method on it, against ground truth.
 
-python -m benchmarks.toyworld                  all parts: a table of figures and their targets
-python -m benchmarks.toyworld vae scorer       some parts
+python -m benchmarks.toyworld                      all parts: a table of figures and their targets
+python -m benchmarks.toyworld vae scorer           some parts
+python -m benchmarks.toyworld --quick              fewer pictures, scenes and seeds, without ablations: a few minutes
+python -m benchmarks.toyworld method --scenes DIR  the method on other scenes
 
 Exits with code 1 if a target is missed.
 """
@@ -12,51 +14,116 @@ import argparse
 import json
 import os
 import shutil
-import statistics
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.measures import ROOT, Measure, markdown, table, write_measures
-from tav_model.digests import digest
+from benchmarks.scenes import (
+    FOLDERS,
+    RECONSTRUCTION,
+    BenchmarkScene,
+    EditResult,
+    SceneRuns,
+    by_scene,
+    edits_only,
+    load_scenes,
+)
+from benchmarks.statistics import Interval, mean_interval, paired_difference
 from tav_model.errors import TavError
-from tav_model.files import read_json, write_json
+from tav_model.files import write_json
 
-UNSEEN = 256  # frames or captions of held-out scenes
+if TYPE_CHECKING:
+    from toyworld.scenes import Scene
+
+UNSEEN, QUICK_UNSEEN = 256, 48  # frames or captions of held-out scenes
+SILHOUETTES = 96  # of these
+SEEDS, QUICK_SCENES = 3, 3
+WORST = 8
 GUIDANCE_SCALE, STEPS = 5.0, 30
-# The paper's ablations: the project's parameters, changed by these overrides.
+# The ablations: the project's parameters, changed by these. Those that change nothing are left out.
 VARIANTS: dict[str, dict[str, Any]] = {
     "full method": {},
     "without tuning": {"tune.steps": 0},
     "without inversion": {"edit.start": "random"},
-    "attention to itself only": {"attention.spatial": ["self"]},
+    "first, former": {"attention.spatial": ["first", "former"]},
+    "self": {"attention.spatial": ["self"]},
+    "first": {"attention.spatial": ["first"]},
+    "former": {"attention.spatial": ["former"]},
+    "self, former": {"attention.spatial": ["self", "former"]},
+    "all": {"attention.spatial": ["all"]},
     "without temporal attention": {"attention.temporal": False},
 }
+
+
+@dataclass(frozen=True)
+class Score:
+    """A score of edits that the benchmark reports.
+
+    Attributes:
+        key: name of the metric.
+        label: what the tables call it.
+        heading: the same in a column's heading.
+        target: the value to reach, or None.
+        at_most: the target is an upper bound.
+        percent: print it in per cent.
+        number_format: format of a number that is not in per cent.
+    """
+
+    key: str
+    label: str
+    heading: str
+    target: float | None = None
+    at_most: bool = False
+    percent: bool = True
+    number_format: str = "{:.1f}"
+
+    def text(self, value: Interval) -> str:
+        """Return a mean and its interval."""
+        return value.text("{:.1f}", 100) + " %" if self.percent else value.text(self.number_format)
+
+
+SCORES = (
+    Score("track_error", "track error, share of the width", "track error", 0.03, at_most=True),
+    Score("attributes_edited", "edited attributes correct, share of frames", "edited", 0.95),
+    Score("attributes_kept", "other attributes preserved, share of frames", "kept", 0.98),
+    Score("identity_error", "identity error", "identity error", at_most=True, percent=False, number_format="{:.2f}"),
+    Score(
+        "consistency_to_truth",
+        "frame consistency minus that of the true video",
+        "consistency vs. truth",
+        percent=False,
+        number_format="{:+.3f}",
+    ),
+    Score("frames_without_object", "frames without their object", "no object", at_most=True),
+    Score("psnr_to_truth", "PSNR against the true video, dB", "PSNR, dB", 24, percent=False),
+)
 PICTURED_EDIT = ("ball", "yellow-star-at-night")
 
 
 # The base model
 
 
-def measure_vae(base: Path) -> Iterator[Measure]:
+def measure_vae(base: Path, count: int) -> Iterator[Measure]:
     """Encode and decode pictures of held-out scenes, and compare."""
     from diffusers import AutoencoderKL
 
     from toyworld.training.vae import psnr, reconstruct, unseen_pictures
 
     vae = AutoencoderKL.from_pretrained(base / "vae", local_files_only=True)
-    pictures, masks = unseen_pictures(UNSEEN)
+    pictures, masks = unseen_pictures(count)
     decoded = reconstruct(vae, pictures)
-    yield Measure("VAE", "PSNR of 256 unseen frames, dB", float(psnr(pictures, decoded).mean()), 30, percent=False)
+    yield Measure("VAE", f"PSNR of {count} unseen frames, dB", float(psnr(pictures, decoded).mean()), 34, percent=False)
     error = np.square((pictures.astype(np.float64) - decoded) / 255).mean(-1)
     on_object = float(-10 * np.log10((error * masks).sum() / masks.sum()))
-    yield Measure("VAE", "PSNR on the object, dB", on_object, percent=False)
+    yield Measure("VAE", "PSNR on the object, dB", on_object, 31, percent=False)
 
 
-def measure_scorer(base: Path) -> Iterator[Measure]:
+def measure_scorer(base: Path, count: int) -> Iterator[Measure]:
     """Let the scorer choose the caption of a held-out scene among 64, and name its attributes."""
     from tav_model.metrics.clip import ClipScorer
     from toyworld.captions import described, random_caption
@@ -66,20 +133,20 @@ def measure_scorer(base: Path) -> Iterator[Measure]:
 
     scorer = ClipScorer(base / "scorer")
     rng = np.random.default_rng(1)
-    scenes = [random_scene(rng, unseen=True) for _ in range(UNSEEN)]
+    scenes = [random_scene(rng, unseen=True) for _ in range(count)]
     frames = np.stack([render(scene, float(rng.random())) for scene in scenes])
     images, texts = scorer.embed_frames(frames), scorer.embed_texts([random_caption(scene, rng) for scene in scenes])
     correct = []
     for i, scene in enumerate(scenes):
-        others = [j for j in range(UNSEEN) if described(scenes[j]) != described(scene)]
-        rivals = rng.choice(others, 63, replace=False)
+        others = [j for j in range(count) if described(scenes[j]) != described(scene)]
+        rivals = rng.choice(others, min(63, len(others)), replace=False)
         correct.append(images[i] @ texts[i] > (texts[rivals] @ images[i]).max())
     yield Measure("scorer", "correct caption among 64, unseen frames", float(np.mean(correct)), 0.90)
     for name, share in Judge(scorer).shares(frames, scenes).items():
-        yield Measure("scorer", f"{name} recognised, unseen frames", share)
+        yield Measure("scorer", f"{name} recognised, unseen frames", share, 0.98)
 
 
-def measure_images(base: Path, out: Path) -> Iterator[Measure]:
+def measure_images(base: Path, count: int, out: Path) -> Iterator[Measure]:
     """Generate pictures from captions whose object, colour and ground never occurred together in training."""
     from PIL import Image
 
@@ -90,18 +157,39 @@ def measure_images(base: Path, out: Path) -> Iterator[Measure]:
     from toyworld.truth import look
 
     rng = np.random.default_rng(2)
-    scenes = [random_scene(rng, unseen=True) for _ in range(UNSEEN)]
+    scenes = [random_scene(rng, unseen=True) for _ in range(count)]
     pictures = text_to_image(base, [random_caption(scene, rng) for scene in scenes])
     out.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(
-        np.concatenate([np.concatenate(list(row), 1) for row in pictures.reshape(16, 16, 128, 128, 3)[:6]])
-    ).save(out / "images.png")
+    rows = [np.concatenate(list(pictures[start : start + 16]), 1) for start in range(0, min(len(pictures), 96), 16)]
+    Image.fromarray(np.concatenate(rows)).save(out / "images.png")
     for name, share in Judge(ClipScorer(base / "scorer")).shares(pictures, scenes).items():
-        yield Measure("text to image", f"{name}, by the scorer", share, 0.95)
+        yield Measure("text to image", f"{name}, by the scorer", share, 0.98)
     observed = [look(picture) for picture in pictures]
     for name in ("colour", "ground", "sky"):
         share = np.mean([getattr(a, name) == getattr(b, name) for a, b in zip(observed, scenes, strict=True)])
-        yield Measure("text to image", f"{name}, by the palette", float(share), 0.90)
+        yield Measure("text to image", f"{name}, by the palette", float(share), 0.98)
+
+    yield from _silhouettes(base, pictures[:SILHOUETTES], scenes[:SILHOUETTES])
+
+
+def _silhouettes(base: Path, pictures: np.ndarray, scenes: Sequence[Scene]) -> Iterator[Measure]:
+    """Compare the outlines of generated objects with those of rendered ones after the VAE, which are the ceiling."""
+    from diffusers import AutoencoderKL
+
+    from toyworld.renderer import render
+    from toyworld.silhouette import silhouette
+    from toyworld.training.vae import reconstruct
+
+    rng = np.random.default_rng(3)
+    rendered = np.stack([render(scene, float(rng.random())) for scene in scenes])
+    decoded = reconstruct(AutoencoderKL.from_pretrained(base / "vae", local_files_only=True), rendered)
+    generated, ceiling = (
+        float(np.mean([silhouette(picture, scene) for picture, scene in zip(some, scenes, strict=True)]))
+        for some in (pictures, decoded)
+    )
+    yield Measure("text to image", "silhouette, intersection over union", generated, percent=False)
+    yield Measure("text to image", "silhouette of rendered pictures after the VAE", ceiling, percent=False)
+    yield Measure("text to image", "silhouette, share of the ceiling", generated / ceiling, 0.92)
 
 
 def text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarray:
@@ -133,128 +221,215 @@ def text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarra
 # The method
 
 
-def run_method(variant: str, out: Path, overrides: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """Run a variant of the method on the sample clips with the pipeline's own stages, and return the scores of the edits.
-
-    Clips that were run before with the same inputs are not run again.
-
-    Returns:
-        ``{CLIP: {EDIT: {"track_error": ..., ...}}}``
-    """
-    from tasks.clip_stages import ClipStages
-    from tav.config import RESULT_SECTIONS, load_params
-    from tav.config.paths import Project
-    from tav.config.results import read_scores
-    from tav.config.stages import STAGES
-    from tav_model.base_models import base_digest
-    from toyworld import WEIGHTS
-    from toyworld.clips import CLIPS
-
-    root = out / variant.replace(" ", "-")
-    _write_project(root, overrides | VARIANTS[variant])
-    inputs = load_params(root / "params.yaml").model_dump_json(include={*RESULT_SECTIONS, "clips"})
-    scores = {}
-    for clip in CLIPS:
-        done = root / "done" / f"{clip}.json"
-        identity = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", inputs, root / "data")
-        if not done.exists() or read_json(done) != identity:
-            print(f"  {variant}: {clip}", file=sys.stderr, flush=True)
-            for stage in STAGES:
-                ClipStages(root, clip).run(stage)
-            write_json(done, identity)
-        scores[clip] = read_scores(Project(root).scores(clip))
-    return scores
+def measure_method(runs: SceneRuns) -> Iterator[Measure]:
+    """Run the method on the scenes, and compare the edits with the truth."""
+    results = edits_only(runs.run("full method"))
+    for score in SCORES:
+        if score.key == "frames_without_object":
+            continue
+        value = mean_interval(by_scene(results, score.key))
+        yield Measure(
+            "method",
+            score.label,
+            value.mean,
+            score.target,
+            score.at_most,
+            score.percent,
+            (value.low, value.high),
+        )
+        if score.key == "consistency_to_truth":
+            # A video that stands still is too consistent.
+            name = "frame consistency, distance from that of the true video"
+            yield Measure("method", name, abs(value.mean), 0.01, at_most=True, percent=False)
+    single = [result for result in results if result.category != "multiple"]
+    if single:
+        missing = mean_interval(by_scene(single, "frames_without_object"))
+        name = "frames without their object, edits of one attribute"
+        yield Measure("method", name, missing.mean, 0.0, True, interval=(missing.low, missing.high))
 
 
-def _write_project(project: Path, changes: dict[str, Any]) -> None:
-    """Write a project with the sample clips and this project's parameters, changed by ``changes``."""
+def method_tables(runs: SceneRuns, base: Path) -> str:
+    """Return the method's scores beside their ceilings, by category, and the worst edits, as Markdown."""
+    results = runs.run("full method")
+    edits = edits_only(results)
+    ceiling = truth_after_vae(runs.scenes, base, _frames(runs))
+    reconstructions = [result for result in results if result.edit == RECONSTRUCTION]
+    rows = [["", *(score.heading for score in SCORES)]]
+    for name, some in (
+        ("edits", edits),
+        ("truth through the VAE", ceiling),
+        ("source, inverted and sampled at guidance 1", reconstructions),
+    ):
+        rows.append([name, *_cells(some)])
+    categories = [["category", "edits", *(score.heading for score in SCORES)]]
+    for category in sorted({result.category for result in edits}):
+        some = [result for result in edits if result.category == category]
+        categories.append([category, str(len(some)), *_cells(some)])
+    worst = [["worst edits", "seed", *(score.heading for score in SCORES)]]
+    for result in sorted(edits, key=_badness, reverse=True)[:WORST]:
+        worst.append([f"{result.scene}, {result.edit}", str(result.seed), *_values(result)])
+    return "\n\n".join(markdown(rows) for rows in (rows, categories, worst))
+
+
+def _frames(runs: SceneRuns) -> list[list[float]]:
+    """Return the times of the frames that the runs show, by scene."""
+    from tav.config import load_params
+    from tav.media.scene_truth import load_clip_truth
+
+    project = runs.project("full method")
+    params = load_params(project / "params.yaml")
+    return [scene.truth.times(load_clip_truth(project, scene.name, params)[1]) for scene in runs.scenes]
+
+
+def truth_after_vae(scenes: Sequence[BenchmarkScene], base: Path, times: Sequence[Sequence[float]]) -> list[EditResult]:
+    """Return the scores of the rendered truth of every edit, encoded and decoded: what no method can exceed."""
+    from diffusers import AutoencoderKL
+
+    from tav_model.metrics.clip import ClipScorer
+    from toyworld.judge import Judge
+    from toyworld.renderer import render
+    from toyworld.training.vae import reconstruct
+
+    vae, judge = AutoencoderKL.from_pretrained(base / "vae", local_files_only=True), Judge(ClipScorer(base / "scorer"))
+    results = []
+    for scene, instants in zip(scenes, times, strict=True):
+        for edit, edited in scene.truth.edits.items():
+            decoded = reconstruct(vae, np.stack([render(edited, time) for time in instants]))
+            verdict = judge.verdict(decoded, scene.truth.scene, edited, instants)
+            results.append(EditResult(scene.name, edit, scene.truth.category(edit), 0, asdict(verdict)))
+    return results
+
+
+def measure_ablations(runs: SceneRuns) -> str:
+    """Return the ablations, and their paired differences from the full method, as Markdown tables."""
+    results = {name: edits_only(runs.run(name, changes)) for name, changes in _variants().items()}
+    full = results["full method"]
+    means, differences = ([["", *(score.heading for score in SCORES)]] for _ in range(2))
+    for name, some in results.items():
+        means.append([name, *_cells(some)])
+        if some is not full:
+            pairs = [(by_scene(some, score.key), by_scene(full, score.key)) for score in SCORES]
+            cells = [_marked(score, paired_difference(*pair)) for score, pair in zip(SCORES, pairs, strict=True)]
+            differences.append([f"{name}, minus full", *cells])
+    return f"{markdown(means)}\n\n{markdown(differences)}\n\n*: the interval excludes 0."
+
+
+def _variants() -> dict[str, dict[str, Any]]:
+    """Return the ablations that differ from the project's parameters."""
     import yaml
 
-    from toyworld.captions import caption
-    from toyworld.clips import CLIPS, write_clip
-
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    params |= {"base_model": "toyworld", "clips": {}}
-    for name, clip in CLIPS.items():
-        params["clips"][name] = {
-            "video": f"data/{name}.mp4",
-            "caption": caption(clip.scene),
-            "prompts": f"data/{name}.csv",
-        }
-    for key, value in changes.items():
+
+    def same(key: str, value: Any) -> bool:
         section, _, entry = key.partition(".")
-        params[section][entry] = value
-    (project / "data").mkdir(parents=True, exist_ok=True)
-    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
-    for name in CLIPS:
-        if not (project / "data" / f"{name}.mp4").exists():
-            write_clip(project / "data", name)
+        return bool(params[section][entry] == value)
+
+    return {
+        name: changes
+        for name, changes in VARIANTS.items()
+        if not changes or not all(same(key, value) for key, value in changes.items())
+    }
 
 
-def means(scores: dict[str, dict[str, dict[str, float]]]) -> dict[str, float]:
-    """Return the mean of each score over all edits of all clips."""
-    rows = [row for edits in scores.values() for row in edits.values()]
-    return {name: statistics.fmean(row[name] for row in rows) for name in rows[0]}
+def _cells(results: Sequence[EditResult]) -> list[str]:
+    return [score.text(mean_interval(by_scene(results, score.key))) for score in SCORES]
 
 
-def measure_method(out: Path, overrides: dict[str, Any]) -> Iterator[Measure]:
-    """Run the method on the sample clips, and compare the edits with the truth."""
-    mean = means(run_method("full method", out, overrides))
-    yield Measure("method", "track error, share of the width", mean["track_error"], 0.08, at_most=True)
-    yield Measure("method", "edited attributes correct, share of frames", mean["attributes_edited"], 0.90)
-    yield Measure("method", "other attributes preserved, share of frames", mean["attributes_kept"], 0.85)
-    consistency = mean["consistency_to_truth"]
-    yield Measure("method", "frame consistency minus that of the true video", consistency, -0.02, percent=False)
-    yield Measure("method", "PSNR against the true video, dB", mean["psnr_to_truth"], percent=False)
+def _marked(score: Score, difference: Interval) -> str:
+    return score.text(difference) + (" *" if difference.excludes_zero else "")
 
 
-def measure_ablations(out: Path, overrides: dict[str, Any]) -> str:
-    """Return the ablations as a Markdown table, and write a picture of one edit with all variants."""
-    rows = [["", "track error", "edited", "kept", "consistency vs. truth", "PSNR, dB"]]
-    for variant in VARIANTS:
-        mean = means(run_method(variant, out, overrides))
-        shares = [f"{100 * mean[name]:.1f} %" for name in ("track_error", "attributes_edited", "attributes_kept")]
-        rows.append([variant, *shares, f"{mean['consistency_to_truth']:+.3f}", f"{mean['psnr_to_truth']:.1f}"])
-    _picture(out)
-    return markdown(rows)
+def _values(result: EditResult) -> list[str]:
+    return [
+        f"{100 * result.scores[score.key]:.1f} %"
+        if score.percent
+        else score.number_format.format(result.scores[score.key])
+        for score in SCORES
+    ]
 
 
-def _picture(out: Path) -> None:
+def _badness(result: EditResult) -> float:
+    """Return how far an edit is from being right: attributes that are wrong, missing objects, and the track error."""
+    scores = result.scores
+    wrong = (1 - scores["attributes_edited"]) + (1 - scores["attributes_kept"])
+    return wrong + scores["frames_without_object"] + 2 * scores["track_error"]
+
+
+def picture(runs: SceneRuns, path: Path) -> bool:
+    """Write a contact sheet of one edit by all variants; return False where its scene is not among those that ran."""
     from tav.media.contact_sheet import write_contact_sheet
-    from tav_model.video import read_video
+    from tav.media.videos import read_mp4
     from toyworld.captions import caption
-    from toyworld.clips import CLIPS, FRAMES
     from toyworld.renderer import render
 
     clip, name = PICTURED_EDIT
-    scene = CLIPS[clip].scene
-    (edit,) = [edit for edit in CLIPS[clip].edits if edit.name == name]
-    truth = scene.edited(**edit.changes)
-    folder = out / "full-method" / "results" / clip
-    source, _ = read_video(folder / "frames" / "source.mp4")
-    times = np.array([round(i * (FRAMES - 1) / (len(source) - 1)) for i in range(len(source))]) / (FRAMES - 1)
+    found = [(scene, times) for scene, times in zip(runs.scenes, _frames(runs), strict=True) if scene.name == clip]
+    if not found or name not in found[0][0].truth.edits:
+        return False
+    (scene, times), edited = found[0], found[0][0].truth.edits[name]
+    source, _ = read_mp4(runs.project("full method") / "results" / clip / "frames" / "source.mp4")
     rows = [
-        (f"source: {caption(scene)}", source),
-        (f"truth: {caption(truth)}", np.stack([render(truth, time) for time in times])),
+        (f"source: {caption(scene.truth.scene)}", source),
+        (f"truth: {caption(edited)}", np.stack([render(edited, time) for time in times])),
     ]
-    for variant in VARIANTS:
-        video = out / variant.replace(" ", "-") / "results" / clip / "edits" / f"{name}.mp4"
-        rows.append((variant, read_video(video)[0]))
-    write_contact_sheet(out / "ablations.png", rows)
+    for variant in _variants():
+        video = runs.project(variant) / "results" / clip / "edits" / f"{name}.mp4"
+        rows.append((variant, read_mp4(video)[0]))
+    write_contact_sheet(path, rows)
+    return True
 
 
-PARTS: dict[str, Callable[[Path, dict[str, Any]], Iterator[Measure]]] = {
-    "vae": lambda out, overrides: measure_vae(_weights()),
-    "scorer": lambda out, overrides: measure_scorer(_weights()),
-    "images": lambda out, overrides: measure_images(_weights(), out),
-    "method": measure_method,
+MODEL_PARTS: dict[str, Callable[[Path, int, Path], Iterator[Measure]]] = {
+    "vae": lambda base, count, out: measure_vae(base, count),
+    "scorer": lambda base, count, out: measure_scorer(base, count),
+    "images": measure_images,
 }
+PARTS = (*MODEL_PARTS, "method", "ablations")
 
 
-def _weights() -> Path:
-    from toyworld import WEIGHTS
+def add_scene_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """Add the options that all benchmarks of the method share: scenes, seeds, quick, out, set and fresh."""
+    parser.add_argument(
+        "--scenes",
+        type=Path,
+        metavar="FOLDER",
+        help="folder of scene files, NAME.json (default: data/scenes and benchmarks/scenes)",
+    )
+    parser.add_argument("--seeds", type=int, metavar="N", help=f"number of seeds (default: {SEEDS}; with --quick: 1)")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SCENES} scenes, 1 seed, fewer pictures")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "results" / "benchmarks" / out,
+        metavar="DIR",
+        help="folder for results (default: %(default)s)",
+    )
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="change parameters of the method")
+    parser.add_argument("--fresh", action="store_true", help="discard earlier results and start over")
 
-    return WEIGHTS
+
+def scene_runs(options: argparse.Namespace) -> SceneRuns:
+    """Return the runs that the options of `add_scene_options` describe.
+
+    Raises:
+        TavError: options that are not allowed, or no valid scene file.
+    """
+    if options.seeds is not None and options.seeds < 1:
+        raise TavError(f"--seeds {options.seeds}: must be at least 1")
+    changes = {}
+    for text in options.set:
+        key, separator, value = text.partition("=")
+        try:
+            changes[key] = json.loads(value)
+        except json.JSONDecodeError:
+            raise TavError(f"--set {text}: must be KEY=JSON, such as tune.steps=100") from None
+        if not separator or not key:
+            raise TavError(f"--set {text}: must be KEY=JSON, such as tune.steps=100")
+    if options.fresh:
+        shutil.rmtree(options.out, ignore_errors=True)
+    folders = [options.scenes] if options.scenes else FOLDERS
+    scenes = load_scenes(folders, QUICK_SCENES if options.quick else None)
+    return SceneRuns(options.out / "runs", scenes, options.seeds or (1 if options.quick else SEEDS), changes)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -264,45 +439,44 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__.partition("\n")[0],
         epilog="Exits with code 1 if a target is missed.",
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} or ablations (default: all)")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=ROOT / "results" / "benchmarks" / "toyworld",
-        metavar="DIR",
-        help="folder for results (default: %(default)s)",
-    )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="change parameters of the method")
-    parser.add_argument("--fresh", action="store_true", help="discard earlier results and start over")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    add_scene_options(parser, "toyworld")
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TAV_QUIET", "1")
-    chosen = options.parts or [*PARTS, "ablations"]
     try:
-        unknown = sorted(set(chosen) - {*PARTS, "ablations"})
+        unknown = sorted(set(options.parts) - set(PARTS))
         if unknown:
-            raise TavError(f"part {unknown[0]!r}: must be one of {', '.join([*PARTS, 'ablations'])}")
-        if options.fresh:
-            shutil.rmtree(options.out, ignore_errors=True)
-        overrides = {key: json.loads(value) for key, _, value in (text.partition("=") for text in options.set)}
-        return _run(chosen, options.out, overrides)
-    except (TavError, json.JSONDecodeError) as error:
+            raise TavError(f"part {unknown[0]!r}: must be one of {', '.join(PARTS)}")
+        chosen = options.parts or [part for part in PARTS if not options.quick or part != "ablations"]
+        return _run(chosen, options.out, scene_runs(options), QUICK_UNSEEN if options.quick else UNSEEN)
+    except TavError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
-def _run(chosen: list[str], out: Path, overrides: dict[str, Any]) -> int:
-    measures = []
-    for part in PARTS:
-        if part in chosen:
-            print(part, file=sys.stderr, flush=True)
-            measures += list(PARTS[part](out, overrides))
+def _run(chosen: Sequence[str], out: Path, runs: SceneRuns, count: int) -> int:
+    from toyworld import WEIGHTS
+
+    measures: list[Measure] = []
+    tables: list[str] = []
+    for part in chosen:
+        print(part, file=sys.stderr, flush=True)
+        if part == "ablations":
+            tables.append(measure_ablations(runs))
+            if picture(runs, out / "ablations.png"):
+                tables.append(f"picture: {out / 'ablations.png'}")
+        elif part == "method":
+            measures += measure_method(runs)
+            tables.append(method_tables(runs, WEIGHTS))
+            rows = [asdict(result) for result in runs.run("full method")]
+            write_json(out / "edits.json", rows)
+        else:
+            measures += MODEL_PARTS[part](WEIGHTS, count, out)
     if measures:
         print(table(measures))
         write_measures(out / "measures.json", measures)
-    if "ablations" in chosen:
-        print("ablations", file=sys.stderr, flush=True)
-        print(f"\n{measure_ablations(out, overrides)}\n\npicture: {out / 'ablations.png'}")
+    print("\n\n".join(["", *tables]) if tables else "", end="\n" if tables else "")
     return 0 if all(measure.reached for measure in measures) else 1
 
 

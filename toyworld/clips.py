@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from tav_model.errors import TavError
 from tav_model.files import atomic_file
 from toyworld.captions import caption
-from toyworld.scenes import Scene, save_truth
+from toyworld.scenes import Scene, Truth, save_truth
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,12 +29,10 @@ class Edit:
 
     Attributes:
         name: name of the edit.
-        category: one of the categories of prompt CSVs.
         changes: new values, by attribute of the scene.
     """
 
     name: str
-    category: str
     changes: dict[str, str]
 
 
@@ -50,41 +48,41 @@ CLIPS = {
     "ball": Clip(
         Scene("ball", "red", "grass", "day", "plain", "bouncing", 0.17, 0.2, 0.8, 0.1),
         (
-            Edit("blue-ball", "colour", {"colour": "blue"}),
-            Edit("cube", "object", {"object": "cube"}),
-            Edit("on-sand", "background", {"ground": "sand"}),
-            Edit("cartoon", "style", {"style": "cartoon"}),
-            Edit("yellow-star-at-night", "multiple", {"object": "star", "colour": "yellow", "sky": "night"}),
+            Edit("blue-ball", {"colour": "blue"}),
+            Edit("cube", {"object": "cube"}),
+            Edit("on-sand", {"ground": "sand"}),
+            Edit("cartoon", {"style": "cartoon"}),
+            Edit("yellow-star-at-night", {"object": "star", "colour": "yellow", "sky": "night"}),
         ),
     ),
     "cube": Clip(
         Scene("cube", "green", "snow", "day", "plain", "rolling", 0.17, 0.2, 0.8, 0.62),
         (
-            Edit("purple-cube", "colour", {"colour": "purple"}),
-            Edit("ball", "object", {"object": "ball"}),
-            Edit("at-sunset", "background", {"sky": "sunset"}),
-            Edit("pixel-art", "style", {"style": "pixel art"}),
-            Edit("red-ball-on-the-road", "multiple", {"object": "ball", "colour": "red", "ground": "road"}),
+            Edit("purple-cube", {"colour": "purple"}),
+            Edit("ball", {"object": "ball"}),
+            Edit("at-sunset", {"sky": "sunset"}),
+            Edit("pixel-art", {"style": "pixel art"}),
+            Edit("red-ball-on-the-road", {"object": "ball", "colour": "red", "ground": "road"}),
         ),
     ),
     "fish": Clip(
         Scene("fish", "orange", "sea", "day", "plain", "swinging", 0.19, 0.24, 0.76, 0.35),
         (
-            Edit("pink-fish", "colour", {"colour": "pink"}),
-            Edit("boat", "object", {"object": "boat"}),
-            Edit("at-night", "background", {"sky": "night"}),
-            Edit("cartoon", "style", {"style": "cartoon"}),
-            Edit("blue-fish-over-snow", "multiple", {"colour": "blue", "ground": "snow", "style": "cartoon"}),
+            Edit("pink-fish", {"colour": "pink"}),
+            Edit("boat", {"object": "boat"}),
+            Edit("at-night", {"sky": "night"}),
+            Edit("cartoon", {"style": "cartoon"}),
+            Edit("blue-fish-over-snow", {"colour": "blue", "ground": "snow", "style": "cartoon"}),
         ),
     ),
     "rocket": Clip(
         Scene("rocket", "blue", "sand", "night", "plain", "rising", 0.19, 0.4, 0.6, 0.8),
         (
-            Edit("red-rocket", "colour", {"colour": "red"}),
-            Edit("star", "object", {"object": "star"}),
-            Edit("by-day-on-grass", "background", {"sky": "day", "ground": "grass"}),
-            Edit("pixel-art", "style", {"style": "pixel art"}),
-            Edit("yellow-tree-at-sunset", "multiple", {"object": "tree", "colour": "yellow", "sky": "sunset"}),
+            Edit("red-rocket", {"colour": "red"}),
+            Edit("star", {"object": "star"}),
+            Edit("by-day-on-grass", {"sky": "day", "ground": "grass"}),
+            Edit("pixel-art", {"style": "pixel art"}),
+            Edit("yellow-tree-at-sunset", {"object": "tree", "colour": "yellow", "sky": "sunset"}),
         ),
     ),
 }
@@ -99,16 +97,29 @@ def write_clip(folder: Path, name: str) -> list[Path]:
     Raises:
         TavError: the folder cannot be written.
     """
+    clip = CLIPS[name]
+    edits = {edit.name: clip.scene.edited(**edit.changes) for edit in clip.edits}
+    return write_rendered(folder, name, Truth(clip.scene, FRAMES, edits))
+
+
+def write_rendered(folder: Path, name: str, truth: Truth) -> list[Path]:
+    """Write the files of `write_clip` for any rendered clip.
+
+    Returns:
+        The video, the CSV and the scene file.
+
+    Raises:
+        TavError: the folder cannot be written.
+    """
     from toyworld.renderer import render_clip
 
-    clip = CLIPS[name]
     video, prompts, scenes = folder / f"{name}.mp4", folder / f"{name}.csv", folder / "scenes" / f"{name}.json"
     try:
         with atomic_file(video) as temporary:
-            _write_video(temporary, render_clip(clip.scene, FRAMES))
+            _write_video(temporary, render_clip(truth.scene, truth.frames))
         with atomic_file(prompts) as temporary:
-            _write_prompts(temporary, clip)
-        save_truth(scenes, clip.scene, FRAMES, {edit.name: edit.changes for edit in clip.edits})
+            _write_prompts(temporary, truth)
+        save_truth(scenes, truth.scene, truth.frames, {edit: truth.changes(edit) for edit in truth.edits})
     except OSError as error:
         raise TavError(f"{folder}: cannot be written ({error.strerror})") from error
     return [video, prompts, scenes]
@@ -132,11 +143,11 @@ def _write_video(path: Path, frames: np.ndarray) -> None:
         container.mux(stream.encode())
 
 
-def _write_prompts(path: Path, clip: Clip) -> None:
+def _write_prompts(path: Path, truth: Truth) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("prompt", "name", "category"))
-        writer.writerows((caption(clip.scene.edited(**e.changes)), e.name, e.category) for e in clip.edits)
+        writer.writerows((caption(edited), edit, truth.category(edit)) for edit, edited in truth.edits.items())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -20,7 +20,7 @@ BLUR = 2.0
 # A point belongs to the object if the object covers this share of the pixel.
 COVERED = 0.95
 # Rounds of random identities that the distance is divided by the mean of.
-ROUNDS = 4
+ROUNDS = 2
 
 
 def identity_error(frames: np.ndarray, truth: Scene, times: Sequence[float]) -> float:
@@ -49,8 +49,8 @@ def identity_error(frames: np.ndarray, truth: Scene, times: Sequence[float]) -> 
     for _ in range(ROUNDS):
         others = [dataclasses.replace(truth, **random_identity(rng)) for _ in times]
         random.append([render_with_mask(other, time)[0] for other, time in zip(others, times, strict=True)])
-    scale = np.mean([_distance(np.stack(rows), poses, covered) for rows in random])
-    return float(_distance(frames, poses, covered) / max(scale, 1e-12))
+    scale = sum(_distance(np.stack(rows), poses, covered) for rows in random) / ROUNDS
+    return _distance(frames, poses, covered) / max(scale, 1e-12)
 
 
 def _distance(frames: np.ndarray, poses: Sequence[Pose], covered: np.ndarray) -> float:

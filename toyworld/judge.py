@@ -11,9 +11,10 @@ from PIL import Image
 from tav_model.metrics.clip import ClipScorer, frame_consistency
 from toyworld.backdrops import SIDE
 from toyworld.captions import phrase
+from toyworld.identity import identity_error
 from toyworld.renderer import render
 from toyworld.scenes import ATTRIBUTES, Scene
-from toyworld.truth import track_error
+from toyworld.truth import shows_object, track_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +30,8 @@ class Verdict:
         attributes_kept: share of the other attributes that the scorer recognizes unchanged.
         consistency_to_truth: frame consistency (arXiv 2212.11565) minus that of the true video.
         psnr_to_truth: peak signal-to-noise ratio to the true video, in decibels.
+        identity_error: difference of the object's appearance between frames, divided by that of random patterns.
+        frames_without_object: share of the frames that do not show an object.
     """
 
     track_error: float
@@ -36,6 +39,8 @@ class Verdict:
     attributes_kept: float
     consistency_to_truth: float
     psnr_to_truth: float
+    identity_error: float
+    frames_without_object: float
 
 
 class Judge:
@@ -73,7 +78,7 @@ class Judge:
         Args:
             frames: the edited video, `f h w c` in uint8, of any size.
             source: scene of the source clip.
-            truth: scene of the ground truth; differs from the source in at least one attribute.
+            truth: scene of the ground truth. If it is the source, all attributes count as kept and none as edited.
             times: time of each frame, 0 to 1.
         """
         frames = np.stack([_resized(frame) for frame in frames])
@@ -81,13 +86,16 @@ class Judge:
         right = self.shares(frames, [truth] * len(frames))
         changed = [name for name in ATTRIBUTES if getattr(source, name) != getattr(truth, name)]
         error = np.square((frames.astype(np.float64) - true_frames) / 255).mean()
+        missing = [not shows_object(frame, truth, time) for frame, time in zip(frames, times, strict=True)]
         consistency = frame_consistency(self.scorer.embed_frames(frames))
         return Verdict(
             track_error=float(np.mean([track_error(f, truth, t) for f, t in zip(frames, times, strict=True)])),
-            attributes_edited=float(np.mean([right[name] for name in changed])),
-            attributes_kept=float(np.mean([right[name] for name in ATTRIBUTES if name not in changed])),
+            attributes_edited=float(np.mean([right[name] for name in changed])) if changed else 1.0,
+            attributes_kept=float(np.mean([right[name] for name in ATTRIBUTES if name not in changed] or [1.0])),
             consistency_to_truth=consistency - frame_consistency(self.scorer.embed_frames(true_frames)),
             psnr_to_truth=float(-10 * np.log10(max(error, 1e-10))),
+            identity_error=identity_error(frames, truth, times),
+            frames_without_object=float(np.mean(missing)),
         )
 
 

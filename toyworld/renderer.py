@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from toyworld.backdrops import BLOCK, SIDE, WIDTH, backdrop
+from toyworld.backdrops import BLOCK, SIDE, backdrop
 from toyworld.patterns import accent_share
 from toyworld.scenes import GROUND_LINE, HORIZON, Pose, Scene
 from toyworld.shapes import SHAPES

@@ -21,7 +21,7 @@ def held_out(scene: Scene) -> bool:
 def random_scene(rng: np.random.Generator, unseen: bool = False) -> Scene:
     """Return a scene of the training set or, if `unseen`, one that is held out. All values are equally likely."""
     while True:
-        words = {name: allowed[rng.integers(len(allowed))] for name, allowed in ATTRIBUTES.items()}
+        words: dict[str, Any] = {name: allowed[rng.integers(len(allowed))] for name, allowed in ATTRIBUTES.items()}
         scene = Scene(
             **words,
             motion=MOTIONS[rng.integers(len(MOTIONS))],

@@ -27,6 +27,15 @@ ACCENTS = ("white", "black", "pale", "deep")
 # The attributes that a single frame shows and captions name, and their values.
 ATTRIBUTES = {"object": OBJECTS, "colour": COLOURS, "ground": GROUNDS, "sky": SKIES, "style": STYLES}
 
+# Categories of edits, by the attributes that they change; all others are "multiple".
+CATEGORIES = {
+    frozenset({"object"}): "object",
+    frozenset({"colour"}): "colour",
+    frozenset({"ground"}): "background",
+    frozenset({"sky"}): "background",
+    frozenset({"ground", "sky"}): "background",
+    frozenset({"style"}): "style",
+}
 # Numbers of a scene, and the lowest and highest value of each.
 RANGES = {
     "radius": (0.1, 0.25),
@@ -190,6 +199,17 @@ class Truth:
     scene: Scene
     frames: int
     edits: dict[str, Scene]
+
+    def changes(self, edit: str) -> dict[str, str]:
+        """Return the new value of each attribute that an edit changes."""
+        edited = self.edits[edit]
+        return {
+            name: getattr(edited, name) for name in ATTRIBUTES if getattr(edited, name) != getattr(self.scene, name)
+        }
+
+    def category(self, edit: str) -> str:
+        """Return the category of an edit as in prompt CSVs: colour, object, background, style or multiple."""
+        return CATEGORIES.get(frozenset(self.changes(edit)), "multiple")
 
     def times(self, indexes: Sequence[int]) -> list[float]:
         """Return the times, 0 to 1, of the clip's frames with these indexes."""

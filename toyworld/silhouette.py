@@ -42,7 +42,6 @@ def silhouette(picture: np.ndarray, scene: Scene) -> float:
     window = np.pad(region, margin)[y.min() : y.max() + 2 * margin + 1, x.min() : x.max() + 2 * margin + 1]
     field = np.ascontiguousarray(window, np.float32)
 
-
     def fit(size: float, turn: float) -> float:
         shape = _shape(name, size, turn, outline)
         if shape.shape[0] > min(field.shape):

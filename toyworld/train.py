@@ -63,6 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         default="sqlite:///mlflow.db",
         help="MLflow tracking URI; none: no tracking (default: %(default)s)",
     )
+    parser.add_argument(
+        "--export",
+        action="store_true",
+        help="do not train: write the averaged weights of the last checkpoint, finished or not, to the base model",
+    )
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
@@ -132,7 +137,12 @@ def _train(name: str, options: argparse.Namespace) -> None:
         options.workers,
         None if options.tracking_uri == "none" else options.tracking_uri,
     )
-    training.run()
+    if options.export:
+        if not training.checkpoint.exists():
+            raise TavError(f"{training.checkpoint}: no checkpoint to export; train first: python -m toyworld.train {name}")
+        training.resume(training.checkpoint)
+    else:
+        training.run()
     with training.averaged():
         part.export(options.base)
 

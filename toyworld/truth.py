@@ -77,6 +77,18 @@ def track_error(picture: np.ndarray, truth: Scene, time: float) -> float:
     return float(np.hypot(best_x - reach - x, best_y - reach - y) / SIDE)
 
 
+def shows_object(picture: np.ndarray, truth: Scene, time: float) -> bool:
+    """Return whether a picture shows an object with at least a quarter of the true object's visible area, anywhere.
+
+    Args:
+        picture: (128, 128, 3) in uint8.
+        truth: scene of the ground truth.
+        time: time of the picture, 0 to 1.
+    """
+    _, mask = render_with_mask(truth, time)
+    return bool(look(picture).region.sum() >= max(1.0, 0.25 * mask.sum()))
+
+
 @functools.cache
 def _landscapes() -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarray]:
     """Return every (ground, sky, style), the colours of its top and bottom rows as (n, 2, 3), and of all rows."""

@@ -106,6 +106,21 @@ _CATALOGUE = (
         number_format="{:.1f} dB",
     ),
     Metric(
+        key="identity_error",
+        label="identity error",
+        explanation="How much the object changes from frame to frame, relative to objects with random patterns: 0 is the "
+        "same object throughout, 1 another one in each frame.",
+        higher_is_better=False,
+        number_format="{:.2f}",
+    ),
+    Metric(
+        key="frames_without_object",
+        label="frames without object",
+        explanation="Share of the frames in which the object is missing.",
+        higher_is_better=False,
+        number_format="{:.0%}",
+    ),
+    Metric(
         key="track_error",
         label="track error",
         explanation="Distance of the object from its true position, as a share of the frame's width.",

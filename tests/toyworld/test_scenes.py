@@ -81,6 +81,9 @@ def test_what_each_motion_does():
         ({"view": float("nan")}, "scene: view nan must be a number from 0 to 1"),
         ({"start": "0.2"}, "scene: start '0.2' must be a number from 0 to 1"),
         ({"end": True}, "scene: end True must be a number from 0 to 1"),
+        ({"pan": 2}, "scene: pan 2 must be a number from -1 to 1"),
+        ({"pattern": "zebra"}, "scene: pattern 'zebra' must be one of none, stripes"),
+        ({"accent": "red"}, "scene: accent 'red' must be one of white, black"),
     ],
 )
 def test_scenes_that_are_refused(changes: dict, message: str):
@@ -111,7 +114,7 @@ def test_scene_files_give_the_scene_back(tmp_path_factory: pytest.TempPathFactor
     [
         ("[]", "not a scene file"),
         ("{}", "not a scene file"),
-        ('{"scene": {"speed": 3}}', "'speed' must be one of colour"),
+        ('{"scene": {"speed": 3}}', "'speed' must be one of accent, colour"),
         ('{"scene": {"colour": "mauve"}}', "colour 'mauve' must be one of"),
         ('{"scene": {}, "frames": 3, "edits": {"a": {"size": "big"}}}', "edit: 'size' must be one of object"),
         ('{"scene": {}, "frames": 3, "edits": {"a": 3}}', "not a scene file"),
@@ -162,8 +165,15 @@ def test_sample_clips_are_what_their_scene_files_say():
         truth = load_truth(data / "scenes" / f"{name}.json")
         assert (truth.scene, truth.frames) == (clip.scene, 24)
         edits = {edit.name: clip.scene.edited(**edit.changes) for edit in clip.edits}
-        assert truth.edits == edits
-        assert {edit.category for edit in clip.edits} == {"object", "background", "style", "multiple", "colour"}
+        assert truth.edits == edits and all(truth.changes(edit.name) == edit.changes for edit in clip.edits)
+        assert {truth.category(edit) for edit in edits} == {"object", "background", "style", "multiple", "colour"}
         rows = (data / f"{name}.csv").read_text().splitlines()
         assert rows[0] == "prompt,name,category"
-        assert rows[1:] == [f"{caption(edits[e.name])},{e.name},{e.category}" for e in clip.edits]
+        assert rows[1:] == [f"{caption(edits[e.name])},{e.name},{truth.category(e.name)}" for e in clip.edits]
+
+
+def test_scene_files_without_a_pattern_are_plain(tmp_path: Path):
+    path = tmp_path / "scene.json"
+    path.write_text('{"scene": {"object": "car", "radius": 0.2}, "frames": 8, "edits": {"a": {"colour": "blue"}}}')
+    scene = load_truth(path).scene
+    assert (scene.pattern, scene.pan) == ("none", 0) and scene == Scene("car", radius=0.2)

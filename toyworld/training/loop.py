@@ -244,13 +244,16 @@ class Training:
         }
         save_tensors(path, tensors, metadata)
 
-    def resume(self) -> None:
-        """Load the checkpoint, if there is one.
+    def resume(self, path: Path | None = None) -> None:
+        """Load a checkpoint.
+
+        Args:
+            path: the checkpoint; None: the latest one that this training can continue, if there is one.
 
         Raises:
             TavError: it is damaged, has other settings or networks, or is of a longer training.
         """
-        path = self._latest()
+        path = path or self._latest()
         if path is None:
             return
         tensors, metadata = load_tensors(path, self.device)
