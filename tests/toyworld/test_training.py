@@ -1,5 +1,7 @@
 """Training: a resumed run is bit-identical, exported models load, mistakes are one line."""
 
+import dataclasses
+import itertools
 import shutil
 from pathlib import Path
 
@@ -53,6 +55,7 @@ class LinePart(Part):
 
 
 LINE = Settings(steps=400, batch=16, learning_rate=0.05, averaging=0.9)
+LINE_IN_SHORT = dataclasses.replace(LINE, steps=60)
 
 
 def test_training_reaches_the_solution(tmp_path: Path):
@@ -80,6 +83,35 @@ def test_a_resumed_training_is_bit_identical(tmp_path: Path, at: int):
     whole, parts = (load_tensors(tmp_path / name / "line.safetensors")[0] for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_longer_training_resumes_from_the_plateau_bit_identically(tmp_path: Path):
+    longer = dataclasses.replace(LINE, steps=600)
+    Training(LinePart(longer), tmp_path / "whole").run()
+    Training(LinePart(LINE), tmp_path / "parts").run()
+    assert Settings.plateau_of(LINE.steps) == 300
+    resumed = Training(LinePart(longer), tmp_path / "parts")
+    resumed.resume()
+    assert resumed.step == 300
+    resumed.run()
+    whole, parts = (load_tensors(tmp_path / name / "line.safetensors")[0] for name in ("whole", "parts"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_shorter_training_does_not_resume_from_a_longer_one_that_has_decayed(tmp_path: Path):
+    Training(LinePart(LINE), tmp_path).run()
+    (tmp_path / "line-plateau.safetensors").unlink()
+    with pytest.raises(TavError, match="has 400 of 400 steps, and its learning rate has decayed further"):
+        Training(LinePart(dataclasses.replace(LINE, steps=200)), tmp_path).run()
+
+
+def test_the_learning_rate_is_level_and_then_decays():
+    training = Training(LinePart(LINE), Path("unused"))
+    rates = []
+    for training.step in range(LINE.steps):
+        rates.append(training._learning_rate())
+    assert rates[0] == LINE.learning_rate / 100 and set(rates[99:301]) == {LINE.learning_rate}
+    assert all(a > b for a, b in itertools.pairwise(rates[300:])) and rates[-1] < 0.03 * LINE.learning_rate
 
 
 def test_a_checkpoint_of_other_settings_or_networks_is_refused(tmp_path: Path):
@@ -178,11 +210,58 @@ def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Pat
     assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize(("part", "missing"), [("unet", "python -m toyworld.train clip")])
-def test_parts_that_need_others_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str], part: str, missing: str):
+def train_line(rank: int, folder: Path) -> None:
+    """Train the line as one of two processes, and save the weights that this process has."""
+    store = torch.distributed.FileStore(str(folder / "store"), 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    training = Training(LinePart(LINE_IN_SHORT), folder)
+    training.run()
+    training.wait()
+    training.save(folder / f"rank-{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_same_weights_as_one_with_the_complete_batch(tmp_path: Path):
+    torch.multiprocessing.spawn(train_line, (tmp_path,), nprocs=2)
+    one, other = (load_tensors(tmp_path / f"rank-{rank}.safetensors")[0] for rank in (0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    alone = Training(LinePart(LINE_IN_SHORT), tmp_path / "alone")
+    alone.run()
+    for name, value in alone.trained.items():
+        # The noise on the points differs.
+        assert torch.allclose(one[f"weights.{name}"], value, atol=0.02), name
+    assert {path.name for path in tmp_path.glob("line*")} == {"line.safetensors", "line-plateau.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["unet"], "python -m toyworld.train clip"),
+        (["decoder"], "python -m toyworld.train vae"),
+        (["vae", "--export"], "no checkpoint to export; train first: python -m toyworld.train vae"),
+    ],
+)
+def test_parts_that_need_others_say_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], missing: str
+):
     places = ["--base", str(tmp_path / "base"), "--work", str(tmp_path / "work"), "--tracking-uri", "none"]
-    assert train.main([part, "--device", "cpu", *places]) == 2
+    assert train.main([*arguments, "--device", "cpu", *places]) == 2
     assert missing in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_decoder_is_trained_with_the_latents_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(train, "DEFAULTS", dict.fromkeys(train.DEFAULTS, (2, 4, 1e-2, 0.9, 0.0)))
+    places = ["--base", str(tmp_path / "base"), "--work", str(tmp_path / "work"), "--tracking-uri", "none"]
+    weights = tmp_path / "base" / "vae" / "diffusion_pytorch_model.safetensors"
+    assert train.main(["vae", "--device", "cpu", *places]) == 0
+    before, _ = load_tensors(weights)
+    assert train.main(["decoder", "--device", "cpu", *places]) == 0
+    after, _ = load_tensors(weights)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert {name for name in before if name.startswith(("encoder.", "quant_conv."))} <= same
+    assert any(name.startswith("decoder.") for name in before.keys() - same)
 
 
 @pytest.mark.slow

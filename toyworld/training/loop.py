@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
@@ -150,6 +151,17 @@ class Training:
             self.trained.values(), self.settings.learning_rate, self.settings.weight_decay, part.embeddings()
         )
         self.step, self.run_id = 0, ""
+        # The processes of torchrun draw the same batch, and each computes the gradients of its share.
+        shared = torch.distributed.is_available() and torch.distributed.is_initialized()
+        self.rank = torch.distributed.get_rank() if shared else 0
+        self.processes = torch.distributed.get_world_size() if shared else 1
+        if self.rank > 0:
+            self.tracking_uri = None
+
+    def wait(self) -> None:
+        """Wait for the other processes, if there are any."""
+        if self.processes > 1:
+            torch.distributed.barrier()
 
     def run(self) -> None:
         """Train from the checkpoint, or from the start, to the last step.
@@ -165,9 +177,10 @@ class Training:
             num_workers=self.workers,
             persistent_workers=False,
         )
-        with self._tracked() as run, _bar(self.part.name, self.step, self.settings.steps) as bar:
+        with self._tracked() as run, _bar(self.part.name, self.step, self.settings.steps, self.rank > 0) as bar:
             for batch in loader:
-                loss = self._step({name: tensor.to(self.device) for name, tensor in batch.items()})
+                share = slice(self.rank, None, self.processes)
+                loss = self._step({name: tensor[share].to(self.device) for name, tensor in batch.items()})
                 self.step += 1
                 bar.update()
                 if self.step % LOG_STEPS == 0:
@@ -175,6 +188,8 @@ class Training:
                         raise TavError(f"{self.part.name}: the loss is {loss.item()} at step {self.step}")
                     bar.set_postfix(loss=f"{loss.item():.4g}", refresh=False)
                     run.log({"loss": loss.item(), "learning_rate": self._learning_rate()}, self.step)
+                if self.rank > 0:
+                    continue
                 last = self.step == self.settings.steps
                 if last or self.step % self.save_every == 0:
                     self.save(self.checkpoint)
@@ -187,16 +202,28 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
         generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.step)
+        if self.rank > 0:
+            generator.manual_seed(generator.initial_seed() + 1_000_000_007 * self.rank)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):
             loss = self.part.loss(batch, generator)
         self.optimizer.zero_grad()
         loss.backward()
+        self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         self.optimizer.step()
         # The window of the average grows with the training, so that early weights are soon forgotten.
         keep = min(self.settings.averaging, 1 - 8 / (self.step + 9))
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - keep)
         return loss.detach()
+
+    def _average_gradients(self) -> None:
+        if self.processes == 1:
+            return
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(flat)
+        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient) / self.processes)
 
     def _learning_rate(self) -> float:
         done = (self.step - self.settings.plateau) / max(1, self.settings.steps - self.settings.plateau)
@@ -325,7 +352,15 @@ class _Run:
             self.mlflow.log_image(picture, f"samples/{name}")
 
 
-def _bar(name: str, done: int, total: int) -> tqdm:
+def _bar(name: str, done: int, total: int, hidden: bool) -> tqdm:
     # Outside a terminal, one line per minute is enough.
     interval = 0.5 if sys.stderr.isatty() else 60
-    return tqdm(desc=name, initial=done, total=total, unit="step", mininterval=interval, maxinterval=2 * interval)
+    return tqdm(
+        desc=name,
+        initial=done,
+        total=total,
+        unit="step",
+        mininterval=interval,
+        maxinterval=2 * interval,
+        disable=hidden,
+    )

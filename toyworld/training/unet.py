@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
     "out_channels": CHANNELS,
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-    "block_out_channels": (112, 224),
+    "block_out_channels": (96, 192),
     "layers_per_block": 1,
     "cross_attention_dim": WIDTH,
     "norm_num_groups": 8,
