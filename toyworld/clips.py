@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,67 +22,51 @@ if TYPE_CHECKING:
 FRAMES, FPS = 24, 12
 
 
-@dataclass(frozen=True)
-class Edit:
-    """A row of a clip's CSV.
-
-    Attributes:
-        name: name of the edit.
-        changes: new values, by attribute of the scene.
-    """
-
-    name: str
-    changes: dict[str, str]
+def _clip(scene: Scene, edits: dict[str, dict[str, str]]) -> Truth:
+    return Truth(scene, FRAMES, {name: scene.edited(**changes) for name, changes in edits.items()})
 
 
-@dataclass(frozen=True)
-class Clip:
-    """A sample clip and its edits, at least one of each category."""
-
-    scene: Scene
-    edits: tuple[Edit, ...]
-
-
-CLIPS = {
-    "ball": Clip(
+# The sample clips, each with an edit of every category.
+CLIPS: dict[str, Truth] = {
+    "ball": _clip(
         Scene("ball", "red", "grass", "day", "plain", "bouncing", 0.17, 0.2, 0.8, 0.1),
-        (
-            Edit("blue-ball", {"colour": "blue"}),
-            Edit("cube", {"object": "cube"}),
-            Edit("on-sand", {"ground": "sand"}),
-            Edit("cartoon", {"style": "cartoon"}),
-            Edit("yellow-star-at-night", {"object": "star", "colour": "yellow", "sky": "night"}),
-        ),
+        {
+            "blue-ball": {"colour": "blue"},
+            "cube": {"object": "cube"},
+            "on-sand": {"ground": "sand"},
+            "cartoon": {"style": "cartoon"},
+            "yellow-star-at-night": {"object": "star", "colour": "yellow", "sky": "night"},
+        },
     ),
-    "cube": Clip(
+    "cube": _clip(
         Scene("cube", "green", "snow", "day", "plain", "rolling", 0.17, 0.2, 0.8, 0.62),
-        (
-            Edit("purple-cube", {"colour": "purple"}),
-            Edit("ball", {"object": "ball"}),
-            Edit("at-sunset", {"sky": "sunset"}),
-            Edit("pixel-art", {"style": "pixel art"}),
-            Edit("red-ball-on-the-road", {"object": "ball", "colour": "red", "ground": "road"}),
-        ),
+        {
+            "purple-cube": {"colour": "purple"},
+            "ball": {"object": "ball"},
+            "at-sunset": {"sky": "sunset"},
+            "pixel-art": {"style": "pixel art"},
+            "red-ball-on-the-road": {"object": "ball", "colour": "red", "ground": "road"},
+        },
     ),
-    "fish": Clip(
+    "fish": _clip(
         Scene("fish", "orange", "sea", "day", "plain", "swinging", 0.19, 0.24, 0.76, 0.35),
-        (
-            Edit("pink-fish", {"colour": "pink"}),
-            Edit("boat", {"object": "boat"}),
-            Edit("at-night", {"sky": "night"}),
-            Edit("cartoon", {"style": "cartoon"}),
-            Edit("blue-fish-over-snow", {"colour": "blue", "ground": "snow", "style": "cartoon"}),
-        ),
+        {
+            "pink-fish": {"colour": "pink"},
+            "boat": {"object": "boat"},
+            "at-night": {"sky": "night"},
+            "cartoon": {"style": "cartoon"},
+            "blue-fish-over-snow": {"colour": "blue", "ground": "snow", "style": "cartoon"},
+        },
     ),
-    "rocket": Clip(
+    "rocket": _clip(
         Scene("rocket", "blue", "sand", "night", "plain", "rising", 0.19, 0.4, 0.6, 0.8),
-        (
-            Edit("red-rocket", {"colour": "red"}),
-            Edit("star", {"object": "star"}),
-            Edit("by-day-on-grass", {"sky": "day", "ground": "grass"}),
-            Edit("pixel-art", {"style": "pixel art"}),
-            Edit("yellow-tree-at-sunset", {"object": "tree", "colour": "yellow", "sky": "sunset"}),
-        ),
+        {
+            "red-rocket": {"colour": "red"},
+            "star": {"object": "star"},
+            "by-day-on-grass": {"sky": "day", "ground": "grass"},
+            "pixel-art": {"style": "pixel art"},
+            "yellow-tree-at-sunset": {"object": "tree", "colour": "yellow", "sky": "sunset"},
+        },
     ),
 }
 
@@ -97,9 +80,7 @@ def write_clip(folder: Path, name: str) -> list[Path]:
     Raises:
         TavError: the folder cannot be written.
     """
-    clip = CLIPS[name]
-    edits = {edit.name: clip.scene.edited(**edit.changes) for edit in clip.edits}
-    return write_rendered(folder, name, Truth(clip.scene, FRAMES, edits))
+    return write_rendered(folder, name, CLIPS[name])
 
 
 def write_rendered(folder: Path, name: str, truth: Truth) -> list[Path]:

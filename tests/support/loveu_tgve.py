@@ -49,7 +49,7 @@ def write_benchmark(folder: Path) -> Path:
         frames.mkdir(parents=True)
         for number, picture in enumerate(render_clip(clip.scene, 4)):
             Image.fromarray(picture).resize((480, 480)).save(frames / f"{number:05}.jpg", quality=90)
-        edits = {edit.category: caption(clip.scene.edited(**edit.changes)) for edit in clip.edits}
+        edits = {clip.category(edit): caption(edited) for edit, edited in clip.edits.items()}
         clips[of_set] = [(name, caption(clip.scene), *(edits[category] for category in CATEGORIES))]
     write_table(folder, clips)
     return folder
