@@ -147,7 +147,7 @@ class SceneRuns:
 
         _write_clip(project, scene)
         params = load_params(project / "params.yaml")
-        sections = params.model_dump_json(include={*RESULT_SECTIONS, "decode"})
+        sections = params.model_dump_json(include=set(RESULT_SECTIONS))
         files = [project / "data" / f"{scene.name}.{suffix}" for suffix in ("mp4", "csv")]
         files.append(project / "data" / "scenes" / f"{scene.name}.json")
         identity = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", sections, *files)
@@ -212,7 +212,6 @@ def _write_params(project: Path, scenes: Iterable[BenchmarkScene], changes: Mapp
             "video": f"data/{scene.name}.mp4",
             "caption": caption(scene.truth.scene),
             "prompts": f"data/{scene.name}.csv",
-            "decode": {},
         }
     for key, value in changes.items():
         section, _, entry = key.partition(".")
