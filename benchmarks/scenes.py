@@ -186,15 +186,15 @@ def _reconstruction(project: Path, scene: BenchmarkScene) -> dict[str, float]:
     from tav.config import load_params
     from tav.config.paths import Project
     from tav.media.scene_truth import load_clip_truth
-    from tav.media.videos import read_mp4
     from tav_model.metrics.clip import ClipScorer
+    from tav_model.video import read_video
     from toyworld import WEIGHTS
     from toyworld.judge import Judge
 
     truth, indexes = load_clip_truth(project, scene.name, load_params(project / "params.yaml"))
     if truth is None:
         raise TavError(f"{project}: no scene file of {scene.name}")
-    frames, _ = read_mp4(Project(project).edits(scene.name) / f"{RECONSTRUCTION}.mp4")
+    frames, _ = read_video(Project(project).edits(scene.name) / f"{RECONSTRUCTION}.mp4")
     judge = Judge(ClipScorer(WEIGHTS / "scorer"))
     return asdict(judge.verdict(frames, truth.scene, truth.scene, truth.times(indexes)))
 

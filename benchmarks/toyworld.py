@@ -358,7 +358,7 @@ def _badness(result: EditResult) -> float:
 def picture(runs: SceneRuns, path: Path) -> bool:
     """Write a contact sheet of one edit by all variants; return False where its scene is not among those that ran."""
     from tav.media.contact_sheet import write_contact_sheet
-    from tav.media.videos import read_mp4
+    from tav_model.video import read_video
     from toyworld.captions import caption
     from toyworld.renderer import render
 
@@ -367,14 +367,14 @@ def picture(runs: SceneRuns, path: Path) -> bool:
     if not found or name not in found[0][0].truth.edits:
         return False
     (scene, times), edited = found[0], found[0][0].truth.edits[name]
-    source, _ = read_mp4(runs.project("full method") / "results" / clip / "frames" / "source.mp4")
+    source, _ = read_video(runs.project("full method") / "results" / clip / "frames" / "source.mp4")
     rows = [
         (f"source: {caption(scene.truth.scene)}", source),
         (f"truth: {caption(edited)}", np.stack([render(edited, time) for time in times])),
     ]
     for variant in _variants():
         video = runs.project(variant) / "results" / clip / "edits" / f"{name}.mp4"
-        rows.append((variant, read_mp4(video)[0]))
+        rows.append((variant, read_video(video)[0]))
     write_contact_sheet(path, rows)
     return True
 

@@ -1,7 +1,8 @@
 """Train the parts of the embedded base model; nothing but the repository is needed.
 
 python -m toyworld.train all                        everything, as for the weights in the repository
-python -m toyworld.train vae|clip|unet|decoder      one part
+python -m toyworld.train vae|clip|unet              one part
+python -m toyworld.train decoder                    the VAE's decoder for longer, while the latents stay the same
 python -m toyworld.train control                    the control networks: control-edges, control-depth; parts as well
 
 Several processes share the work if torchrun starts them, each with one thread: on a CPU that others use as well, they wait
@@ -31,7 +32,11 @@ DEFAULTS = {
 }
 # Each part needs the ones before it.
 PARTS = tuple(DEFAULTS)
-GROUPS = {"control": tuple(part for part in PARTS if part.startswith("control-")), "all": PARTS}
+# More steps for the decoder are optional.
+GROUPS = {
+    "control": tuple(part for part in PARTS if part.startswith("control-")),
+    "all": tuple(part for part in PARTS if part != "decoder"),
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
