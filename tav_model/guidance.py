@@ -1,0 +1,38 @@
+"""Classifier-free guidance, and its proximal variant."""
+
+from __future__ import annotations
+
+import torch
+
+
+def guided_prediction(
+    negative: torch.Tensor, text: torch.Tensor, guidance_scale: float, proximal_quantile: float | None = None
+) -> torch.Tensor:
+    """Return the guided prediction, `b c f h w` (Ho and Salimans, arXiv 2207.12598).
+
+        e = e(x, negative) + g (e(x, prompt) - e(x, negative))
+
+    With `proximal_quantile` q, the difference is soft-thresholded at the quantile q of its absolute values in each video, so
+    that only the strongest changes are guided (proximal guidance, Han et al., arXiv 2306.05414, with the l1 norm; they
+    use q = 0.7).
+
+    Args:
+        negative: prediction under the negative prompt, `b c f h w`.
+        text: prediction under the prompt.
+        guidance_scale: g.
+        proximal_quantile: q, from 0 to 1; None: plain guidance.
+    """
+    difference = text - negative
+    if proximal_quantile is not None:
+        difference = soft_threshold(difference, proximal_quantile)
+    return negative + guidance_scale * difference
+
+
+def soft_threshold(difference: torch.Tensor, quantile: float) -> torch.Tensor:
+    """Move every value towards 0 by the quantile of the absolute values in its video, and not beyond 0."""
+    magnitude = difference.abs()
+    flat = magnitude.flatten(1)
+    # kthvalue, because torch.quantile is limited to 16 million values.
+    rank = 1 + round(quantile * (flat.shape[1] - 1))
+    threshold = flat.kthvalue(rank, dim=1).values.view(-1, *[1] * (difference.ndim - 1))
+    return difference.sign() * (magnitude - threshold).clamp(min=0)
