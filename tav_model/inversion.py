@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from diffusers import DDIMInverseScheduler
+
+from tav_model.noise_regularization import regularized
+from tav_model.sampling import predicted_clean_and_noise
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -37,6 +41,11 @@ def ddim_inversion(
     num_steps: int,
     on_step: Callable[[], None] | None = None,
     control: ControlSignal | None = None,
+    *,
+    iterations: int = 1,
+    tolerance: float = 1e-3,
+    regularization: float = 0.0,
+    on_residual: Callable[[float], None] | None = None,
 ) -> torch.Tensor:
     """Follow the DDIM equation from `latents` towards noise, without guidance (eta 0).
 
@@ -47,6 +56,10 @@ def ddim_inversion(
 
     Where the model predicts the velocity `v`, `e = sqrt(a) * v + sqrt(1 - a) * x`.
 
+    Sampling takes `e` at `x_next`, so the exact inverse of its step is a fixed point of this equation. Plain DDIM inversion
+    is one iteration, from `x_next = x`. More of them, up to `iterations`, approach the fixed point (AIDI, arXiv 2309.04907;
+    ReNoise, arXiv 2403.14602), and sampling under the same prompt leads back to `latents`.
+
     Args:
         unet: the tuned model.
         scheduler: the base model's, which sets the betas, prediction type and spacing (see `ddim_overrides`).
@@ -55,24 +68,101 @@ def ddim_inversion(
         num_steps: steps from `latents` to noise.
         on_step: called after each step.
         control: steers the predictions as in sampling: the last steps of the inversion are the first of the sampling.
+        iterations: evaluations of the model in each step, at most.
+        tolerance: a step ends early once an iteration changes the latents by less than this share of their norm.
+        regularization: strength of `tav_model.noise_regularization`, 0 to 0.5, on the predicted noise. Sampling then does not
+            lead back to `latents` exactly.
+        on_residual: called after each step with the share of their norm by which the last iteration changed the latents.
 
     Returns:
         The trajectory, `(num_steps + 1) b c f h w`, from `latents` to the inverted latents.
+
+    Raises:
+        ValueError: no iterations, a strength that is not allowed, or more steps than timesteps.
     """
+    if iterations < 1:
+        raise ValueError(f"iterations: {iterations} must be at least 1")
+    if not 0 <= regularization <= 0.5:
+        raise ValueError(f"regularization: {regularization} must be from 0 to 0.5")
     inverse = DDIMInverseScheduler.from_config(scheduler.config, **ddim_overrides(scheduler))
     inverse.set_timesteps(num_steps, device=latents.device)
     trajectory = [latents]
     if control is not None:
         control.check_size(len(latents), *latents.shape[2:])
     encoder_hidden_states = encoder_hidden_states.to(unet.dtype)
+
     for step, timestep in enumerate(inverse.timesteps):
-        # The trajectory keeps the precision of `latents`, whatever the network's is.
-        sample, residuals = latents.to(unet.dtype), {}
-        if control is not None:
-            residuals = control.residuals(sample, timestep, encoder_hidden_states, num_steps - 1 - step, num_steps)
-        prediction = unet(sample, timestep, encoder_hidden_states, **residuals).sample.to(latents.dtype)
-        latents = inverse.step(prediction, timestep, latents).prev_sample
+
+        def predict(latents: torch.Tensor, timestep: torch.Tensor = timestep, step: int = step) -> torch.Tensor:
+            # The trajectory keeps the precision of `latents`, whatever the network's is.
+            sample, residuals = latents.to(unet.dtype), {}
+            if control is not None:
+                residuals = control.residuals(sample, timestep, encoder_hidden_states, num_steps - 1 - step, num_steps)
+            return unet(sample, timestep, encoder_hidden_states, **residuals).sample.to(latents.dtype)
+
+        inverse_step = _InverseStep(inverse, timestep, latents, predict, regularization)
+        following = inverse_step(latents) if regularization else inverse_step.plain()
+        if iterations > 1:
+            following, residual = _fixed_point(inverse_step, following, iterations - 1, tolerance)
+            if on_residual is not None:
+                on_residual(residual)
+        latents = following
         trajectory.append(latents)
         if on_step is not None:
             on_step()
     return torch.stack(trajectory)
+
+
+class _InverseStep:
+    """One step of the DDIM equation read backwards, with the model's prediction at the latents that it leads to."""
+
+    def __init__(
+        self,
+        inverse: DDIMInverseScheduler,
+        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        predict: Callable[[torch.Tensor], torch.Tensor],
+        regularization: float,
+    ) -> None:
+        self.inverse, self.timestep, self.latents = inverse, timestep, latents
+        self.predict, self.regularization = predict, regularization
+        train_timesteps = inverse.config.num_train_timesteps
+        source = min(int(timestep) - train_timesteps // inverse.num_inference_steps, train_timesteps - 1)
+        # As `DDIMInverseScheduler.step` has it.
+        self.alpha = inverse.alphas_cumprod[source] if source >= 0 else inverse.initial_alpha_cumprod
+        self.alpha_next = inverse.alphas_cumprod[int(timestep)]
+
+    def plain(self) -> torch.Tensor:
+        """Return the next latents, by the noise that the model predicts in those before."""
+        return self.inverse.step(self.predict(self.latents), self.timestep, self.latents).prev_sample
+
+    def __call__(self, following: torch.Tensor) -> torch.Tensor:
+        """Return the next latents, by the noise that the model predicts in `following`."""
+        prediction = self.predict(following)
+        _, noise = predicted_clean_and_noise(self.inverse, prediction, int(self.timestep), following)
+        noise = regularized(noise, self.regularization)
+        clean = (self.latents - (1 - self.alpha) ** 0.5 * noise) / self.alpha**0.5
+        return self.alpha_next**0.5 * clean + (1 - self.alpha_next) ** 0.5 * noise
+
+
+def _fixed_point(
+    function: Callable[[torch.Tensor], torch.Tensor], start: torch.Tensor, iterations: int, tolerance: float
+) -> tuple[torch.Tensor, float]:
+    """Iterate `x <- function(x)` until x changes by less than `tolerance`, relative to the norm of `start`.
+
+    Where an iteration changes x by more than the one before, the iterates diverge, and the one before is returned, so that
+    further iterations do not make it worse.
+
+    Returns:
+        The result, and the last change.
+    """
+    previous, current, change = start, start, float("inf")
+    for _ in range(iterations):
+        following = function(current)
+        new_change = float((following - current).norm() / start.norm())
+        if new_change > change or not math.isfinite(new_change):
+            return previous, change
+        previous, current, change = current, following, new_change
+        if change < tolerance:
+            break
+    return current, change
