@@ -1,8 +1,8 @@
-"""`TuneAVideoPipeline`: edited videos from prompts and inverted latents, by DDIM sampling with guidance."""
+"""`TuneAVideoPipeline`: edited videos from prompts and inverted latents, by guided sampling, with control over the source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,13 +23,23 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from tav_model.attention_control import AttentionControl, AttentionControlOptions, check_share
+from tav_model.blending import THRESHOLD, Blending, latent_mask, paste
 from tav_model.control import ControlSignal
 from tav_model.control_networks import check_fits, control_networks
+from tav_model.guidance import guided_prediction
 from tav_model.inversion import ddim_overrides
 from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.unet import UNet3DConditionModel
+from tav_model.sampling import SAMPLERS
 from tav_model.text import encode_prompts
+from tav_model.trajectory import Trajectory, inversion_timesteps
 from tav_model.weight_checks import without_torchvision_advice
+
+WORDS = "words"
+"""The value of `mask` that derives it from the words that the prompts change."""
+WORD_MASK_START = 0.2
+"""Share of the steps after which masks from words are used: before, their maps say little."""
 
 
 @dataclass
@@ -39,16 +49,18 @@ class TuneAVideoPipelineOutput(BaseOutput):
     Attributes:
         frames: NumPy array `b f h w c` in [0, 1], tensor `b c f h w` in [0, 1], one list of PIL images for each video, or
             latents `b c f h w`, as `output_type` asks for.
+        masks: where the latents were generated rather than the source's, `b f h w`, 0 or 1; None without a mask.
     """
 
     frames: np.ndarray | torch.Tensor | list[list[Image.Image]]
+    masks: torch.Tensor | None = None
 
 
 class TuneAVideoPipeline(DiffusionPipeline):
     """Text to video with a tuned `UNet3DConditionModel` and the other parts of its Stable Diffusion base.
 
-    Whatever scheduler the base has, sampling is by DDIM with the same betas, prediction type and spacing, because only
-    DDIM at eta 0 leads back from the latents of DDIM inversion; see `tav_model.inversion.ddim_overrides`.
+    Whatever scheduler the base has, its betas, prediction type and spacing are used with DDIM or, on request, with
+    DPM-Solver++(2M): they start from the latents of DDIM inversion, see `tav_model.inversion.ddim_overrides`.
 
     `controlnet` is a `ControlNetModel`, a `T2IAdapter`, a list of them, or a `MultiControlNetModel`. It acts where
     `conditioning_frames` are given.
@@ -121,8 +133,26 @@ class TuneAVideoPipeline(DiffusionPipeline):
         control_guidance_end: float | Sequence[float] = 1.0,
         guess_mode: bool = False,
         controlnet_chunk_size: int = 16,
+        sampler: str = "ddim",
+        num_inversion_steps: int | None = None,
+        trajectory: torch.Tensor | None = None,
+        layout_strength: float | None = None,
+        source_prompt: str | None = None,
+        source_prompt_embeds: torch.Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None,
+        mask: torch.Tensor | np.ndarray | str | None = None,
+        mask_inverted: bool = False,
+        mask_start: float | None = None,
+        mask_end: float = 1.0,
+        mask_threshold: float = THRESHOLD,
+        mask_feather: float = 8.0,
+        video: np.ndarray | None = None,
+        proximal_quantile: float | None = None,
     ) -> TuneAVideoPipelineOutput | tuple[Any]:
         """Render one video for each prompt.
+
+        What is taken over from the source reads its latents from `trajectory`: injected attention and attention to words
+        (`cross_attention_kwargs`), which add one row to the batch, and blending (`mask`), which does not.
 
         Args:
             prompt: one, or a list of b. `prompt_embeds` (`b n c`) may take its place.
@@ -151,6 +181,26 @@ class TuneAVideoPipeline(DiffusionPipeline):
             control_guidance_end: share of the steps after which it ends.
             guess_mode: for control without a prompt, see `tav_model.control.ControlSignal`.
             controlnet_chunk_size: frames that a control network sees at a time, which bounds the memory.
+            sampler: "ddim", or "dpm-solver++", which needs fewer steps.
+            num_inversion_steps: steps of the inversion that `latents` come from. Sampling then starts at the timestep where
+                the inversion ended, for any number of steps; by default, at the scheduler's own first timestep.
+            trajectory: of the inversion, `(n + 1) 1 c f h w`. Gives `latents` and `num_inversion_steps` where they are not
+                given.
+            layout_strength: how strong the source's layout is in the first latents, relative to the noise in them; see
+                `tav_model.trajectory.Trajectory.start`. By default, as strong as the inversion left it.
+            source_prompt: describes the source; the prompt of the source branch. By default the empty prompt.
+            source_prompt_embeds: embeddings `1 n c` in place of those of `source_prompt`.
+            cross_attention_kwargs: see `tav_model.attention_control.AttentionControlOptions`.
+            mask: where the video is generated, `f H W` or `b f H W` from 0 to 1 in pixels: elsewhere the latents stay the
+                source's. "words": where attention to the words is strong that differ from those of `source_prompt`.
+            mask_inverted: generate outside of the mask instead.
+            mask_start: share of the steps after which the mask applies; by default 0, and 0.2 for masks from words.
+            mask_end: share of the steps after which it does not apply any more.
+            mask_threshold: of masks from words, see `tav_model.blending.word_mask`.
+            mask_feather: pixels around the mask in which the edit fades into the frames of `video`.
+            video: the source's frames, `f H W 3` in uint8. With a `mask` in pixels, frames are exactly these beyond the
+                feather.
+            proximal_quantile: of proximal guidance, see `tav_model.guidance`; None: plain guidance.
 
         Raises:
             ValueError: arguments that contradict each other or the model.
@@ -172,6 +222,13 @@ class TuneAVideoPipeline(DiffusionPipeline):
 
         # 1. Check inputs
         do_classifier_free_guidance = guidance_scale > 1.0
+        options = AttentionControlOptions.from_kwargs(cross_attention_kwargs)
+        if trajectory is not None:
+            source = Trajectory(trajectory, self.scheduler)
+            latents = source.start(layout_strength) if latents is None else latents
+            num_inversion_steps = num_inversion_steps or len(trajectory) - 1
+        else:
+            source = None
         self.check_inputs(
             prompt,
             height,
@@ -185,6 +242,16 @@ class TuneAVideoPipeline(DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        self.check_source_inputs(
+            options, source, num_inversion_steps, sampler, mask, video, output_type, layout_strength
+        )
+        for name, share in (
+            ("mask_start", mask_start or 0),
+            ("mask_end", mask_end),
+            ("mask_threshold", mask_threshold),
+            ("proximal_quantile", proximal_quantile or 0),
+        ):
+            check_share(name, share)
         device = self._execution_device
 
         # 2. Encode prompts
@@ -197,36 +264,63 @@ class TuneAVideoPipeline(DiffusionPipeline):
         if control_signal is not None:
             control_signal.check_size(len(latents), *latents.shape[2:])
 
-        # 4. Prepare timesteps
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        # 4. Prepare timesteps, and what is taken over from the source
+        first_timestep = inversion_timesteps(self.scheduler, num_inversion_steps)[-1] if num_inversion_steps else None
+        schedule = SAMPLERS[sampler](self.scheduler, num_inference_steps, first_timestep, device)
+        attention_control = AttentionControl(
+            options,
+            None if prompt is None else _texts(prompt, "prompt"),
+            source_prompt,
+            tokenizer=self.tokenizer,
+            length=prompt_embeds.shape[1],
+            num_steps=num_inference_steps,
+            size=(latents.shape[2], latents.shape[3], latents.shape[4]),
+            word_mask=isinstance(mask, str),
+        )
+        if attention_control.uses_source and source_prompt_embeds is None:
+            source_prompt_embeds, _ = self.encode_prompt(source_prompt or [""], do_classifier_free_guidance=False)
+        blending = None
+        if source is not None and (mask is not None or attention_control.word_maps is not None):
+            region = (
+                self.prepare_mask(mask, latents) if attention_control.word_maps is None else attention_control.word_maps
+            )
+            start = (
+                (0.0 if attention_control.word_maps is None else WORD_MASK_START) if mask_start is None else mask_start
+            )
+            blending = Blending(source, region, mask_inverted, start, mask_end, mask_threshold)
 
         # 5. Denoise
-        with self.progress_bar(total=num_inference_steps) as progress:
-            for step, timestep in enumerate(self.scheduler.timesteps):
-                sample = self.scheduler.scale_model_input(latents, timestep).to(self.unet.dtype)
-                residuals: dict[str, Any] = {}
+        with self.progress_bar(total=num_inference_steps) as progress, attention_control.attached(self.unet):
+            for step, timestep in enumerate(schedule.timesteps):
+                rows, embeds = [latents], [prompt_embeds]
                 if do_classifier_free_guidance and negative_prompt_embeds is not None:
-                    # e(x, "") + g * (e(x, prompt) - e(x, ""))
-                    embeds = torch.cat([negative_prompt_embeds, prompt_embeds])
-                    both = torch.cat([sample, sample])
-                    if control_signal is not None:
-                        residuals = control_signal.residuals(
-                            both, timestep, embeds, step, num_inference_steps, num_unconditional=len(sample)
-                        )
-                    noise_pred = self.unet(both, timestep, embeds, **residuals).sample.float()
+                    rows, embeds = [latents, latents], [negative_prompt_embeds, prompt_embeds]
+                with_source = source is not None and attention_control.needs_source(step)
+                if source is not None and source_prompt_embeds is not None and with_source:
+                    rows = [source.at(int(timestep)).to(latents), *rows]
+                    embeds = [source_prompt_embeds.to(prompt_embeds), *embeds]
+                sample, text = torch.cat(rows).to(self.unet.dtype), torch.cat(embeds)
+                residuals: dict[str, Any] = {}
+                if control_signal is not None:
+                    others = len(sample) - len(latents)  # The source and the negative prompts.
+                    residuals = control_signal.residuals(
+                        sample, timestep, text, step, num_inference_steps, num_unconditional=others
+                    )
+                attention_control.begin_step(step, len(sample))
+                noise_pred = self.unet(sample, timestep, text, **residuals).sample.float()
+                noise_pred = noise_pred[1:] if with_source else noise_pred
+                if do_classifier_free_guidance:
                     noise_pred_negative, noise_pred_text = noise_pred.chunk(2)
-                    noise_pred = noise_pred_negative + guidance_scale * (noise_pred_text - noise_pred_negative)
-                else:
-                    if control_signal is not None:
-                        residuals = control_signal.residuals(sample, timestep, prompt_embeds, step, num_inference_steps)
-                    noise_pred = self.unet(sample, timestep, prompt_embeds, **residuals).sample.float()
+                    noise_pred = guided_prediction(
+                        noise_pred_negative, noise_pred_text, guidance_scale, proximal_quantile
+                    )
 
                 variance_noise = None
                 if eta > 0:
                     variance_noise = randn_tensor(latents.shape, generator, device=latents.device, dtype=latents.dtype)
-                latents = self.scheduler.step(
-                    noise_pred, timestep, latents, eta=eta, variance_noise=variance_noise
-                ).prev_sample
+                latents = schedule.step(noise_pred, step, latents, eta, variance_noise)
+                if blending is not None:
+                    latents = blending.blend(latents, step, schedule.timesteps.tolist())
 
                 # 6. Call back
                 if callback_on_step_end is not None:
@@ -240,10 +334,19 @@ class TuneAVideoPipeline(DiffusionPipeline):
                     latents, prompt_embeds, negative_prompt_embeds = tensors.values()
                 progress.update()
 
-        # 7. Decode
-        frames = latents if output_type == "latent" else self.decode_latents(latents, output_type, decode_chunk_size)
+        # 7. Decode, and paste into the source
+        frames: Any = latents
+        if output_type != "latent":
+            decoded = self.decode_latents(latents, "pt", decode_chunk_size)
+            if video is not None and isinstance(mask, torch.Tensor | np.ndarray):
+                generated = torch.as_tensor(mask, dtype=torch.float32).cpu().numpy()
+                decoded = paste(decoded, video, 1 - generated if mask_inverted else generated, mask_feather)
+            frames = _as_output(decoded, output_type)
+        masks = None
+        if blending is not None:
+            masks = blending.current_mask((latents.shape[-2], latents.shape[-1])).expand(len(latents), -1, -1, -1)
         self.maybe_free_model_hooks()
-        return TuneAVideoPipelineOutput(frames=frames) if return_dict else (frames,)
+        return TuneAVideoPipelineOutput(frames=frames, masks=masks) if return_dict else (frames,)
 
     def check_inputs(
         self,
@@ -293,6 +396,46 @@ class TuneAVideoPipeline(DiffusionPipeline):
         for (name, value), latents_value in zip(requested.items(), actual, strict=True):
             if value is not None and value != latents_value:
                 raise ValueError(f"{name}: {value} asked for, but the latents have {latents_value}")
+
+    def check_source_inputs(
+        self,
+        options: AttentionControlOptions,
+        source: Trajectory | None,
+        num_inversion_steps: int | None,
+        sampler: str,
+        mask: torch.Tensor | np.ndarray | str | None,
+        video: np.ndarray | None,
+        output_type: str,
+        layout_strength: float | None,
+    ) -> None:
+        """Check the arguments of `__call__` that concern the source.
+
+        Raises:
+            ValueError: arguments that contradict each other.
+        """
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler: {sampler!r} must be one of {', '.join(SAMPLERS)}")
+        if layout_strength is not None and not layout_strength >= 0:
+            raise ValueError(f"layout_strength: {layout_strength} must be 0 or more")
+        if isinstance(mask, str) and mask != WORDS:
+            raise ValueError(f"mask: {mask!r} must be {WORDS!r}, or numbers")
+        takes_over = {
+            "layout_strength": layout_strength is not None,
+            "mask": mask is not None,
+            "edit_type": options.edit_type,
+            "n_self_replace": options.n_self_replace,
+            "n_residual_replace": options.n_residual_replace,
+            "local_blend_words": options.local_blend_words,
+        }
+        needed = [name for name, wanted in takes_over.items() if wanted]
+        if needed and source is None:
+            raise ValueError(f"trajectory: needed for {', '.join(needed)}")
+        if source is not None and num_inversion_steps != len(source.latents) - 1:
+            raise ValueError(
+                f"num_inversion_steps: {num_inversion_steps}, but the trajectory has {len(source.latents) - 1} steps"
+            )
+        if video is not None and (output_type == "latent" or mask is None or isinstance(mask, str)):
+            raise ValueError("video: needs a mask of pixels, and another output_type than latent")
 
     def encode_prompt(
         self,
@@ -389,16 +532,37 @@ class TuneAVideoPipeline(DiffusionPipeline):
             controlnet_chunk_size,
         )
 
+    def prepare_mask(self, mask: torch.Tensor | np.ndarray | str | None, latents: torch.Tensor) -> torch.Tensor:
+        """Return a mask in pixels, `f H W` or `b f H W`, reduced to latents: `1 f h w` or `b f h w`.
+
+        Raises:
+            ValueError: a mask of another size than the video, or numbers that are not from 0 to 1.
+        """
+        pixels = torch.as_tensor(mask, dtype=torch.float32, device=latents.device)
+        if pixels.ndim == 3:
+            pixels = pixels[None]
+        b, _, f, h, w = latents.shape
+        shape = (f, h * self.vae_scale_factor, w * self.vae_scale_factor)
+        if pixels.ndim != 4 or pixels.shape[1:] != shape or len(pixels) not in (1, b):
+            raise ValueError(f"mask: {tuple(pixels.shape)} must be {shape}, or {b} of them")
+        if not (pixels.min() >= 0 and pixels.max() <= 1):
+            raise ValueError(f"mask: numbers from {pixels.min():g} to {pixels.max():g} must be from 0 to 1")
+        return latent_mask(pixels, self.vae_scale_factor)
+
     def decode_latents(self, latents: torch.Tensor, output_type: str = "np", decode_chunk_size: int = 8) -> Any:
         """Return the frames of latents `b c f h w`: "np" `b f h w c`, "pt" `b c f h w`, or "pil", lists of images."""
         # `vae.decode` does not trigger the hooks of model offloading.
         self.vae.to(latents.device)
-        video = decode_latents(self.vae, latents, decode_chunk_size)
-        if output_type == "pt":
-            return video
-        if output_type == "np":
-            return rearrange(video, "b c f h w -> b f h w c").numpy()
-        return [[Image.fromarray(frame) for frame in to_frames(one)] for one in video]
+        return _as_output(decode_latents(self.vae, latents, decode_chunk_size), output_type)
+
+
+def _as_output(video: torch.Tensor, output_type: str) -> Any:
+    """Return decoded frames, `b c f h w`, in the form of `output_type`."""
+    if output_type == "pt":
+        return video
+    if output_type == "np":
+        return rearrange(video, "b c f h w -> b f h w c").numpy()
+    return [[Image.fromarray(frame) for frame in to_frames(one)] for one in video]
 
 
 def _texts(prompt: str | Sequence[str] | None, name: str) -> list[str]:

@@ -125,6 +125,35 @@ def warping_error(frames: np.ndarray, motion: Motion) -> float:
     return float(np.mean(errors)) if errors else 0.0
 
 
+def follow(motion: Motion, spacing: int = 8) -> np.ndarray:
+    """Follow the points of a grid in the first frame along the motion.
+
+    Args:
+        motion: of the video.
+        spacing: pixels between neighbouring points.
+
+    Returns:
+        The positions ``(x, y)`` in every frame, ``f n 2``; points that leave the frame stay at its border.
+    """
+    _, height, width = motion.visible.shape
+    y, x = np.meshgrid(*(np.arange(spacing // 2, side, spacing) for side in (height, width)), indexing="ij")
+    points = np.stack([x.ravel(), y.ravel()], axis=-1).astype(np.float32)
+    positions = [points]
+    for flow in motion.flow:
+        last = positions[-1]
+        moved = last + _sample(flow, last)
+        positions.append(moved.clip(0, np.array([width - 1, height - 1], np.float32)))
+    return np.stack(positions)
+
+
+def _sample(flow: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Return ``flow`` (h w 2) at ``points`` (n 2), bilinearly."""
+    import cv2
+
+    x, y = (np.ascontiguousarray(points[:, None, i]) for i in (0, 1))
+    return cv2.remap(flow, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+
+
 def _target(flow: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the end point of ``flow`` (h w 2) for each pixel: x and y, each h w."""
     y, x = np.indices(flow.shape[:2], dtype=np.float32)

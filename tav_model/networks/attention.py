@@ -22,6 +22,8 @@ class Attention(nn.Module):
     `upcast` computes the products in float32, which Stable Diffusion 2.1 needs in half precision.
     """
 
+    attend = staticmethod(attend)  # `tav_model.attention_control` replaces it in single layers.
+
     def __init__(
         self,
         query_dim: int,
@@ -64,7 +66,7 @@ class Attention(nn.Module):
             rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
             for projected in (self.to_q(tokens), self.to_k(context), self.to_v(context))
         )
-        out = attend(query, key, value, self.upcast)
+        out = self.attend(query, key, value, self.upcast)
         return self.project_out(rearrange(out, "b heads n d -> b n (heads d)")).view_as(hidden_states)
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, PNDMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -232,3 +232,84 @@ def test_latents_are_never_clipped():
 def test_more_steps_than_timesteps_are_refused():
     with pytest.raises(ValueError, match=r"1001.*1000"):
         ddim_inversion(video_unet(), scheduler(), noise(1, 4, 1, 8, 8), noise(1, 7, CONTEXT_DIM), 1001)
+
+
+# Fixed point
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("epsilon", {}), ("v_prediction", SD2)], ids=["sd1", "sd2"])
+def test_fixed_point_leads_back_exactly(kind, shape):
+    unet, base = video_unet(**shape), scheduler(prediction_type=kind)
+    x, text = 0.5 * noise(1, 4, 3, 8, 8), noise(1, 7, CONTEXT_DIM)
+
+    def error(trajectory):
+        pipe = pipeline(unet=unet, scheduler=base)
+        arguments = {"num_inference_steps": 5, "guidance_scale": 1.0, "output_type": "latent"}
+        return relative(pipe(prompt_embeds=text, latents=trajectory[-1], **arguments).frames, x)
+
+    errors = [error(ddim_inversion(unet, base, x, text, 5, iterations=n, tolerance=1e-7)) for n in (1, 2, 4, 40)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 1e-4 and errors[-1] < errors[0] / 20
+
+
+def test_fixed_point_solves_the_equation_of_each_step():
+    unet, base = video_unet(), scheduler()
+    text = noise(1, 7, CONTEXT_DIM)
+    trajectory = ddim_inversion(unet, base, noise(1, 4, 3, 8, 8), text, 4, iterations=40, tolerance=1e-7)
+    for before, timestep, after in zip(trajectory[:-1], (1, 251, 501, 751), trajectory[1:], strict=True):
+        a, a_next = base.alphas_cumprod[max(timestep - 250, 0)], base.alphas_cumprod[timestep]
+        with torch.no_grad():
+            epsilon = unet(after, timestep, text).sample
+        clean = (before - (1 - a).sqrt() * epsilon) / a.sqrt()
+        assert relative(a_next.sqrt() * clean + (1 - a_next).sqrt() * epsilon, after) < 1e-5
+
+
+def test_one_iteration_is_the_plain_inversion():
+    unet, x, text = video_unet(), noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
+    plain, one = (ddim_inversion(unet, scheduler(), x, text, 4, **kwargs) for kwargs in ({}, {"iterations": 1}))
+    assert torch.equal(one, plain)
+
+
+def test_iterations_stop_at_the_tolerance():
+    unet, x, text = video_unet(), noise(1, 4, 2, 8, 8), noise(1, 7, CONTEXT_DIM)
+    calls, residuals = [], []
+    unet.register_forward_pre_hook(lambda *_: calls.append(1))
+    ddim_inversion(unet, scheduler(), x, text, 4, iterations=50, tolerance=0.01, on_residual=residuals.append)
+    assert 4 * 2 <= len(calls) < 4 * 20
+    assert len(residuals) == 4 and max(residuals) < 0.01
+
+
+def test_iterations_that_diverge_are_dropped():
+    class Steep(GaussianModel):
+        def __call__(self, sample, timestep, _):
+            return SimpleNamespace(sample=30 * sample)
+
+    base = scheduler()
+    x = noise(1, 4, 2, 3, 3).double()
+    plain, many = (ddim_inversion(Steep(1.0, base), base, x, torch.zeros(1, 1, 1), 2, iterations=n) for n in (1, 9))
+    assert torch.equal(many[2], _plain_step(base, many[1])) and relative(many[1], plain[1]) < 0.5
+
+
+def _plain_step(base, x):
+    inverse = DDIMInverseScheduler.from_config(base.config)
+    inverse.set_timesteps(2)
+    return inverse.step(30 * x, 501, x).prev_sample
+
+
+def test_no_iterations_are_refused():
+    with pytest.raises(ValueError, match="iterations: 0 must be at least 1"):
+        ddim_inversion(video_unet(), scheduler(), noise(1, 4, 1, 8, 8), noise(1, 7, CONTEXT_DIM), 2, iterations=0)
+
+
+def test_negative_prompt_inversion_reproduces_guidance_1():
+    """Inverted under the caption, which is prompt and negative prompt of the edit (Miyake et al., arXiv 2305.16807)."""
+    pipe = pipeline()
+    text = pipe.encode_prompt("a man", do_classifier_free_guidance=False)[0]
+    trajectory = ddim_inversion(pipe.unet, pipe.scheduler, noise(1, 4, 3, 8, 8), text, 4)
+    arguments = {"trajectory": trajectory, "num_inference_steps": 4, "output_type": "latent"}
+    one = pipe("a man", guidance_scale=1.0, **arguments).frames
+    for scale in (3.5, 12.5):
+        for quantile in (None, 0.7):
+            guided = {"guidance_scale": scale, "negative_prompt": "a man", "proximal_quantile": quantile}
+            assert relative(pipe("a man", **guided, **arguments).frames, one) < 1e-4
+    assert relative(pipe("a man", guidance_scale=12.5, **arguments).frames, one) > 1e-3
