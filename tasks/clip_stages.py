@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.edit import edit
 from tasks.rows import RowBatch
+from tasks.source_settings import Source
 from tav.config import load_params
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.prompt_words import unknown_words_warning
@@ -347,7 +348,17 @@ class ClipStages:
             store=self.project.work / "rows" / self.clip,
             batch_size=self.params.runtime.edit_batch,
             decode_chunk=self.params.runtime.decode_chunk,
+            source=self._source(),
             **others,
+        )
+
+    def _source(self) -> Source:
+        return Source(
+            self.root,
+            self.project.inverted(self.clip),
+            self.settings.caption,
+            self.project.frames(self.clip),
+            self.params.decode,
         )
 
     def score(self, device: str) -> None:
@@ -367,6 +378,7 @@ class ClipStages:
             truth=truth,
             indexes=indexes,
             progress=self._progress("score", None, "video"),
+            kept=self._source().kept_pixels,
         )
         self.score_quick(device)
         self._contact_sheet()
@@ -393,6 +405,7 @@ class ClipStages:
                 params=self.params.score,
                 resolve_model=lambda name: resolve_model(self.root, name),
                 device=device,
+                kept=self._source().kept_pixels,
             )
         except TavError as error:
             logger.warning("quick edits are not scored: %s", error)
@@ -451,7 +464,7 @@ class ClipStages:
             with warnings.catch_warnings(action="ignore"):  # MLflow's advice to authors of models.
                 from tasks import mlflow_model
 
-                mlflow_model.save(folder, self.params, tuned, inverted)
+                mlflow_model.save(folder, self.params, tuned, inverted, self.settings.caption)
             run.log_model(folder, identity, mlflow_model.parameters(self.params))
         finally:
             shutil.rmtree(folder, ignore_errors=True)

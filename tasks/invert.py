@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from tasks.model_loading import MODEL_LOADING
@@ -12,6 +13,8 @@ from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder
 from tav_model.tensors import load_tensors, save_tensors
+
+logger = logging.getLogger(__name__)
 
 
 def invert(
@@ -25,7 +28,10 @@ def invert(
     device: str,
     progress: Progress,
 ) -> None:
-    """Write `inverted.safetensors`: `latents`, the last point of the trajectory, `1 c f h w` in float32.
+    """Write `inverted.safetensors` and `trajectory.safetensors`.
+
+    The first has `latents`, the last point of the trajectory, `1 c f h w` in float32; the second `trajectory`, from the clean
+    latents to these, `(steps + 1) 1 c f h w`.
 
     Raises:
         TavError: the weights were tuned on another clip, or the inverted latents are not finite.
@@ -48,24 +54,41 @@ def invert(
     else:
         text = load_tensors(latents / "text.safetensors", device)[0]["empty"]
     scheduler = load_part(base, "scheduler")
+    residuals: list[float] = []
     with progress:
         trajectory = ddim_inversion(
-            unet, scheduler, tensors["mean"], text.to(unet.dtype), params.steps, on_step=progress.update
+            unet,
+            scheduler,
+            tensors["mean"],
+            text.to(unet.dtype),
+            params.steps,
+            on_step=progress.update,
+            iterations=params.iterations if params.method == "fixed-point" else 1,
+            tolerance=params.tolerance,
+            regularization=params.regularization,
+            on_residual=residuals.append,
         )
     if not torch.isfinite(trajectory[-1]).all():
         raise TavError("invert: the inverted latents are not finite; set invert.precision to float32")
+    if residuals and max(residuals) > params.tolerance:
+        logger.warning(
+            "fixed-point inversion: the latents still changed by up to %.2g of their norm; more invert.steps help",
+            max(residuals),
+        )
+    kept = trajectory.to(getattr(torch, params.trajectory)).cpu()
+    if not torch.isfinite(kept).all():
+        raise TavError("invert: the trajectory is not finite; set invert.trajectory to float32")
+    described = {
+        "stage": "invert",
+        "scale": metadata["scale"],
+        "fps": metadata["fps"],
+        "steps": str(params.steps),
+        "prompt": params.prompt,
+        "latents": digest(latents),
+        "tuned": info["sha256"],
+    }
     with atomic_folder(out) as folder:
         save_tensors(
-            folder / "inverted.safetensors",
-            {"latents": trajectory[-1].cpu()},
-            {
-                "stage": "invert",
-                "shape": "b c f h w",
-                "scale": metadata["scale"],
-                "fps": metadata["fps"],
-                "steps": str(params.steps),
-                "prompt": params.prompt,
-                "latents": digest(latents),
-                "tuned": info["sha256"],
-            },
+            folder / "inverted.safetensors", {"latents": trajectory[-1].cpu()}, {**described, "shape": "b c f h w"}
         )
+        save_tensors(folder / "trajectory.safetensors", {"trajectory": kept}, {**described, "shape": "n b c f h w"})

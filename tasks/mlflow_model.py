@@ -19,10 +19,10 @@ from mlflow.pyfunc.model import PythonModel
 from tav.config import Params
 from tav.config.dotted_keys import flatten
 
-COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed")
+COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed", "preset")
 
 
-def save(folder: Path, params: Params, tuned: Path, inverted: Path) -> None:
+def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str) -> None:
     """Write the model of one tuning as a folder that `mlflow.pyfunc.load_model` reads.
 
     Args:
@@ -30,12 +30,13 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path) -> None:
         params: of the tuning and the edits.
         tuned: the output of the stage `tune`.
         inverted: the output of the stage `invert`.
+        caption: what the clip shows.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     # Numbers as pandas has them in a column with gaps.
-    kinds = (DataType.string, DataType.string, DataType.double, DataType.double, DataType.double)
+    kinds = (*(DataType.string,) * 2, *(DataType.double,) * 3, DataType.string)
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(kind, name, required=name == "prompt") for name, kind in zip(COLUMNS, kinds, strict=True)
     ]
@@ -45,7 +46,10 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path) -> None:
         str(folder),
         python_model=__file__,
         artifacts={"tuned": str(tuned), "inverted": str(inverted)},
-        model_config={name: sections[name] for name in ("base_model", "seed", "attention", "edit")},
+        model_config={
+            "caption": caption,
+            **{name: sections[name] for name in ("base_model", "seed", "attention", "edit")},
+        },
         signature=ModelSignature(Schema(inputs), Schema(outputs)),
         pip_requirements=["tav", "mlflow"],
     )
@@ -71,7 +75,7 @@ class TunedClip(PythonModel):
         Args:
             context: unused; `load_context` keeps what is needed of it.
             model_input: the column `prompt`, and, where a row differs from the run's settings, `negative_prompt`,
-                `guidance_scale`, `steps` and `seed`.
+                `guidance_scale`, `steps`, `seed` and `preset`.
             params: unused.
 
         Returns:
@@ -81,6 +85,7 @@ class TunedClip(PythonModel):
             TavError: the base model is missing, or is not the tuned one; or a row cannot be rendered.
         """
         from tasks.rows import RowBatch, render_rows
+        from tasks.source_settings import Source
         from tav.config import AttentionParams, EditParams
         from tav.config.paths import resolve_model
         from tav.config.prompts import PromptRow
@@ -107,6 +112,7 @@ class TunedClip(PythonModel):
                 seed=self._config["seed"],
                 device=choose_device(os.environ.get("TAV_DEVICE", "auto")),
                 store=root / "store",
+                source=Source(root, self._folders["inverted"], self._config.get("caption", "")),
             )
             for result in render_rows(batch, batch.rows, EventStream()):
                 if result.error is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tasks.score import load_judge, rounded
 from tav.config import ScoreParams
@@ -17,6 +17,9 @@ from tav.reports.scores import QUICK_SCORES
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import write_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ def score_quick_edits(
     params: ScoreParams,
     resolve_model: Callable[[str], str],
     device: str,
+    kept: Callable[[Path], np.ndarray | None] = lambda _: None,
 ) -> None:
     """Write the scores of quick edits that have none yet, and remove those of edits that are not in `names`.
 
@@ -43,6 +47,7 @@ def score_quick_edits(
         params: the models that score.
         resolve_model: turns the name of a model in the parameters into a folder or hub id.
         device: the device that the models run on.
+        kept: as for `tasks.score.score`.
 
     Raises:
         TavError: a model or the source is missing.
@@ -56,7 +61,7 @@ def score_quick_edits(
     todo = [name for name in names if not _is_scored(read_record(out / f"{name}.json"), quick / f"{name}.mp4", inputs)]
     if not todo:
         return
-    judge = load_judge(frames, caption, params, resolve_model, device, None, ())
+    judge = load_judge(frames, caption, params, resolve_model, device, None, (), kept)
     source = judge.measure_source(source_path)
     for name in todo:
         video = quick / f"{name}.mp4"

@@ -7,6 +7,7 @@ all its inputs and must be the same on both machines; otherwise the worker refus
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import shutil
@@ -18,7 +19,8 @@ from pathlib import Path
 
 from tasks.clip_stages import ClipStages
 from tasks.rows import RowBatch, render_rows
-from tav.config.paths import Project
+from tav.config.paths import Project, project_path
+from tav.config.presets import WORDS
 from tav.config.prompts import EditRow
 from tav.config.results import EDIT_SUFFIXES
 from tav.runtime.devices import DevicePool
@@ -42,6 +44,7 @@ class RowJob:
         identity: the row's identity, as `tav.config.prompts.EditRow` has it.
         root: the project's folder on the driver; used where there is no remote.
         texts: params.yaml, dvc.yaml, dvc.lock and the prompt CSV, by path.
+        mask: the files of the row's mask, by path.
         remote: the DVC remote that has the inputs, as `DvcPipeline.publish` returns it; None where the workers share the
             driver's files.
         threads: of torch on a CPU; the order of its sums depends on them.
@@ -53,6 +56,7 @@ class RowJob:
     identity: str
     root: str
     texts: tuple[tuple[str, str], ...]
+    mask: tuple[tuple[str, bytes], ...]
     remote: tuple[tuple[str, str], ...] | None
     threads: int
     gpu_share: float
@@ -61,7 +65,7 @@ class RowJob:
 def inputs_of(project: Project, clip: str) -> list[str]:
     """Return the files that a row is rendered from, relative to the project."""
     tuned = project.tuned(clip)
-    paths = (project.inverted(clip), tuned / "tuned.json", tuned / "tuned.safetensors")
+    paths = (project.inverted(clip), tuned / "tuned.json", tuned / "tuned.safetensors", project.frames(clip))
     return [path.relative_to(project.root).as_posix() for path in paths]
 
 
@@ -77,10 +81,20 @@ def describe(stages: ClipStages, row: EditRow, remote: Mapping[str, str] | None,
         identity=row.identity,
         root=str(stages.root),
         texts=texts,
+        mask=_mask_files(stages.root, row.mask),
         remote=None if remote is None else tuple(sorted(remote.items())),
         threads=torch.get_num_threads(),
         gpu_share=gpu_share,
     )
+
+
+def _mask_files(root: Path, mask: str | None) -> tuple[tuple[str, bytes], ...]:
+    """Return the files of a mask by path; none where it is missing, which fails where the row is rendered."""
+    if mask is None or mask == WORDS:
+        return ()
+    path = project_path(root, mask, "mask")
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return tuple((file.relative_to(root).as_posix(), file.read_bytes()) for file in files if file.is_file())
 
 
 def render(job: RowJob, events: EventStream) -> dict[str, bytes]:
@@ -147,7 +161,8 @@ def _batch(root: Path, clip: str, gpu_share: float, inputs: str) -> tuple[RowBat
 def _workspace(job: RowJob, remote: tuple[tuple[str, str], ...]) -> Path:
     """Make a project with the job's texts and inputs in the user's cache folder (or TAV_WORKSPACES), and return it."""
     home = Path(os.environ.get("TAV_WORKSPACES") or _cache_home() / "tav" / "workspaces")
-    root = home / digest(*(part for pair in remote + job.texts for part in pair))
+    masks = tuple((name, hashlib.sha256(content).hexdigest()) for name, content in job.mask)
+    root = home / digest(*(part for pair in remote + job.texts + masks for part in pair))
     home.mkdir(parents=True, exist_ok=True)
     with waiting_lock(home / "lock"):  # Other workers of this machine share the cache.
         _remove_old(home, keep=root)
@@ -155,6 +170,9 @@ def _workspace(job: RowJob, remote: tuple[tuple[str, str], ...]) -> Path:
         if not complete.exists():
             for name, text in job.texts:
                 write_text(root / name, text)
+            for name, content in job.mask:
+                (root / name).parent.mkdir(parents=True, exist_ok=True)
+                (root / name).write_bytes(content)
             write_pull_config(root, home / "cache", dict(remote))
             try:
                 pull(root, inputs_of(Project(root), job.clip))

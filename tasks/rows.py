@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.model_loading import MODEL_LOADING
+from tasks.source_settings import Source, is_pixel_mask, mask_image, source_arguments, uses_trajectory
 from tav.config import AttentionParams, EditParams
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Part of every identity: increase it when the files that a row leaves change.
-FORMAT = "2"
+FORMAT = "3"
+MASK_SETTINGS = ("mask_inverted", "mask_feather")  # that the metrics of what stays need
 OnStep = Callable[[Sequence[EditRow], int], None]
 """Called with the rows sampled together and by how many steps they have advanced, which is negative for a failed attempt."""
 
@@ -68,6 +70,7 @@ class RowBatch:
         batch_size: rows sampled together.
         decode_chunk: frames that the VAE decodes at a time.
         found_in: further results folders whose videos serve too.
+        source: the clip that masks and presets read; by default one without caption and frames.
         base_identity: the `tav_model.base_models.base_digest` of the base where it is known; otherwise it is computed.
         adopt: False only looks: the store is left as it is, and nothing may be rendered.
     """
@@ -89,6 +92,7 @@ class RowBatch:
         batch_size: int = 1,
         decode_chunk: int = 8,
         found_in: Sequence[Path] = (),
+        source: Source | None = None,
         base_identity: str | None = None,
         adopt: bool = True,
     ) -> None:
@@ -96,9 +100,11 @@ class RowBatch:
         self.base, self.attention, self.params, self.device = base, attention, params, device
         self.batch_size, self.decode_chunk = batch_size, decode_chunk
         self.found_in = (out, *found_in)
+        self.source = source or Source(root, inverted)
+        self._arguments: dict[str, dict[str, Any]] = {}  # of the pipeline, by identity
         inputs = digest(
             FORMAT,
-            inverted,
+            inverted / "inverted.safetensors",
             tuned / "tuned.json",
             base_identity or base_digest(base),
             canonical_json(attention.model_dump()),
@@ -118,8 +124,14 @@ class RowBatch:
             "steps": params.steps if row.steps is None else row.steps,
             "seed": seed if row.seed is None else row.seed,
         }
-        identity = digest(inputs, canonical_json(settings))
-        return EditRow(name=row.name, category=row.category, identity=identity, **settings)
+        preset, arguments = source_arguments(row, params)
+        if arguments:
+            identity = digest(inputs, canonical_json(settings | arguments), self.source.identity(arguments))
+        else:
+            identity = digest(inputs, canonical_json(settings))
+        self._arguments[identity] = arguments
+        mask = arguments.get("mask")
+        return EditRow(name=row.name, category=row.category, identity=identity, preset=preset, mask=mask, **settings)
 
     # Which rows are done
 
@@ -197,9 +209,10 @@ class RowBatch:
             rows: rows that agree in `EditRow.batch_key`.
             on_step: called after each sampling step.
         """
+        from tav_model.blending import paste
         from tav_model.latents import decode_latents, to_frames
 
-        latents, size = retry_with_smaller_batch(
+        (latents, masks), size = retry_with_smaller_batch(
             lambda size: self._sample(rows[:size], on_step), len(rows), "prompts at a time"
         )
         if size < len(rows):
@@ -208,17 +221,30 @@ class RowBatch:
         videos, self.decode_chunk = retry_with_smaller_batch(
             lambda chunk: decode_latents(vae, latents, chunk), self.decode_chunk, "frames at a time"
         )
-        for row, video in zip(rows[:size], videos, strict=True):
-            self._store(row, to_frames(video))
+        arguments = self._arguments[rows[0].identity]
+        if is_pixel_mask(arguments):
+            mask = self.source.pixel_mask(arguments["mask"]) != arguments.get("mask_inverted", False)
+            videos = paste(videos, self.source.source_frames(), mask, arguments["mask_feather"])
+        for i, (row, video) in enumerate(zip(rows[:size], videos, strict=True)):
+            self._store(row, to_frames(video), None if masks is None else masks[i])
         return list(rows[:size])
 
-    def _sample(self, rows: Sequence[EditRow], on_step: OnStep) -> torch.Tensor:
-        """Sample the rows' latents, `b c f h w`."""
+    def _sample(self, rows: Sequence[EditRow], on_step: OnStep) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Sample the rows' latents, `b c f h w`, and return them with their masks, `b f h w`, if they have any."""
         import torch
 
-        latents = load_tensors(self.inverted / "inverted.safetensors")[0]["latents"]
-        if self.params.start == "random":
-            noise = [torch.randn(latents.shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows]
+        tensors, metadata = load_tensors(self.inverted / "inverted.safetensors")
+        latents: torch.Tensor | None = tensors["latents"]
+        arguments = self._pipeline_arguments(rows[0])
+        if self.params.start == "inverted":
+            arguments["num_inversion_steps"] = int(metadata["steps"])
+            if "layout_strength" in arguments:
+                latents = None  # They come from the trajectory.
+        else:
+            arguments.pop("layout_strength", None)
+            noise = [
+                torch.randn(tensors["latents"].shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows
+            ]
             latents = torch.cat(noise)
         steps = 0
 
@@ -229,7 +255,7 @@ class RowBatch:
             return {}
 
         try:
-            return self.pipeline(
+            output = self.pipeline(
                 [row.prompt for row in rows],
                 latents=latents,
                 num_inference_steps=rows[0].steps,
@@ -237,13 +263,25 @@ class RowBatch:
                 negative_prompt=[row.negative_prompt for row in rows],
                 output_type="latent",
                 callback_on_step_end=after_step,
-            ).frames
+                **arguments,
+            )
+            return output.frames, output.masks
         except Exception:
             if steps:
                 on_step(rows, -steps)  # They are done again, in a smaller batch.
             raise
 
-    def _store(self, row: EditRow, frames: np.ndarray) -> None:
+    def _pipeline_arguments(self, row: EditRow) -> dict[str, Any]:
+        """Return the arguments that take something over from the source, with what they read."""
+        arguments = dict(self._arguments[row.identity])
+        if is_pixel_mask(arguments):
+            arguments["mask"] = self.source.pixel_mask(arguments["mask"])
+            arguments.pop("mask_feather")
+        if uses_trajectory(arguments):
+            arguments |= {"trajectory": self.source.trajectory(), "source_prompt": self.source.caption}
+        return arguments
+
+    def _store(self, row: EditRow, frames: np.ndarray, mask: torch.Tensor | None = None) -> None:
         from tav.media.videos import write_preview
         from tav_model.video import write_video
 
@@ -259,6 +297,9 @@ class RowBatch:
                 "guidance_scale": row.guidance_scale,
                 "steps": row.steps,
                 "seed": row.seed,
+                "preset": row.preset,
+                "mask": row.mask,
+                **self._mask_record(row, mask),
                 "identity": row.identity,
                 "frames": len(frames),
                 "height": frames.shape[1],
@@ -267,6 +308,14 @@ class RowBatch:
                 "video": digest(folder / "edit.mp4"),
             }
             write_json(folder / "edit.json", record)
+
+    def _mask_record(self, row: EditRow, mask: torch.Tensor | None) -> dict[str, Any]:
+        """Return what the record says of the mask: its settings, and a picture of it in the middle frame."""
+        if mask is None:
+            return {}
+        arguments = self._arguments[row.identity]
+        settings = {name: arguments[name] for name in MASK_SETTINGS if name in arguments}
+        return {**settings, "mask_image": mask_image(mask[len(mask) // 2].cpu().numpy())}
 
     # The results folder
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from toyworld.scenes import Truth
 
 DECIMALS = 6
+SMALLEST_KEPT = 0.01  # the share of pixels below which nothing is said of what should stay
+SAME_COLOUR = 2  # of 255; larger differences are seen
 PICTURE_DECIMALS = 4  # of what is looked at and not computed with
 
 
@@ -39,6 +41,7 @@ def score(
     truth: Truth | None = None,
     indexes: Sequence[int] = (),
     progress: Progress | None = None,
+    kept: Callable[[Path], np.ndarray | None] = lambda _: None,
 ) -> dict[str, Any]:
     """Write ``metrics.json`` (source and mean) and ``scores.csv`` (each edit) into ``out``, and return what both hold.
 
@@ -56,6 +59,8 @@ def score(
         truth: the ground truth of a rendered clip. With a CLIP model, edits that it knows are also compared with it.
         indexes: the indexes of the frames in the complete clip; needed with ``truth``.
         progress: updated after each video; this function sets its total.
+        kept: returns the pixels that an edit's mask leaves, `f H W` bool, for its video; None where it has none. Where the
+            truth is known, the pixels count in which it equals the source.
 
     Returns:
         ``{"source": {METRIC: number}, "mean": {METRIC: number}, "edits": {NAME: {METRIC: number}}}``, rounded to six
@@ -75,7 +80,7 @@ def score(
         raise TavError(f"{edits}: no edit to score; at least one NAME.mp4 must be there")
     prompts = {path: _read_prompt(path.with_suffix(".json")) for path in paths}
 
-    judge = load_judge(frames, caption, params, resolve_model, device, truth, indexes)
+    judge = load_judge(frames, caption, params, resolve_model, device, truth, indexes, kept)
     if progress is not None:
         progress.total = 1 + len(paths)
 
@@ -110,6 +115,7 @@ def load_judge(
     device: str,
     truth: Truth | None,
     indexes: Sequence[int],
+    kept: Callable[[Path], np.ndarray | None] = lambda _: None,
 ) -> Judge:
     """Load what measures the videos of a clip; the arguments are those of `score`.
 
@@ -125,7 +131,7 @@ def load_judge(
     with MODEL_LOADING:
         clip, pickscore = load(params.clip_model), load(params.pickscore_model)
     lossless = load_tensors(frames / "frames.safetensors")[0]["frames"].numpy()
-    return Judge(caption, estimate_motion(lossless), clip, pickscore, truth, indexes)
+    return Judge(caption, estimate_motion(lossless), clip, pickscore, truth, indexes, kept)
 
 
 @dataclass(frozen=True)
@@ -136,11 +142,13 @@ class Measured:
         scores: by metric.
         similarities: the cosine similarities of all pairs of frames; None without a CLIP model.
         images: the frames' embeddings, `f d`; None without a CLIP model.
+        frames: the video, `f h w 3` in uint8.
     """
 
     scores: dict[str, float]
     similarities: list[list[float]] | None
     images: np.ndarray | None
+    frames: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,7 @@ class Judge:
     pickscore: ClipScorer | None
     truth: Truth | None
     indexes: Sequence[int]
+    kept: Callable[[Path], np.ndarray | None] = lambda _: None
 
     def measure_source(self, path: Path, progress: Progress | None = None) -> Measured:
         """Measure the source: the edits' reference, stored by the same codec, because that smooths them."""
@@ -180,19 +189,22 @@ class Judge:
             if self.pickscore is not None:
                 values["pick_score"] = self._pick_score(self.pickscore, frames, prompt)
             if source is not None:
+                values |= self._of_what_stays(frames, source.frames, path)
                 values |= self._of_truth(frames, path.stem)
         except TavError as error:
             raise TavError(f"{path}: {error}") from error
         if progress is not None:
             progress.update()
-        return Measured(values, similarities, images)
+        return Measured(values, similarities, images, frames)
 
     def _of_pixels(self, frames: np.ndarray, source: Measured | None) -> dict[str, float]:
-        from tav_model.metrics.temporal import flicker, warping_error
+        from tav_model.metrics.preservation import motion_fidelity
+        from tav_model.metrics.temporal import estimate_motion, flicker, warping_error
 
         values = {"warping_error": warping_error(frames, self.motion), "flicker": flicker(frames)}
         if source is not None:
             values["excess_flicker"] = values["flicker"] - source.scores["flicker"]
+            values["motion_fidelity"] = motion_fidelity(estimate_motion(frames), self.motion)
         return values
 
     def _of_embeddings(
@@ -219,6 +231,32 @@ class Judge:
 
         (text,) = model.embed_texts([prompt])
         return pick_score(model.embed_frames(frames), text, model.logit_scale)
+
+    def _of_what_stays(self, frames: np.ndarray, source: np.ndarray, path: Path) -> dict[str, float]:
+        """Compare the pixels that should stay with the source's; nothing where it is not known which, or none should."""
+        from tav_model.metrics.preservation import psnr, ssim
+
+        kept = self.kept(path)
+        if kept is None:
+            kept = self._equal_in_truth(path.stem)
+        if kept is None or kept.shape != frames.shape[:3] or kept.mean() < SMALLEST_KEPT:
+            return {}
+        return {"psnr_kept": psnr(frames, source, kept), "ssim_kept": ssim(frames, source, kept)}
+
+    def _equal_in_truth(self, name: str) -> np.ndarray | None:
+        """Return in which pixels the true edit equals the source, `f H W` bool; None where the truth is not known."""
+        import numpy as np
+
+        from toyworld.renderer import render
+
+        if self.truth is None or name not in self.truth.edits:
+            return None
+        times = self.truth.times(self.indexes)
+        source, edited = (
+            np.stack([render(scene, time) for time in times]).astype(int)
+            for scene in (self.truth.scene, self.truth.edits[name])
+        )
+        return np.abs(edited - source).max(axis=-1) <= SAME_COLOUR
 
     def _of_truth(self, frames: np.ndarray, name: str) -> dict[str, float]:
         from toyworld.judge import Judge as TruthJudge

@@ -25,6 +25,7 @@ def add_clip(
     size: str | None,
     frames: dict[str, int | None],
     as_json: bool,
+    mask: Path | None = None,
 ) -> None:
     """Register a clip, and print what it is now.
 
@@ -37,6 +38,7 @@ def add_clip(
         size: WIDTHxHEIGHT, such as 512x512.
         frames: `frames`, `start`, `end` and `stride` of the section `decode`; None: as for all clips.
         as_json: print a JSON document instead of text.
+        mask: where the video is edited.
 
     Raises:
         TavError: as `tav.media.importing.import_clip`; the project is unchanged.
@@ -47,7 +49,7 @@ def add_clip(
     if size is not None:
         decode = {**_parse_size(size), **decode}
     with ProgressBars() as bars, bars.activity(f"reading {video.name}"):
-        added = import_clip(root, video, caption, name, edits, decode)
+        added = import_clip(root, video, caption, name, edits, decode, mask)
     prompts = [row.prompt for row in read_prompts(root / added.prompts)]
     warning = unknown_words_warning(root, load_params(root / "params.yaml").base_model, [added.caption, *prompts])
     if warning:

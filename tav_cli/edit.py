@@ -27,7 +27,7 @@ def edit_clip(
         root: the project's folder.
         clip: the clip's name.
         prompts: what the edits should show.
-        settings: `guidance_scale`, `steps`, `seed` and `negative_prompt`; None: as in params.yaml.
+        settings: `guidance_scale`, `steps`, `seed`, `negative_prompt`, `preset` and `mask`; None: as in params.yaml.
         add_to_csv: also append the prompts that were rendered to the clip's CSV.
         as_json: print one JSON document at the end instead of a line for each video.
 

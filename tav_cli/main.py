@@ -173,6 +173,10 @@ def add(
     stride: Annotated[
         int | None, typer.Option(metavar="N", help="Use every Nth frame instead of spreading them evenly.")
     ] = None,
+    mask: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Where to edit: an image, a folder, a video or boxes; white on black."),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -184,7 +188,7 @@ def add(
     from tav_cli.add import add_clip
 
     chosen = {"frames": frames, "start": start, "end": end, "stride": stride}
-    add_clip(root, video, caption, name, edit or [], size, chosen, json)
+    add_clip(root, video, caption, name, edit or [], size, chosen, json, mask)
 
 
 @_command("Bring clips up to date, from decoding to scores.", "tav run ball --set edit.guidance_scale=5")
@@ -222,6 +226,12 @@ def edit(
     steps: Annotated[int | None, typer.Option(metavar="N", help="Number of sampling steps, 1 to 1000.")] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the random noise.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What to keep of the source, such as attribute or object.")
+    ] = None,
+    mask: Annotated[
+        str | None, typer.Option(metavar="PATH", help="Where to edit: a file or folder of the project, or: words.")
+    ] = None,
     add_to_csv: Annotated[bool, typer.Option("--add", help="Also add the prompts to the clip's CSV.")] = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -238,6 +248,8 @@ def edit(
         "steps": steps,
         "seed": seed,
         "negative_prompt": negative_prompt,
+        "preset": preset,
+        "mask": mask,
     }
     raise typer.Exit(edit_clip(root, clip, prompts, settings, add_to_csv, json))
 

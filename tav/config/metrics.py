@@ -128,6 +128,27 @@ _CATALOGUE = (
         number_format="{:.1%}",
     ),
     Metric(
+        key="psnr_kept",
+        label="PSNR of what stays",
+        explanation="Peak signal-to-noise ratio to the source in the pixels that should stay: outside of the mask, or where "
+        "the true video equals the source.",
+        higher_is_better=True,
+        number_format="{:.1f} dB",
+    ),
+    Metric(
+        key="ssim_kept",
+        label="SSIM of what stays",
+        explanation="Structural similarity to the source in the pixels that should stay.",
+        higher_is_better=True,
+    ),
+    Metric(
+        key="motion_fidelity",
+        label="motion fidelity",
+        explanation="How well points of the edit move as points of the source do: 1 for the same directions, 0 for unrelated "
+        "ones.",
+        higher_is_better=True,
+    ),
+    Metric(
         key="warping_error",
         label="warping error",
         explanation="How much the appearance changes along the source's motion: mean squared difference of neighbouring "

@@ -15,13 +15,15 @@ from typing import Any
 
 from tav.config.characters import has_control_characters
 from tav.config.csv_rows import read_csv_rows
+from tav.config.paths import project_path
+from tav.config.presets import PRESETS, WORDS
 from tav_model.errors import TavError
 from tav_model.files import atomic_file
 
 # In the order of the documentation; only `prompt` is required.
-COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category")
+COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category", "preset", "mask")
 # The columns that decide a row's video.
-CONTENT_COLUMNS = ("prompt", "seed", "guidance_scale", "steps", "negative_prompt")
+CONTENT_COLUMNS = ("prompt", "seed", "guidance_scale", "steps", "negative_prompt", "preset", "mask")
 CATEGORIES = ("style", "object", "background", "multiple", "colour")
 FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 _.-]{0,78}[A-Za-z0-9_-])?")
 # Names that Windows reserves for devices, with any suffix.
@@ -42,6 +44,8 @@ class PromptRow:
         steps: DDIM steps.
         negative_prompt: what the guidance steers away from.
         category: one of `CATEGORIES`, by which scores are grouped.
+        preset: one of `tav.config.presets.PRESETS`.
+        mask: a path in the project, or `words`.
     """
 
     line: int
@@ -52,6 +56,8 @@ class PromptRow:
     steps: int | None = None
     negative_prompt: str | None = None
     category: str | None = None
+    preset: str | None = None
+    mask: str | None = None
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,8 @@ class EditRow:
         steps: DDIM steps.
         seed: seed of the noise, where `edit.start` is `random`.
         identity: digest of everything that decides the video; an edit that is done has its identity in its record.
+        preset: one of `tav.config.presets.PRESETS`.
+        mask: a path in the project, or `words`; None: no mask.
     """
 
     name: str
@@ -77,11 +85,13 @@ class EditRow:
     steps: int
     seed: int
     identity: str
+    preset: str = "tune-a-video"
+    mask: str | None = None
 
     @property
-    def batch_key(self) -> tuple[float, int]:
+    def batch_key(self) -> tuple[float, int, str, str | None]:
         """Return the settings that edits must share to be sampled in one batch."""
-        return self.guidance_scale, self.steps
+        return self.guidance_scale, self.steps, self.preset, self.mask
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
@@ -228,6 +238,13 @@ def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
             raise error(column, "a string without control characters")
     if cells["category"] and cells["category"] not in CATEGORIES:
         raise error("category", f"one of {', '.join(CATEGORIES)}")
+    if cells["preset"] and cells["preset"] not in PRESETS:
+        raise error("preset", f"one of {', '.join(PRESETS)}")
+    if cells["mask"] and cells["mask"] != WORDS:
+        try:
+            project_path(Path(), cells["mask"], "")
+        except TavError as reason:
+            raise error("mask", f"words or a path inside the project ({str(reason).rpartition(': ')[2]})") from None
     name = cells["name"]
     if name and (not FILE_NAME.fullmatch(name) or RESERVED_NAME.fullmatch(name)):
         raise error(
@@ -242,6 +259,8 @@ def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
         steps=number("steps", int, 1, 1000),
         negative_prompt=cells["negative_prompt"] or None,
         category=cells["category"] or None,
+        preset=cells["preset"] or None,
+        mask=cells["mask"] or None,
     )
 
 
@@ -288,4 +307,6 @@ def _slug(prompt: str) -> str:
 def _content_hash(row: PromptRow) -> str:
     # The names of existing results contain this digest of a `repr`, so its form must not change.
     content = repr((row.prompt, row.seed, row.guidance_scale, row.steps, row.negative_prompt, row.category))
+    if row.preset or row.mask:
+        content += repr((row.preset, row.mask))
     return hashlib.sha256(content.encode()).hexdigest()[:12]

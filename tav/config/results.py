@@ -10,6 +10,8 @@ from tav_model.files import read_json
 
 # The files of one rendered row: video, preview, record.
 EDIT_SUFFIXES = (".mp4", ".webp", ".json")
+# How the picture of a mask begins in a row's record.
+MASK_IMAGE = "data:image/png;base64,"
 
 
 def read_record(path: Path) -> dict[str, Any]:

@@ -51,6 +51,18 @@ Precision = Literal["float32", "bfloat16", "float16"]
 ImageSide = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 GuidanceScale = Annotated[float, Field(ge=1, le=100)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PresetName = Literal[
+    "tune-a-video",
+    "style",
+    "attribute",
+    "object",
+    "background",
+    "fatezero",
+    "video-p2p",
+    "plug-and-play",
+    "category",
+]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ProjectPath = Annotated[str, AfterValidator(_inside_project)]
 OptionalProjectPath = Annotated[str | None, AfterValidator(_inside_project)]
@@ -134,12 +146,28 @@ class InvertParams(Section):
     steps: SamplingSteps = Field(50, description="DDIM steps")
     prompt: PlainText = Field("", description="prompt during the inversion; empty in the paper")
     precision: Precision = Field("float32", description="precision of the UNet; the latents stay in float32")
+    method: Literal["plain", "fixed-point"] = Field(
+        "plain",
+        description="plain: DDIM inversion; fixed-point: each step is iterated until sampling leads back exactly",
+    )
+    iterations: int = Field(5, ge=2, le=50, description="evaluations of the UNet in each step of fixed-point, at most")
+    tolerance: float = Field(
+        1e-3, gt=0, le=0.1, description="a step of fixed-point ends when the latents change by less than this share"
+    )
+    regularization: float = Field(
+        0.0, ge=0, le=0.5, description="strength by which the predicted noise is kept near white Gaussian noise; 0: off"
+    )
+    trajectory: Precision = Field(
+        "float32", description="precision of the stored trajectory, which masks and presets read the source from"
+    )
 
 
 class EditParams(Section):
-    """How edits are sampled. A CSV row may set its own steps, guidance_scale, seed and negative_prompt."""
+    """How edits are sampled. A CSV row may set its own steps, guidance_scale, seed, negative_prompt, preset and mask."""
 
-    steps: SamplingSteps = Field(50, description="DDIM steps")
+    steps: SamplingSteps = Field(
+        50, description="sampling steps; they start at the noise level where the inversion ended"
+    )
     guidance_scale: GuidanceScale = Field(12.5, description="scale of classifier-free guidance; 1: no guidance")
     negative_prompt: PlainText = Field("", description="what the guidance steers away from")
     start: Literal["inverted", "random"] = Field(
@@ -148,6 +176,40 @@ class EditParams(Section):
     )
     precision: Precision = Field(
         "float32", description="precision of the UNet; the latents and the VAE stay in float32"
+    )
+    sampler: Literal["ddim", "dpm-solver++"] = Field(
+        "ddim", description="dpm-solver++ needs about half as many steps as ddim"
+    )
+    preset: PresetName = Field(
+        "tune-a-video",
+        description="what is taken over from the source, by what is edited or by method; category: by the row's category",
+    )
+    layout_strength: float | None = Field(
+        None,
+        ge=0,
+        le=4,
+        description="strength of the source's layout in the first latents, relative to their noise; null: as the inversion "
+        "left it",
+    )
+    mask: OptionalProjectPath = Field(
+        None,
+        description="where videos are edited: an image, a folder of images or a video, white on black; or words: where the "
+        "attention to the changed words is; null: as the preset",
+    )
+    mask_inverted: bool = Field(False, description="edit outside of the mask")
+    mask_feather: float = Field(
+        8, ge=0, le=256, description="pixels around a mask of pixels in which the edit fades into the source"
+    )
+    mask_threshold: Share = Field(0.3, description="share of the strongest attention above which words are in the mask")
+    cross_replace: Share | None = Field(
+        None, description="share of the steps in which shared words keep the source's attention; null: as the preset"
+    )
+    self_replace: Share | None = Field(
+        None,
+        description="share of the steps in which self and temporal attention are the source's; null: as the preset",
+    )
+    proximal_quantile: Share | None = Field(
+        None, description="proximal guidance: differences below this quantile are not guided; null: off"
     )
 
 

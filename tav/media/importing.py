@@ -17,6 +17,7 @@ from tav.config.paths import project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
 from tav.media.decoding import read_frames
 from tav.media.frame_readers import IMAGE_SUFFIXES
+from tav.media.masks import load_mask
 from tav.runtime.locks import waiting_lock
 from tav_model.digests import digest
 from tav_model.errors import TavError
@@ -59,6 +60,7 @@ def import_clip(
     name: str | None = None,
     edits: Sequence[str] = (),
     decode: Mapping[str, Any] | None = None,
+    mask: Path | None = None,
 ) -> ImportedClip:
     """Register a video as a clip, after a test that the stage `decode` can read it.
 
@@ -73,6 +75,8 @@ def import_clip(
         name: name of the clip; None: made from the video's name.
         edits: prompts.
         decode: settings that replace those of the section `decode` for this clip.
+        mask: where the video is edited, for every prompt: see `tav.media.masks.load_mask`. It is copied as the video is, to
+            `data/NAME-mask`.
 
     Raises:
         TavError: a name that exists or is not allowed, an unreadable video, a prompt or parameter that is not allowed, or
@@ -85,6 +89,9 @@ def import_clip(
     if not re.fullmatch(CLIP_NAME, name):
         raise TavError(f"--name: {name!r} is not allowed: {CLIP_NAME_RULE}")
     _check_file_type(video)
+    if mask is not None:
+        mask = mask.expanduser()
+        _check_file_type(mask)
     if not caption.strip():
         raise TavError("--caption: must be a string that is not blank")
     make_rows([caption], "--caption")
@@ -101,15 +108,22 @@ def import_clip(
         }
         _, params = add_clip(path, name, entry)
         decode_params = params.for_clip(name).decode
-        created = [place for place in (target, table) if not place.exists()]
+        mask_target, mask_path = _mask_place(root, mask, name)
+        created = [place for place in (target, table, mask_target) if place is not None and not place.exists()]
         try:
             with contextlib.ExitStack() as files:
                 if inside:
                     _probe(video, video, decode_params)
                 else:
                     _copy(files, video, target, decode_params)
+                if mask is not None:
+                    load_mask(mask, decode_params)
+                    if mask_target is not None:
+                        _copy_mask(files, mask, mask_target)
                 if prompts or table in created:
-                    _write_table(files, table, prompts or [entry["caption"]])
+                    _write_table(files, table, prompts or [entry["caption"]], mask_path)
+                elif mask is not None:
+                    raise TavError(f"--mask: {table} is there already; put {mask_path} into its column mask")
             names = [row.name for row in read_prompts(table)]
             # Read the file again: the user may have changed it while the video was copied and read.
             text, params = add_clip(path, name, entry)
@@ -198,6 +212,28 @@ def _copy(files: contextlib.ExitStack, video: Path, target: Path, decode_params:
         _probe(temporary, video, decode_params)
 
 
+def _mask_place(root: Path, mask: Path | None, name: str) -> tuple[Path | None, str | None]:
+    """Return where a mask is copied to, None if it is used where it is; and its path relative to the project."""
+    if mask is None:
+        return None, None
+    inside = _path_inside(root, mask)
+    if inside is not None:
+        return None, inside
+    target = root / f"data/{name}-mask{_suffix(mask)}"
+    return target, target.relative_to(root).as_posix()
+
+
+def _copy_mask(files: contextlib.ExitStack, mask: Path, target: Path) -> None:
+    """Copy a mask to `target`, where it appears when `files` closes."""
+    if target.exists():
+        if digest(target) != digest(mask):
+            raise TavError(f"{target}: another file exists there; choose another name (--name), or remove it")
+    elif mask.is_dir():
+        shutil.copytree(mask, files.enter_context(atomic_folder(target)), dirs_exist_ok=True)
+    else:
+        shutil.copyfile(mask, files.enter_context(atomic_file(target)))
+
+
 def _probe(path: Path, video: Path, decode_params: DecodeParams) -> None:
     """Test that the file at `path` can be decoded; messages name `video`, the user's own file."""
     try:
@@ -208,9 +244,10 @@ def _probe(path: Path, video: Path, decode_params: DecodeParams) -> None:
         raise TavError(message + next((text for end, text in options.items() if message.endswith(end)), "")) from None
 
 
-def _write_table(files: contextlib.ExitStack, target: Path, prompts: Sequence[str]) -> None:
+def _write_table(files: contextlib.ExitStack, target: Path, prompts: Sequence[str], mask: str | None = None) -> None:
     """Write the prompt CSV to `target`, where it appears when `files` closes."""
-    text = csv_text([["prompt"], *([prompt] for prompt in prompts)])
+    columns = ["prompt"] if mask is None else ["prompt", "mask"]
+    text = csv_text([columns, *([prompt] if mask is None else [prompt, mask] for prompt in prompts)])
     if target.exists():
         if target.read_bytes() != text.encode():
             raise TavError(f"{target}: has other prompts already; add yours there, or choose another name (--name)")

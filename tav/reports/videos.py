@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tav.config import Params
 from tav.config.paths import Project
+from tav.config.results import MASK_IMAGE
 from tav.media.scene_truth import load_clip_truth
 from tav.reports.figures import data_uri
 from tav_model.errors import TavError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 POSTER_SIDE = 320
 MOSAIC_SIDE, MOSAIC_GAP = 240, 4
 # An edit's settings, in the order of the page.
-SETTINGS = ("seed", "steps", "guidance_scale", "negative_prompt")
+SETTINGS = ("seed", "steps", "guidance_scale", "negative_prompt", "preset", "mask")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class RenderedEdit:
         words: the prompt in runs of words, and whether each differs from the caption.
         truth: what the edit should look like, if that is known.
         identity: digest of everything that decides the video; empty where the record has none.
+        mask: a picture of where it was edited, as a data: URI; empty without a mask.
     """
 
     name: str
@@ -63,6 +65,7 @@ class RenderedEdit:
     video: Video
     truth: Video | None
     identity: str
+    mask: str = ""
 
 
 def edit_paths(folder: Path) -> list[Path]:
@@ -121,13 +124,20 @@ def read_edit(path: Path, name: str, caption: str, truth: Video | None = None) -
         name=name,
         prompt=record["prompt"],
         category=record.get("category") or "",
-        settings={name: record[name] for name in SETTINGS if name in record},
+        settings={name: record[name] for name in SETTINGS if record.get(name) is not None},
         words=changed_words(caption, record["prompt"]),
         video=video,
         # If the number of frames has changed since, the truth cannot play beside the edit.
         truth=truth if truth and truth.frames == video.frames else None,
         identity=str(record.get("identity", "")),
+        mask=_mask(record),
     )
+
+
+def _mask(record: dict[str, Any]) -> str:
+    """Return the picture of an edit's mask; empty where the record has none, or something else."""
+    image = record.get("mask_image")
+    return image if isinstance(image, str) and image.startswith(MASK_IMAGE) else ""
 
 
 def _render_truths(root: Path, clip: str, params: Params, fps: Fraction) -> dict[str, Video]:

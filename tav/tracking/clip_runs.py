@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Settings: TypeAlias = dict[str, str | int | float]
 
-EDIT_PARAMETERS = ("name", "prompt", "category", "negative_prompt", "guidance_scale", "steps", "seed")
+EDIT_PARAMETERS = ("name", "prompt", "category", "negative_prompt", "guidance_scale", "steps", "seed", "preset", "mask")
 
 
 class ClipRuns:
@@ -202,7 +202,7 @@ def _end_status(error: BaseException) -> EndStatus:
 
 
 def _edit_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings[name] for name in EDIT_PARAMETERS}
+    return {name: settings.get(name) for name in EDIT_PARAMETERS}
 
 
 def _in_catalogue_order(values: Mapping[str, float]) -> dict[str, float]:

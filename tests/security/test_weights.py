@@ -9,7 +9,6 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.invert import invert
 from tasks.rows import RowBatch
-from tav.config import AttentionParams
+from tav.config import AttentionParams, EditParams, InvertParams
 from tav.config.prompts import PromptRow
 from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
@@ -234,7 +233,7 @@ def tuned(base: Path, tmp_path: Path) -> Path:
     )
     sha256 = json.loads((folder / "tuned.json").read_text())["sha256"]
     noise = {"latents": torch.zeros(1, 4, 2, 8, 8)}
-    save_tensors(tmp_path / "inverted/inverted.safetensors", noise, {"fps": "8", "tuned": sha256})
+    save_tensors(tmp_path / "inverted/inverted.safetensors", noise, {"fps": "8", "steps": "1", "tuned": sha256})
     return folder
 
 
@@ -246,7 +245,7 @@ def batch_of(base: Path, tuned: Path) -> RowBatch:
         root=work,
         base=str(base),
         attention=ATTENTION,
-        params=SimpleNamespace(start="inverted", precision="float32", negative_prompt="", guidance_scale=2.0, steps=1),
+        params=EditParams(negative_prompt="", guidance_scale=2.0, steps=1),
         seed=1,
         device="cpu",
         store=work / "rows",
@@ -274,7 +273,7 @@ def test_weights_of_another_clip_are_refused(base: Path, tuned: Path, tmp_path: 
         _ = batch_of(base, tuned).pipeline
     save_tensors(tmp_path / "latents/latents.safetensors", {"mean": torch.ones(1, 4, 2, 8, 8)}, {"fps": "8"})
     before = tree(tmp_path)
-    params = SimpleNamespace(precision="float32", prompt="", steps=1)
+    params = InvertParams(steps=1)
     with pytest.raises(TavError, match="tuned on other latents"):
         invert(
             *(tmp_path / "latents", tuned, tmp_path / "new"),

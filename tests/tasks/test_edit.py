@@ -13,7 +13,7 @@ import torch
 
 from tasks.edit import edit
 from tasks.rows import RowBatch
-from tav.config import AttentionParams
+from tav.config import AttentionParams, EditParams
 from tav.config.prompts import PromptRow
 from tav.runtime.events import EventStream
 from tav_model.base_models import base_digest
@@ -59,13 +59,13 @@ class Renderer:
             callback_on_step_end(self, step, None, {})
         colours = [sum(prompt.encode()) % 200 / 255 for prompt in prompts]
         video = torch.stack([torch.full((3, 3, 16, 16), 2 * colour - 1) for colour in colours])
-        return SimpleNamespace(frames=video)
+        return SimpleNamespace(frames=video, masks=None)
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     latents = torch.arange(4 * 3 * 2 * 2, dtype=torch.float32).reshape(1, 4, 3, 2, 2)
-    save_tensors(tmp_path / "inverted/inverted.safetensors", {"latents": latents}, {"fps": "8"})
+    save_tensors(tmp_path / "inverted/inverted.safetensors", {"latents": latents}, {"fps": "8", "steps": "2"})
     write_json(tmp_path / "tuned/tuned.json", {"sha256": "0"})
     (tmp_path / "base/unet").mkdir(parents=True)
     (tmp_path / "base/unet/config.json").write_text("{}")
@@ -89,7 +89,7 @@ def batch_of_rows(
         root=project,
         base=str(project / "base"),
         attention=AttentionParams(),
-        params=SimpleNamespace(**settings | changes),
+        params=EditParams(**settings | changes),
         seed=1,
         device="cpu",
         store=project / "store",

@@ -69,10 +69,10 @@ def test_a_full_disk_is_no_fault_of_a_row(project: Path, monkeypatch: pytest.Mon
     batch = batch_of(project, "a cat", "a dog", "a fish")
     store = RowBatch._store
 
-    def full(self: RowBatch, row: Any, frames: Any) -> None:
+    def full(self: RowBatch, row: Any, *parts: Any) -> None:
         if row.prompt == "a dog":
             raise FullDiskError(errno.ENOSPC, "no room left", "edit.mp4")
-        store(self, row, frames)
+        store(self, row, *parts)
 
     monkeypatch.setattr(RowBatch, "_store", full)
     with pytest.raises(FullDiskError):

@@ -33,7 +33,8 @@ from toyworld.scenes import Scene, Truth
 
 PLAIN = {"warping_error", "flicker"}
 CLIP = {"frame_consistency", "consecutive_consistency", "textual_alignment"}
-COMPARED = {"excess_flicker", "frame_accuracy", "alignment_gain"}
+COMPARED = {"excess_flicker", "motion_fidelity", "frame_accuracy", "alignment_gain"}
+KEPT = {"psnr_kept", "ssim_kept"}
 FRAMES, SIZE = 4, 32
 
 
@@ -73,6 +74,20 @@ def run(clip, model=None, pickscore=None, out="scores", **options):
     )
 
 
+def test_pixels_outside_of_the_mask_are_compared_with_the_source(clip):
+    source = read_video(clip / "frames/source.mp4")[0]
+    left = np.zeros(source.shape[:3], bool)
+    left[:, :, : SIZE // 2] = True
+    half = source.copy()
+    half[~left] = 255 - half[~left]
+    add_edit(clip, "half", half, prompt="a dog")
+    metrics = run(clip, kept=lambda video: left if video.stem == "half" else None)
+    assert metrics["edits"]["half"]["psnr_kept"] > 30 and metrics["edits"]["half"]["ssim_kept"] > 0.9
+    assert not KEPT & set(metrics["edits"]["steady"])
+    inside = run(clip, out="inside", kept=lambda _: ~left)["edits"]["half"]
+    assert inside["psnr_kept"] < 20
+
+
 def test_metrics_without_a_model(clip):
     metrics = run(clip)
     assert set(metrics) == {"source", "mean", "edits"}
@@ -82,8 +97,9 @@ def test_metrics_without_a_model(clip):
     assert metrics["source"]["flicker"] == pytest.approx(12 / 255 / (FRAMES - 1), rel=0.2)
 
     steady, wild = metrics["edits"]["steady"], metrics["edits"]["wild"]
-    assert set(steady) == set(wild) == set(metrics["mean"]) == {*PLAIN, "excess_flicker"}
-    for name in steady:
+    assert set(steady) == set(wild) == set(metrics["mean"]) == {*PLAIN, "excess_flicker", "motion_fidelity"}
+    assert steady["motion_fidelity"] > wild["motion_fidelity"]
+    for name in set(steady) - {"motion_fidelity"}:
         assert steady[name] < 0.02 < wild[name]
         assert metrics["mean"][name] == pytest.approx((steady[name] + wild[name]) / 2, abs=2e-6)
     assert wild["excess_flicker"] == pytest.approx(wild["flicker"] - metrics["source"]["flicker"], abs=2e-6)
@@ -138,7 +154,7 @@ def test_edits_of_a_rendered_clip_are_compared_with_their_truth(tmp_path):
 
     metrics = run(tmp_path, WEIGHTS / "scorer", truth=truth, indexes=indexes)
     blue, unchanged, unknown = (metrics["edits"][name] for name in ("blue", "unchanged", "unknown"))
-    of_truth = set(blue) - set(unknown)
+    of_truth = set(blue) - set(unknown) - KEPT
     assert of_truth == {field.name for field in dataclasses.fields(Verdict)} and of_truth <= set(unchanged)
     assert blue["track_error"] < 0.03 and blue["attributes_edited"] == blue["attributes_kept"] == 1
     assert abs(blue["consistency_to_truth"]) < 0.02 and blue["psnr_to_truth"] > 30
@@ -147,6 +163,8 @@ def test_edits_of_a_rendered_clip_are_compared_with_their_truth(tmp_path):
 
     scores = read_scores(tmp_path / "scores")
     assert scores == metrics["edits"]  # without blanks for what is unknown
+    assert set(blue) >= KEPT and not KEPT & set(unknown)  # Pixels around the cube stay, whatever its colour.
+    assert blue["psnr_kept"] > 30 and blue["ssim_kept"] > 0.9
     assert not of_truth & set(run(tmp_path, truth=truth, indexes=indexes)["mean"])  # names need a scorer
 
 

@@ -50,6 +50,23 @@ def test_add_copies_a_video_and_keeps_params_yaml(tav: Tav, new: Path, tmp_path:
     ]
 
 
+def test_add_with_a_mask_copies_it_and_names_it_in_every_row(tav: Tav, new: Path, tmp_path: Path) -> None:
+    Image.new("L", (128, 128), 255).save(tmp_path / "Jacket.PNG")
+    arguments = ("add", "data/ball.mp4", "--caption", "a ball", "--name", "b", "--edit", "a blue ball")
+    ended = tav(*arguments, "--mask", tmp_path / "Jacket.PNG")
+    assert ended.code == 0, ended.err
+    assert (new / "data/b-mask.png").read_bytes() == (tmp_path / "Jacket.PNG").read_bytes()
+    assert (new / "data/b.csv").read_text() == "prompt,mask\na blue ball,data/b-mask.png\n"
+
+
+def test_add_refuses_a_mask_that_is_none_and_changes_nothing(tav: Tav, new: Path, tmp_path: Path) -> None:
+    (tmp_path / "mask.png").write_bytes(b"no image")
+    before = contents(new)
+    ended = tav("add", "data/ball.mp4", "--caption", "a ball", "--name", "b", "--mask", tmp_path / "mask.png")
+    assert ended.code == 2 and f"{tmp_path / 'mask.png'}: " in ended.err
+    assert contents(new) == before
+
+
 def test_add_refers_to_what_is_in_the_project(tav: Tav, new: Path) -> None:
     ended = tav(
         "add", "data/ball.mp4", "--prompt", "a ball", "--name", "b", "--stride", 3, "--size", "128x64", "--json"

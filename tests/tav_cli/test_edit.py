@@ -104,6 +104,19 @@ def test_edit_with_other_settings_is_another_video_and_goes_into_the_csv(tav: Ta
     assert "has the prompts already" in tav("edit", "ball", "a blue ball", "--add").err
 
 
+def test_edit_with_a_preset_and_a_mask(tav: Tav, done: Path) -> None:
+    (done / "data/box.json").write_text('{"0": [0, 0, 32, 64]}')
+    ended = tav("edit", "ball", "a blue ball", "--preset", "style", "--mask", "data/box.json", "--add")
+    assert ended.code == 0, ended.err
+    record = read_json(done / ended.out.strip().replace(".mp4", ".json"))
+    assert (record["preset"], record["mask"]) == ("style", "data/box.json")
+    assert "a blue ball,style,data/box.json" in (done / "data/ball.csv").read_text()
+    # The pipeline has it already, and renders it again once the mask is another.
+    assert ClipStages(done, "ball").rows_to_render() == []
+    (done / "data/box.json").write_text('{"0": [0, 0, 16, 64]}')
+    assert [row.prompt for row in ClipStages(done, "ball").rows_to_render()] == ["a blue ball"]
+
+
 def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = RowBatch.render
 
@@ -129,6 +142,8 @@ def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pyte
         (["ball", " "], "the prompt is empty"),
         (["ball", "a", "--steps", "0"], "steps: '0' is not a whole number between 1 and 1000"),
         (["ball", "a", "--guidance-scale", "nan"], "guidance_scale: 'nan' is not a number between 1 and 100"),
+        (["ball", "a", "--preset", "jacket"], "preset: 'jacket' is not one of tune-a-video, style, "),
+        (["ball", "a", "--mask", "../mask.png"], "mask: '../mask.png' is not words or a path inside the project"),
         (["ball", "a", "--seed", "-1"], "seed: '-1' is not a whole number"),
     ],
 )

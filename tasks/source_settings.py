@@ -1,0 +1,166 @@
+"""What a row takes over from the source: from presets and parameters to the arguments of the pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tav.config.paths import project_path
+from tav.config.presets import PRESETS, WORDS, preset_of
+from tav.config.results import MASK_IMAGE, read_record
+from tav_model.digests import digest
+from tav_model.errors import TavError
+from tav_model.tensors import load_tensors
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from tav.config import DecodeParams, EditParams
+    from tav.config.prompts import PromptRow
+
+TRAJECTORY = "trajectory.safetensors"
+
+
+@dataclass(frozen=True)
+class Source:
+    """The clip that edits take something over from.
+
+    Attributes:
+        root: the project, which masks are files of.
+        inverted: the output of the stage `invert`.
+        caption: what the clip shows.
+        frames: the output of the stage `decode`; None where there is none, and no masks of pixels.
+        decode: the section `decode` of the clip.
+    """
+
+    root: Path
+    inverted: Path
+    caption: str = ""
+    frames: Path | None = None
+    decode: DecodeParams | None = None
+
+    def identity(self, arguments: dict[str, Any]) -> str:
+        """Return a digest of everything of the source that a video with these arguments depends on."""
+        parts: list[str | Path] = []
+        if uses_trajectory(arguments):
+            parts.append(self._present(self.inverted / TRAJECTORY))
+        if "cross_attention_kwargs" in arguments or arguments.get("mask") == WORDS:
+            parts.append(self.caption)
+        if is_pixel_mask(arguments) and self.frames is not None and self.decode is not None:
+            parts += [
+                self._present(self.mask_path(arguments["mask"])),
+                self._present(self.frames / "frames.safetensors"),
+            ]
+            parts.append(self.decode.model_dump_json())
+        return digest(*parts) if parts else ""
+
+    @staticmethod
+    def _present(path: Path) -> str | Path:
+        """Return a path, or a text where nothing is there, so that the row fails when it is rendered."""
+        return path if path.exists() else "missing"
+
+    def mask_path(self, mask: str) -> Path:
+        """Return the path of a mask in the project. Raises TavError where it leads out of it."""
+        return project_path(self.root, mask, "mask")
+
+    def trajectory(self) -> torch.Tensor:
+        """Return the inversion's trajectory, `n 1 c f h w`.
+
+        Raises:
+            TavError: the inversion is of an earlier version, which did not keep it.
+        """
+        path = self.inverted / TRAJECTORY
+        if not path.exists():
+            raise TavError(
+                f"{path}: no such file; masks and presets need it: invert again (dvc repro -f, for the stage)"
+            )
+        return load_tensors(path)[0]["trajectory"]
+
+    def pixel_mask(self, mask: str) -> np.ndarray:
+        """Return a mask of pixels, `f H W` bool.
+
+        Raises:
+            TavError: it cannot be read, or the frames are not there.
+        """
+        from tav.media.masks import load_mask
+
+        if self.decode is None or self.frames is None:
+            raise TavError(f"mask: {mask!r}: without the clip's frames, only {WORDS!r} is allowed")
+        return load_mask(self.mask_path(mask), self.decode)
+
+    def kept_pixels(self, video: Path) -> np.ndarray | None:
+        """Return the pixels that an edit left to the source, `f H W` bool, by its record; None without a mask of pixels."""
+        from tav_model.blending import feathered
+
+        record = read_record(video.with_suffix(".json"))
+        mask = record.get("mask")
+        if not mask or mask == WORDS:
+            return None
+        generated = self.pixel_mask(mask) != record.get("mask_inverted", False)
+        return feathered(generated, record.get("mask_feather", 0.0)) == 0
+
+    def source_frames(self) -> np.ndarray:
+        """Return the clip's frames, `f H W 3` in uint8."""
+        assert self.frames is not None  # noqa: S101 (`pixel_mask` has refused it)
+        return load_tensors(self.frames / "frames.safetensors")[0]["frames"].numpy()
+
+
+def mask_image(mask: np.ndarray) -> str:
+    """Return a mask, `h w` of 0 and 1, as a black and white PNG in a data: URI."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    stream = io.BytesIO()
+    Image.fromarray((mask > 0.5).astype("uint8") * 255).convert("1").save(stream, "PNG", optimize=True)
+    return MASK_IMAGE + base64.b64encode(stream.getvalue()).decode()
+
+
+def uses_trajectory(arguments: dict[str, Any]) -> bool:
+    """Return whether something is read from the trajectory."""
+    return any(name in arguments for name in ("cross_attention_kwargs", "mask", "layout_strength"))
+
+
+def is_pixel_mask(arguments: dict[str, Any]) -> bool:
+    """Return whether there is a mask that is a file."""
+    return arguments.get("mask", WORDS) != WORDS
+
+
+def source_arguments(row: PromptRow, params: EditParams) -> tuple[str, dict[str, Any]]:
+    """Return the name of the row's preset, and those arguments of the pipeline that depend on it and on the parameters.
+
+    Arguments that have no effect are left out: with Tune-A-Video's method, there are none. A mask is still a path, or `words`.
+    """
+    name = preset_of(row.preset or params.preset, row.category)
+    preset = PRESETS[name]
+    control: dict[str, Any] = {}
+    cross = preset.cross_replace if params.cross_replace is None else params.cross_replace
+    if cross:
+        control |= {"edit_type": "auto", "n_cross_replace": cross}
+    replaced = preset.self_replace if params.self_replace is None else params.self_replace
+    if replaced:
+        control |= {"n_self_replace": replaced, "self_replace_layers": preset.self_replace_layers}
+    if preset.residual_replace:
+        control["n_residual_replace"] = preset.residual_replace
+
+    arguments: dict[str, Any] = {"cross_attention_kwargs": control} if control else {}
+    mask = row.mask or params.mask or preset.mask
+    if mask:
+        arguments |= {"mask": mask, "mask_end": preset.mask_end}
+        if preset.mask_start is not None:
+            arguments["mask_start"] = preset.mask_start
+        if params.mask_inverted:
+            arguments["mask_inverted"] = True
+        arguments |= (
+            {"mask_threshold": params.mask_threshold} if mask == WORDS else {"mask_feather": params.mask_feather}
+        )
+    if params.layout_strength is not None:
+        arguments["layout_strength"] = params.layout_strength
+    if params.proximal_quantile is not None:
+        arguments["proximal_quantile"] = params.proximal_quantile
+    if params.sampler != "ddim":
+        arguments["sampler"] = params.sampler
+    return name, arguments

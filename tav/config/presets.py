@@ -1,0 +1,87 @@
+"""Presets of what an edit takes over from the source, named after what is edited or after the method that does it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BY_CATEGORY = "category"
+WORDS = "words"
+"""The value of `mask` that derives it from the words that differ between the caption and the prompt."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What an edit takes over from the source; shares are of the sampling steps, from the first.
+
+    Attributes:
+        description: one sentence for the documentation.
+        cross_replace: share in which words that the caption has too keep the source's attention.
+        self_replace: share in which spatio-temporal and temporal attention are the source's.
+        self_replace_layers: "upper" or "all", see `tav_model.attention_control`.
+        residual_replace: share in which the features of an upper residual block are the source's.
+        mask: "words", or None for no mask.
+        mask_start: share after which the mask applies; None: the default of the kind of mask.
+        mask_end: share after which it does not apply any more.
+    """
+
+    description: str
+    cross_replace: float = 0.0
+    self_replace: float = 0.0
+    self_replace_layers: str = "all"
+    residual_replace: float = 0.0
+    mask: str | None = None
+    mask_start: float | None = None
+    mask_end: float = 1.0
+
+
+PRESETS = {
+    "tune-a-video": Preset("nothing but the first latents, as in Tune-A-Video"),
+    "style": Preset("another style of the complete picture; shapes stay", cross_replace=0.8, self_replace=0.8),
+    "attribute": Preset(
+        "another colour or material of an object; its shape and everything else stay",
+        cross_replace=0.7,
+        self_replace=0.7,
+        mask=WORDS,
+    ),
+    "object": Preset(
+        "another object in the place of one; its surroundings stay", cross_replace=0.5, self_replace=0.5, mask=WORDS
+    ),
+    "background": Preset("other surroundings; objects stay", cross_replace=0.7, self_replace=0.5, mask=WORDS),
+    "fatezero": Preset(
+        "FateZero (arXiv 2303.09535): attention of all layers, blending by words from 0.2 to 0.8 of the steps; without "
+        "its blending of the attention maps themselves",
+        cross_replace=0.8,
+        self_replace=0.8,
+        mask=WORDS,
+        mask_start=0.2,
+        mask_end=0.8,
+    ),
+    "video-p2p": Preset(
+        "Video-P2P (arXiv 2303.04761): attention to words, blending by words to the last step; the source comes from the "
+        "trajectory in place of null-text optimisation",
+        cross_replace=0.8,
+        self_replace=0.6,
+        mask=WORDS,
+        mask_start=0.2,
+    ),
+    "plug-and-play": Preset(
+        "Plug-and-Play (arXiv 2211.12572): attention and features of the upper layers",
+        self_replace=0.5,
+        self_replace_layers="upper",
+        residual_replace=0.8,
+    ),
+}
+"""The presets by name."""
+
+_OF_CATEGORY = {
+    "style": "style",
+    "object": "object",
+    "background": "background",
+    "colour": "attribute",
+    "multiple": "tune-a-video",
+}
+
+
+def preset_of(name: str, category: str | None) -> str:
+    """Return the name of a preset; `category` stands for that of the row's category."""
+    return _OF_CATEGORY.get(category or "", "tune-a-video") if name == BY_CATEGORY else name

@@ -1,0 +1,85 @@
+"""Masks of the user: where a video is edited, from an image, a folder of images, a video, or keyed boxes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tav.media.decoding import read_frames
+from tav.media.frame_readers import IMAGE_SUFFIXES
+from tav_model.errors import TavError
+from tav_model.files import read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from tav.config import DecodeParams
+
+BOXES = '{"FRAME": [LEFT, TOP, RIGHT, BOTTOM], ...}'
+
+
+def load_mask(path: Path, decode: DecodeParams) -> np.ndarray:
+    """Return a mask, `f H W` bool, for the frames that the section `decode` selects: white is edited.
+
+    Args:
+        path: an image, for all frames; a folder of numbered images or a video, with as many frames as the clip or as the
+            section selects; or a JSON file of keyed boxes. All but boxes are fitted to the size as the clip is.
+        decode: the clip's section.
+
+    Raises:
+        TavError: missing, unreadable, too short, or not in the form of keyed boxes.
+    """
+    import numpy as np
+
+    if path.suffix.lower() == ".json":
+        return _boxes(path, decode)
+    if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
+        with tempfile.TemporaryDirectory(prefix="tav-") as folder:
+            shutil.copyfile(path, Path(folder) / f"0{path.suffix.lower()}")
+            still = decode.model_copy(update={"frames": 1, "sampling": "uniform", "start": 0, "end": None})
+            try:
+                frames, _ = read_frames(Path(folder), still)
+            except TavError as error:
+                raise TavError(str(error).replace(folder, str(path))) from None
+        frames = np.repeat(frames, decode.frames, axis=0)
+    else:
+        frames = _read_moving(path, decode)
+    return frames.mean(axis=-1) > 127.5
+
+
+def _read_moving(path: Path, decode: DecodeParams) -> np.ndarray:
+    try:
+        return read_frames(path, decode)[0]
+    except TavError as error:
+        # A mask of the selected frames alone has none to select.
+        selected = decode.model_copy(update={"sampling": "uniform", "start": 0, "end": None})
+        if selected == decode:
+            raise
+        try:
+            return read_frames(path, selected)[0]
+        except TavError:
+            raise error from None
+
+
+def _boxes(path: Path, decode: DecodeParams) -> np.ndarray:
+    """Return the mask of boxes in pixels, keyed by number of the frame, from 0; between keys, they are interpolated."""
+    import numpy as np
+
+    record: Any = read_json(path)
+    try:
+        keyed = {int(frame): [float(value) for value in box] for frame, box in record.items()}
+        frames = sorted(keyed)
+        if not keyed or any(len(box) != 4 for box in keyed.values()) or frames[0] < 0:
+            raise ValueError
+        corners = np.array([keyed[frame] for frame in frames])
+        if not np.isfinite(corners).all():
+            raise ValueError
+    except (ValueError, TypeError, AttributeError):
+        raise TavError(f"{path}: not keyed boxes; must be {BOXES}, in pixels") from None
+    mask = np.zeros((decode.frames, decode.height, decode.width), bool)
+    for number, one in enumerate(mask):
+        left, top, right, bottom = (round(float(np.interp(number, frames, side))) for side in corners.T)
+        one[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True
+    return mask

@@ -1,0 +1,200 @@
+"""What rows take over from the source: presets, masks, and identities that depend on all of it and on nothing else."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tasks.edit import edit
+from tasks.rows import RowBatch
+from tasks.source_settings import Source, source_arguments
+from tav.config import AttentionParams, DecodeParams, EditParams
+from tav.config.presets import PRESETS
+from tav.config.prompts import PromptRow
+from tav.config.results import MASK_IMAGE
+from tav.reports.videos import read_edit
+from tav.runtime.events import EventStream
+from tav_model.blending import feathered
+from tav_model.errors import TavError
+from tav_model.files import read_json, write_json
+from tav_model.tensors import save_tensors
+from tests.support.models import noise, pipeline
+
+STEPS = 2
+FRAMES = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+DECODE = DecodeParams(frames=3, width=64, height=64)
+MASK = np.zeros((64, 64), np.uint8)
+MASK[:, :20] = 255
+PIPELINE = pipeline()
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    trajectory = noise(STEPS + 1, 1, 4, 3, 32, 32)
+    inverted = {"latents": trajectory[-1].clone()}
+    save_tensors(tmp_path / "inverted/inverted.safetensors", inverted, {"fps": "8", "steps": str(STEPS)})
+    save_tensors(tmp_path / "inverted/trajectory.safetensors", {"trajectory": trajectory}, {})
+    save_tensors(tmp_path / "frames/frames.safetensors", {"frames": torch.from_numpy(FRAMES)}, {})
+    write_json(tmp_path / "tuned/tuned.json", {"sha256": "0"})
+    (tmp_path / "base/unet").mkdir(parents=True)
+    (tmp_path / "base/unet/config.json").write_text("{}")
+    Image.fromarray(MASK).save(tmp_path / "mask.png")
+    return tmp_path
+
+
+def batch_of(project: Path, *rows: PromptRow, caption: str = "a man", **params) -> RowBatch:
+    batch = RowBatch(
+        rows,
+        project / "inverted",
+        project / "tuned",
+        project / "edits",
+        root=project,
+        base=str(project / "base"),
+        attention=AttentionParams(),
+        params=EditParams(**{"steps": STEPS, "guidance_scale": 2.0} | params),
+        seed=1,
+        device="cpu",
+        store=project / "store",
+        source=Source(project, project / "inverted", caption, project / "frames", DECODE),
+    )
+    batch.pipeline = PIPELINE
+    return batch
+
+
+def row(prompt: str = "a dog", **changes) -> PromptRow:
+    return PromptRow(line=2, prompt=prompt, name=prompt.replace(" ", "-"), **changes)
+
+
+def frames_of(batch: RowBatch, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
+    """The frames of the first row, before they are encoded."""
+    kept = {}
+    store = batch._store
+    monkeypatch.setattr(
+        batch, "_store", lambda row, frames, mask: kept.update({row.name: frames}) or store(row, frames, mask)
+    )
+    edit(batch, EventStream())
+    return kept[batch.rows[0].name]
+
+
+def identity(project: Path, changed: PromptRow | None = None, **params) -> str:
+    return batch_of(project, changed or row(), **params).rows[0].identity
+
+
+# Rendering
+
+
+@pytest.mark.parametrize("inverted", [False, True])
+def test_frames_are_the_source_outside_of_the_mask_and_its_feather(project, monkeypatch, inverted):
+    settings = {"mask_feather": 4.0, "mask_inverted": inverted}
+    frames = frames_of(batch_of(project, row(mask="mask.png"), **settings), monkeypatch)
+    generated = np.stack([(MASK > 0) != inverted] * 3)
+    outside = feathered(generated, 4) == 0
+    assert outside.mean() > 0.2
+    assert np.array_equal(frames[outside], FRAMES[outside])
+    assert not np.array_equal(frames[generated], FRAMES[generated])
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"tune-a-video"}))
+def test_every_preset_renders_something_else(project, monkeypatch, name):
+    plain = frames_of(batch_of(project, row()), monkeypatch)
+    assert not np.array_equal(frames_of(batch_of(project, row(preset=name)), monkeypatch), plain)
+
+
+def test_preset_of_the_paper_is_no_preset(project):
+    assert identity(project, row(preset="tune-a-video")) == identity(project, row())
+
+
+def test_record_names_preset_and_mask(project):
+    edit(batch_of(project, row(mask="mask.png", preset="style")), EventStream())
+    record = json.loads((project / "edits/a-dog.json").read_text())
+    assert (record["preset"], record["mask"], record["mask_feather"]) == ("style", "mask.png", 8)
+    picture = Image.open(io.BytesIO(base64.b64decode(record["mask_image"].removeprefix(MASK_IMAGE))))
+    assert np.array_equal(np.asarray(picture), MASK[::2, ::2] > 0)
+    assert read_edit(project / "edits/a-dog.mp4", "a-dog", "a man").mask == record["mask_image"]
+
+
+def test_a_picture_of_a_mask_from_elsewhere_is_not_shown(project):
+    edit(batch_of(project, row(mask="mask.png")), EventStream())
+    path = project / "edits/a-dog.json"
+    write_json(path, read_json(path) | {"mask_image": "https://example.com/mask.png"})
+    assert read_edit(path.with_suffix(".mp4"), "a-dog", "a man").mask == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": "missing.png"}, r"missing.png: no such file"),
+        ({"prompt": "a man", "mask": "words"}, r"has no word that differs"),
+    ],
+)
+def test_a_row_whose_mask_cannot_be_made_fails_alone(project, changes, message):
+    with pytest.raises(TavError, match=rf"1 of 2 rows failed: .*{message}.*1 done and kept"):
+        edit(batch_of(project, row(**{"prompt": "a dog"} | changes), row("a cat")), EventStream())
+
+
+def test_inversion_without_trajectory_is_named_with_the_way_out(project):
+    (project / "inverted/trajectory.safetensors").unlink()
+    with pytest.raises(TavError, match=r"trajectory.safetensors: no such file; .* invert again"):
+        edit(batch_of(project, row(preset="style")), EventStream())
+    edit(batch_of(project, row()), EventStream())
+
+
+def test_sampling_starts_where_the_inversion_ended(project):
+    seen = []
+    hook = PIPELINE.unet.register_forward_pre_hook(lambda _, inputs: seen.append(int(inputs[1])))
+    edit(batch_of(project, row(steps=3)), EventStream())
+    hook.remove()
+    assert seen == [
+        501,
+        251,
+        1,
+    ]  # The inversion has two steps, to 1 and 501; three of the scheduler's own begin at 667.
+
+
+# Identity
+
+
+def test_without_anything_taken_over_the_source_does_not_matter(project):
+    before = identity(project)
+    (project / "inverted/trajectory.safetensors").unlink()
+    Image.fromarray(255 - MASK).save(project / "mask.png")
+    assert identity(project, caption="a woman") == before
+    assert identity(project, mask_feather=3.0) == before  # There is no mask.
+
+
+def test_identity_depends_on_what_a_row_reads(project):
+    pixels, words, style = row(mask="mask.png"), row(mask="words"), row(preset="style")
+    identities = [identity(project, one) for one in (row(), pixels, words, style)]
+    identities += [identity(project, row(preset="object")), identity(project, layout_strength=1.0)]
+    identities += [identity(project, sampler="dpm-solver++"), identity(project, pixels, mask_feather=3.0)]
+    identities += [identity(project, words, caption="a woman"), identity(project, style, caption="a woman")]
+    Image.fromarray(255 - MASK).save(project / "mask.png")
+    identities.append(identity(project, pixels))
+    assert len(set(identities)) == len(identities)
+
+
+def test_category_chooses_the_preset_where_params_say_so(project):
+    colour = batch_of(project, row(category="colour"), preset="category").rows[0]
+    assert colour.preset == "attribute" and colour.mask == "words"
+    assert batch_of(project, row(category="colour")).rows[0].preset == "tune-a-video"
+    assert identity(project, row(category="colour"), preset="category") == identity(project, row(preset="attribute"))
+
+
+def test_shares_replace_those_of_the_preset():
+    _, arguments = source_arguments(row(preset="style"), EditParams(cross_replace=0.0, self_replace=0.25))
+    assert arguments == {"cross_attention_kwargs": {"n_self_replace": 0.25, "self_replace_layers": "all"}}
+    assert source_arguments(row(), EditParams()) == ("tune-a-video", {})
+
+
+def test_rows_of_one_batch_have_the_same_preset_and_mask(project):
+    rows = [row("a dog"), row("a cat", preset="style"), row("a cow", mask="mask.png"), row("an ox")]
+    batch = batch_of(project, *rows)
+    batch.batch_size = 9
+    assert [one.prompt for one in batch.first_group(batch.rows)] == ["a dog", "an ox"]
