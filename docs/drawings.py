@@ -184,6 +184,33 @@ def inversion() -> str:
     return d.svg()
 
 
+def source_branch() -> str:
+    """Draw the rows of a sampling step's batch, and what the edit's row takes over from the source's."""
+    d = _Drawing(820, 330, "One sampling step: what the edit takes over from the source branch, and what a mask keeps")
+    d.box(30, 30, 150, 52, "data", "trajectory", "source latents at t")
+    d.box(30, 188, 150, 52, "data", "edit", "its latents at t")
+    d.box(240, 30, 240, 52, "tuned", "network, the caption", "one more row of the batch")
+    d.box(240, 188, 240, 52, "tuned", "network, the edited prompt", "with guidance")
+    d.arrow((182, 56), (238, 56))
+    d.arrow((182, 214), (238, 214))
+    d.arrow((300, 84), (300, 186))
+    d.arrow((420, 84), (420, 186))
+    d.text(292, 118, "queries and keys", "small", "end")
+    d.text(292, 136, "within and between frames;", "small", "end")
+    d.text(292, 154, "features of one block", "small", "end")
+    d.text(428, 126, "attention to", "small")
+    d.text(428, 144, "shared words", "small")
+    d.box(560, 188, 230, 52, "tuned", "one sampling step", "DDIM or DPM-Solver++")
+    d.arrow((482, 214), (558, 214))
+    d.box(560, 30, 230, 52, "data", "trajectory", "source latents at the next t")
+    d.box(560, 272, 230, 40, "chosen", "edit at the next t")
+    d.arrow((620, 84), (620, 186), dashed=True)
+    d.text(630, 126, "outside of the mask:", "small")
+    d.text(630, 144, "the source's latents", "small")
+    d.arrow((675, 242), (675, 270))
+    return d.svg()
+
+
 def orchestration() -> str:
     """Draw the entry points, the stages they share, and what each tool records."""
     d = _Drawing(820, 330, "DVC and Prefect are two entry points to the same stages; MLflow records every run")
@@ -216,5 +243,6 @@ DRAWINGS = {
     "inflation": inflation,
     "attention": attention,
     "inversion": inversion,
+    "source-branch": source_branch,
     "orchestration": orchestration,
 }

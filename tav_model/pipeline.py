@@ -292,11 +292,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
         # 5. Denoise
         with self.progress_bar(total=num_inference_steps) as progress, attention_control.attached(self.unet):
             for step, timestep in enumerate(schedule.timesteps):
+                # [source, negative * b, prompt * b]; see `tav_model.attention_control`
                 rows, embeds = [latents], [prompt_embeds]
                 if do_classifier_free_guidance and negative_prompt_embeds is not None:
-                    rows, embeds = [latents, latents], [negative_prompt_embeds, prompt_embeds]
-                with_source = source is not None and attention_control.needs_source(step)
-                if source is not None and source_prompt_embeds is not None and with_source:
+                    rows, embeds = [latents, *rows], [negative_prompt_embeds, *embeds]
+                if source is not None and source_prompt_embeds is not None and attention_control.needs_source(step):
                     rows = [source.at(int(timestep)).to(latents), *rows]
                     embeds = [source_prompt_embeds.to(prompt_embeds), *embeds]
                 sample, text = torch.cat(rows).to(self.unet.dtype), torch.cat(embeds)
@@ -308,12 +308,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
                     )
                 attention_control.begin_step(step, len(sample))
                 noise_pred = self.unet(sample, timestep, text, **residuals).sample.float()
-                noise_pred = noise_pred[1:] if with_source else noise_pred
-                if do_classifier_free_guidance:
-                    noise_pred_negative, noise_pred_text = noise_pred.chunk(2)
-                    noise_pred = guided_prediction(
-                        noise_pred_negative, noise_pred_text, guidance_scale, proximal_quantile
-                    )
+                *others_pred, noise_pred = noise_pred.split([len(one) for one in rows])
+                if do_classifier_free_guidance and negative_prompt_embeds is not None:
+                    noise_pred = guided_prediction(others_pred[-1], noise_pred, guidance_scale, proximal_quantile)
 
                 variance_noise = None
                 if eta > 0:
