@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -111,12 +112,15 @@ class SceneRuns:
         self.changes = dict(changes or {})
         self.prepare = prepare
 
-    def run(self, variant: str, changes: Mapping[str, Any] | None = None) -> list[EditResult]:
+    def run(
+        self, variant: str, changes: Mapping[str, Any] | None = None, tuned_in: str | None = None
+    ) -> list[EditResult]:
         """Run a variant of the method on every scene with every seed.
 
         Args:
             variant: names the folder of its runs.
             changes: changes of params.yaml, by dotted key, in addition to the shared ones.
+            tuned_in: another variant, which ran before with the same tuning; its tuned weights are used.
 
         Returns:
             The scores of every edit, and of a row named "reconstruction" for each scene: the source's own prompt at
@@ -129,14 +133,16 @@ class SceneRuns:
             if self.prepare:
                 self.prepare(project)
             for scene in self.scenes:
-                results += self._run_scene(project, scene, seed, variant)
+                results += self._run_scene(project, scene, seed, variant, tuned_in and self.project(tuned_in, number))
         return results
 
     def project(self, variant: str, number: int = 0) -> Path:
         """Return the folder of the project that a variant runs in with one of the seeds."""
         return self.out / variant.replace(" ", "-").replace(",", "") / f"seed-{number}"
 
-    def _run_scene(self, project: Path, scene: BenchmarkScene, seed: int, variant: str) -> list[EditResult]:
+    def _run_scene(
+        self, project: Path, scene: BenchmarkScene, seed: int, variant: str, tuned_in: Path | None = None
+    ) -> list[EditResult]:
         from tasks.clip_stages import ClipStages
         from tav.config import RESULT_SECTIONS, load_params
         from tav.config.paths import Project
@@ -154,7 +160,12 @@ class SceneRuns:
         done = project / "done" / f"{scene.name}.json"
         if not done.exists() or read_json(done).get("identity") != identity:
             print(f"  {variant}, {project.name}: {scene.name}", file=sys.stderr, flush=True)
-            for stage in STAGES:
+            stages = STAGES if tuned_in is None else STAGES[STAGES.index("invert") :]
+            for folder in (getattr(Project, name) for name in ("frames", "latents", "tuned") if tuned_in):
+                shutil.copytree(
+                    folder(Project(tuned_in), scene.name), folder(Project(project), scene.name), dirs_exist_ok=True
+                )
+            for stage in stages:
                 ClipStages(project, scene.name).run(stage)
             write_json(done, {"identity": identity, "reconstruction": _reconstruction(project, scene)})
         scores = read_scores(Project(project).scores(scene.name))
