@@ -175,7 +175,7 @@ def add(
     ] = None,
     mask: Annotated[
         Path | None,
-        typer.Option(metavar="PATH", help="Where to edit: an image, a folder, a video or boxes; white on black."),
+        typer.Option(metavar="PATH", help="Where to edit, in white, or boxes."),
     ] = None,
     json: Json = False,
     quiet: Quiet = False,

@@ -169,6 +169,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder in ("results/ball/inverted", "results/ball/tuned", "base", "data"):
         (root / folder).mkdir(parents=True)
     write_json(root / "results/ball/tuned/tuned.json", {})
+    (root / "results/ball/inverted/inverted.safetensors").touch()
     return root
 
 
