@@ -81,7 +81,7 @@ def _reported(root: Path, clip: str, videos: Sequence[Path]) -> list[str]:
         from tav.reports.report import update_reports
 
         update_reports(root, clip)
-    base_model = load_params(root / "params.yaml").base_model
+    base_model = load_params(root / "params.yaml").for_clip(clip).base_model
     vocabulary = load_vocabulary(root, base_model)
     lines = []
     for video in videos:

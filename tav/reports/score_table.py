@@ -42,7 +42,7 @@ def score_table(root: Path, clips: Sequence[str]) -> RenderableType:
     present = {key for values in scored.values() for key in values.mean}
     columns = [metric for metric in HEADLINES if metric.key in present]
     blocks = [_Block(clip, values, _names(root, clip, values)) for clip, values in scored.items()]
-    remarks = [line for clip in scored for line in remark_lines(root, clip)]
+    remarks = [line for clip, values in scored.items() for line in remark_lines(root, clip, values)]
     return Group(
         _ScoreTable(blocks, columns),
         *([Text("\n".join([*remarks, ""]))] if remarks else []),
@@ -133,17 +133,13 @@ def _paths(project: Project, clips: Sequence[str], hidden: int) -> Table:
     return grid
 
 
-def remark_lines(root: Path, clip: str) -> list[str]:
+def remark_lines(root: Path, clip: str, scores: Scores) -> list[str]:
     """Return a line for each edit that has something wrong: its name, and what its prompt or its scores say.
 
     Raises:
         TavError: a damaged file.
     """
-    project = Project(root)
-    scores = read_clip_scores(project.scores(clip))
-    if scores is None:
-        return []
-    base_model = load_params(root / "params.yaml").base_model
+    base_model = load_params(root / "params.yaml").for_clip(clip).base_model
     vocabulary = load_vocabulary(root, base_model)
     return [
         f"! {clip} {name}: {'; '.join(remarks)}"

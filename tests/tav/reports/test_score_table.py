@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from tav.config import write_overrides
 from tav.reports.report import write_report
 from tav.reports.score_table import remark_lines, score_table
+from tav.reports.scores import read_clip_scores
 from tav_model.errors import TavError
 from tests.support.projects import change_params
 from tests.support.reported import CLIP, PROMPTS, set_caption, write_scores
@@ -93,8 +95,14 @@ def test_long_names_are_wrapped_at_hyphens_so_that_everything_fits(project: Path
     assert all(part.endswith("-") for part in parts[:-1])
 
 
+def remarks(project: Path) -> list[str]:
+    scores = read_clip_scores(project / "results" / CLIP / "scores")
+    assert scores is not None
+    return remark_lines(project, CLIP, scores)
+
+
 def test_edits_with_something_wrong_are_named_below_the_table(project: Path) -> None:
-    assert remark_lines(project, CLIP) == []
+    assert remarks(project) == []
     prompts = PROMPTS | {"cube": "a red zebra on the moon"}
     write_scores(project, prompts)
     path = project / f"results/{CLIP}/scores/scores.csv"
@@ -103,11 +111,13 @@ def test_edits_with_something_wrong_are_named_below_the_table(project: Path) -> 
         "! ball blue-ball: the frames do not belong together: frame consistency 0.80, source 0.98",
         '! ball cube: toyworld does not know "zebra" or "moon"',
     ]
-    assert remark_lines(project, CLIP) == expected
+    assert remarks(project) == expected
     found = lines(project, CLIP, columns=120)
     assert found[-5:-3] == expected and found[-3].startswith("videos")
     change_params(project, {"base_model": "owner/another"})
-    assert remark_lines(project, CLIP) == expected[:1]
+    assert remarks(project) == expected[:1]
+    write_overrides(project / "params.yaml", {f"clips.{CLIP}.base_model": "toyworld"})
+    assert remarks(project) == expected
 
 
 def test_no_scores(project: Path) -> None:
