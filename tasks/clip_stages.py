@@ -412,15 +412,14 @@ class ClipStages:
 
     def _current_quick_edits(self) -> list[str]:
         """Return the names of the quick edits that would be found, not rendered again, if they were asked for now."""
-        from tav.config.prompts import PromptRow
+        from tav.config.prompts import CONTENT_COLUMNS, PromptRow
 
         folder = self.project.quick(self.clip)
         records = {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
         rows = []
         for name, record in records.items():
-            settings = {key: record.get(key) for key in ("seed", "guidance_scale", "steps", "negative_prompt")}
             if isinstance(record.get("prompt"), str) and (folder / f"{name}.mp4").is_file():
-                rows.append(PromptRow(line=0, prompt=record["prompt"], name=name, **settings))
+                rows.append(PromptRow(line=0, name=name, **{key: record.get(key) for key in CONTENT_COLUMNS}))
         inputs = (self.project.tuned(self.clip) / "tuned.json", self.project.inverted(self.clip))
         if not rows or not all(path.exists() for path in inputs):
             return []

@@ -110,6 +110,7 @@ def test_edit_with_a_preset_and_a_mask(tav: Tav, done: Path) -> None:
     assert ended.code == 0, ended.err
     record = read_json(done / ended.out.strip().replace(".mp4", ".json"))
     assert (record["preset"], record["mask"]) == ("style", "data/box.json")
+    assert (done / "results/ball/quick/scores/a-blue-ball.json").exists()
     assert "a blue ball,style,data/box.json" in (done / "data/ball.csv").read_text()
     # The pipeline has it already, and renders it again once the mask is another.
     assert ClipStages(done, "ball").rows_to_render() == []
