@@ -418,8 +418,9 @@ class ClipStages:
         records = {path.stem: read_record(path) for path in sorted(folder.glob("*.json"))}
         rows = []
         for name, record in records.items():
-            if isinstance(record.get("prompt"), str) and (folder / f"{name}.mp4").is_file():
-                rows.append(PromptRow(line=0, name=name, **{key: record.get(key) for key in CONTENT_COLUMNS}))
+            content: dict[str, Any] = {key: record.get(key) for key in CONTENT_COLUMNS}
+            if isinstance(content["prompt"], str) and (folder / f"{name}.mp4").is_file():
+                rows.append(PromptRow(line=0, name=name, **content))
         inputs = (self.project.tuned(self.clip) / "tuned.json", self.project.inverted(self.clip))
         if not rows or not all(path.exists() for path in inputs):
             return []
