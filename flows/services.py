@@ -347,11 +347,10 @@ def mlflow_page(root: Path, address: str) -> str:
     from tav.tracking.pages import experiment_page
 
     name = quote(load_params(root / "params.yaml").tracking.experiment)
-    url = f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}"
+    experiment = _fetch(f"{address}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}")
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 (the address of `Services`)
-            return experiment_page(address, json.load(answer)["experiment"]["experiment_id"])
-    except (OSError, ValueError, KeyError, HTTPException):
+        return experiment_page(address, experiment["experiment"]["experiment_id"])
+    except (KeyError, TypeError):
         return address
 
 
@@ -397,12 +396,20 @@ def served_project(api: str) -> Path | None:
     if not api.startswith(("http://", "https://")):
         return None
     try:
-        with urllib.request.urlopen(f"{api}/deployments/name/{DEPLOYMENT}", timeout=2) as answer:  # noqa: S310 (as above)
-            (step,) = json.load(answer)["pull_steps"]
+        (step,) = _fetch(f"{api}/deployments/name/{DEPLOYMENT}", timeout=2)["pull_steps"]
         folder = Path(step["prefect.deployments.steps.set_working_directory"]["directory"])
-    except (OSError, ValueError, KeyError, TypeError, HTTPException):
+    except (ValueError, KeyError, TypeError):
         return None
     return folder if folder.is_dir() else None
+
+
+def _fetch(url: str, timeout: float = 5) -> Any:
+    """Return the JSON at an address over HTTP; None where there is no answer, or another one."""
+    try:
+        with urllib.request.urlopen(url, timeout=timeout) as answer:  # noqa: S310 (the caller has checked the protocol)
+            return json.load(answer)
+    except (OSError, ValueError, HTTPException):
+        return None
 
 
 def serving_api(root: Path) -> str | None:

@@ -212,8 +212,9 @@ class RowBatch:
         from tav_model.blending import paste
         from tav_model.latents import decode_latents, to_frames
 
+        arguments = self._pipeline_arguments(rows[0])
         (latents, masks), size = retry_with_smaller_batch(
-            lambda size: self._sample(rows[:size], on_step), len(rows), "prompts at a time"
+            lambda size: self._sample(rows[:size], arguments, on_step), len(rows), "prompts at a time"
         )
         if size < len(rows):
             self.batch_size = size
@@ -221,21 +222,29 @@ class RowBatch:
         videos, self.decode_chunk = retry_with_smaller_batch(
             lambda chunk: decode_latents(vae, latents, chunk), self.decode_chunk, "frames at a time"
         )
-        arguments = self._arguments[rows[0].identity]
-        if is_pixel_mask(arguments):
-            mask = self.source.pixel_mask(arguments["mask"]) != arguments.get("mask_inverted", False)
-            videos = paste(videos, self.source.source_frames(), mask, arguments["mask_feather"])
+        if is_pixel_mask(self._arguments[rows[0].identity]):
+            mask = arguments["mask"] != arguments.get("mask_inverted", False)
+            feather = self._arguments[rows[0].identity]["mask_feather"]
+            videos = paste(videos, self.source.source_frames(), mask, feather)
         for i, (row, video) in enumerate(zip(rows[:size], videos, strict=True)):
             self._store(row, to_frames(video), None if masks is None else masks[i])
         return list(rows[:size])
 
-    def _sample(self, rows: Sequence[EditRow], on_step: OnStep) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Sample the rows' latents, `b c f h w`, and return them with their masks, `b f h w`, if they have any."""
+    def _sample(
+        self, rows: Sequence[EditRow], taken_over: dict[str, Any], on_step: OnStep
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Sample the rows' latents, `b c f h w`, and return them with their masks, `b f h w`, if they have any.
+
+        Args:
+            rows: to sample together.
+            taken_over: what `_pipeline_arguments` returns for them.
+            on_step: called after each step.
+        """
         import torch
 
         tensors, metadata = load_tensors(self.inverted / "inverted.safetensors")
         latents: torch.Tensor | None = tensors["latents"]
-        arguments = self._pipeline_arguments(rows[0])
+        arguments = dict(taken_over)
         if self.params.start == "inverted":
             arguments["num_inversion_steps"] = int(metadata["steps"])
             if "layout_strength" in arguments:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -42,6 +41,7 @@ from tav_cli.terminal import ProgressBars, output_console, print_json
 from tav_model.base_models import PARTS
 from tav_model.errors import TavError, first_line
 from tav_model.files import read_json
+from tav_model.tensors import read_shapes
 
 GIB = 2**30
 # GiB below which nothing runs, and below which a model of Stable Diffusion's size does not.
@@ -318,19 +318,16 @@ def _model(root: Path, what: str, name: str, key: str, parts: tuple[str, ...]) -
 
 
 def _check_header(path: Path) -> None:
-    """Check that a safetensors file is as long as its header declares, which an incomplete download is not.
+    """Check that a safetensors file has tensors and is as long as its header declares, unlike an incomplete download.
 
     Raises:
         TavError: it is not.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length)) if length < path.stat().st_size else {}
-            end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise TavError(f"{path}: not a complete safetensors file; download it again") from None
-    if 8 + length + end != path.stat().st_size:
+    try:
+        complete = bool(read_shapes(path)[0])
+    except TavError:
+        complete = False
+    if not complete:
         raise TavError(f"{path}: not a complete safetensors file; download it again")
 
 

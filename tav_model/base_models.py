@@ -72,10 +72,7 @@ def load_part(base: str, part: str, **kwargs: Any) -> Any:
     if not has_weights:
         return loaded
     loaded, loading = loaded
-    try:
-        check_loaded(loaded, loading)
-    except TavError as error:
-        raise TavError(f"{base}: {part}: {error}") from None
+    check_loaded(f"{base}: {part}", loaded, loading)
     return loaded.eval()
 
 

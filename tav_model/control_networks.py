@@ -70,10 +70,7 @@ def load_control_network(path: str | Path, **kwargs: Any) -> ControlNetModel | T
             network, loading = getattr(diffusers, kind).from_pretrained(path, output_loading_info=True, **kwargs)
     except Exception as error:  # Damaged files make diffusers raise errors of any type.
         raise TavError(f"{path}: no {kind} can be loaded from it ({reason(error)})") from error
-    try:
-        check_loaded(network, loading)
-    except TavError as error:
-        raise TavError(f"{path}: {error}") from None
+    check_loaded(str(path), network, loading)
     return network.eval()
 
 

@@ -178,6 +178,28 @@ def read_text(path: str | Path, most: int) -> str:
     return content.decode("utf-8")
 
 
+def read_user_text(path: Path, name: str, most: int) -> str:
+    """Return the text of a file that a user wrote, as `read_text` does.
+
+    Args:
+        path: the file.
+        name: its name in messages.
+        most: bytes allowed.
+
+    Raises:
+        TavError: the file is missing, too large, unreadable or not UTF-8.
+    """
+    try:
+        return read_text(path, most)
+    except FileNotFoundError:
+        raise TavError(f"{name}: no such file") from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise TavError(f"{name}: line {line}: not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise TavError(f"{name}: cannot be read ({error.strerror})") from None
+
+
 def read_json(path: str | Path) -> Any:
     """Return the value in a JSON file.
 

@@ -266,7 +266,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
 
         # 4. Prepare timesteps, and what is taken over from the source
         first_timestep = inversion_timesteps(self.scheduler, num_inversion_steps)[-1] if num_inversion_steps else None
-        schedule = SAMPLERS[sampler](self.scheduler, num_inference_steps, first_timestep, device)
+        schedule = SAMPLERS[sampler](self.scheduler, num_inference_steps, first_timestep)
         attention_control = AttentionControl(
             options,
             None if prompt is None else _texts(prompt, "prompt"),
@@ -280,24 +280,22 @@ class TuneAVideoPipeline(DiffusionPipeline):
         if attention_control.uses_source and source_prompt_embeds is None:
             source_prompt_embeds, _ = self.encode_prompt(source_prompt or [""], do_classifier_free_guidance=False)
         blending = None
-        if source is not None and (mask is not None or attention_control.word_maps is not None):
-            region = (
-                self.prepare_mask(mask, latents) if attention_control.word_maps is None else attention_control.word_maps
-            )
-            start = (
-                (0.0 if attention_control.word_maps is None else WORD_MASK_START) if mask_start is None else mask_start
-            )
-            blending = Blending(source, region, mask_inverted, start, mask_end, mask_threshold)
+        word_maps = attention_control.word_maps
+        if source is not None and (mask is not None or word_maps is not None):
+            region = self.prepare_mask(mask, latents) if word_maps is None else word_maps
+            if mask_start is None:
+                mask_start = 0.0 if word_maps is None else WORD_MASK_START
+            blending = Blending(source, region, mask_inverted, mask_start, mask_end, mask_threshold)
 
         # 5. Denoise
         with self.progress_bar(total=num_inference_steps) as progress, attention_control.attached(self.unet):
-            for step, timestep in enumerate(schedule.timesteps):
+            for step, timestep in enumerate(torch.tensor(schedule.timesteps, device=device)):
                 # [source, negative * b, prompt * b]; see `tav_model.attention_control`
                 rows, embeds = [latents], [prompt_embeds]
                 if do_classifier_free_guidance and negative_prompt_embeds is not None:
                     rows, embeds = [latents, *rows], [negative_prompt_embeds, *embeds]
                 if source is not None and source_prompt_embeds is not None and attention_control.needs_source(step):
-                    rows = [source.at(int(timestep)).to(latents), *rows]
+                    rows = [source.at(schedule.timesteps[step]).to(latents), *rows]
                     embeds = [source_prompt_embeds.to(prompt_embeds), *embeds]
                 sample, text = torch.cat(rows).to(self.unet.dtype), torch.cat(embeds)
                 residuals: dict[str, Any] = {}
@@ -317,7 +315,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
                     variance_noise = randn_tensor(latents.shape, generator, device=latents.device, dtype=latents.dtype)
                 latents = schedule.step(noise_pred, step, latents, eta, variance_noise)
                 if blending is not None:
-                    latents = blending.blend(latents, step, schedule.timesteps.tolist())
+                    latents = blending.blend(latents, step, schedule.timesteps)
 
                 # 6. Call back
                 if callback_on_step_end is not None:

@@ -45,33 +45,25 @@ class DDIMSampler:
         num_steps: number of steps.
         first_timestep: the timestep that the first latents belong to. Where the scheduler would start at another one, the
             timesteps are spread evenly from here to the scheduler's last.
-        device: where the timesteps are needed.
 
     Attributes:
-        timesteps: of each step, descending, `(num_steps,)`.
+        timesteps: of each step, descending.
         next_timesteps: the timestep that each step leads to; `CLEAN` or another negative number after the last one.
 
     Raises:
         ValueError: more steps than timesteps.
     """
 
-    def __init__(
-        self,
-        scheduler: DDIMScheduler,
-        num_steps: int,
-        first_timestep: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
+    def __init__(self, scheduler: DDIMScheduler, num_steps: int, first_timestep: int | None = None) -> None:
         self.scheduler = scheduler
-        scheduler.set_timesteps(num_steps, device=device)
-        timesteps = scheduler.timesteps.tolist()
-        if first_timestep is None or first_timestep == timesteps[0]:
+        scheduler.set_timesteps(num_steps)
+        self.timesteps: list[int] = scheduler.timesteps.tolist()
+        if first_timestep is None or first_timestep == self.timesteps[0]:
             stride = scheduler.config.num_train_timesteps // num_steps
-            self.next_timesteps = [timestep - stride for timestep in timesteps]
+            self.next_timesteps = [timestep - stride for timestep in self.timesteps]
         else:
-            timesteps = _evenly_spaced(first_timestep, min(timesteps[-1], first_timestep), num_steps)
-            self.next_timesteps = [*timesteps[1:], CLEAN]
-        self.timesteps = torch.tensor(timesteps, device=device)
+            self.timesteps = _evenly_spaced(first_timestep, min(self.timesteps[-1], first_timestep), num_steps)
+            self.next_timesteps = [*self.timesteps[1:], CLEAN]
 
     def step(
         self,
@@ -93,7 +85,7 @@ class DDIMSampler:
             eta: 0 is deterministic, and `noise` is not needed.
             noise: standard normal, of the shape of `sample`.
         """
-        timestep = int(self.timesteps[step])
+        timestep = self.timesteps[step]
         alpha, alpha_next = alpha_at(self.scheduler, timestep), alpha_at(self.scheduler, self.next_timesteps[step])
         clean, epsilon = predicted_clean_and_noise(self.scheduler, model_output, timestep, sample)
         deviation = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)) ** 0.5
@@ -108,16 +100,7 @@ class DPMSolverSampler(DDIMSampler):
     """
 
     FEW_STEPS = 15  # As in the paper's code: with fewer, the last step is of first order, which is more stable.
-
-    def __init__(
-        self,
-        scheduler: DDIMScheduler,
-        num_steps: int,
-        first_timestep: int | None = None,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(scheduler, num_steps, first_timestep, device)
-        self._last: tuple[torch.Tensor, torch.Tensor] | None = None
+    _last: tuple[torch.Tensor, torch.Tensor] | None = None  # The clean latents and the change of the last step.
 
     def step(
         self,
@@ -138,7 +121,7 @@ class DPMSolverSampler(DDIMSampler):
         """
         if eta:
             raise ValueError(f"eta: {eta} must be 0 with DPM-Solver++")
-        timestep = int(self.timesteps[step])
+        timestep = self.timesteps[step]
         alpha, alpha_next = (alpha_at(self.scheduler, t).double() for t in (timestep, self.next_timesteps[step]))
         clean, _ = predicted_clean_and_noise(self.scheduler, model_output, timestep, sample)
         h = _log_snr(alpha_next) - _log_snr(alpha)

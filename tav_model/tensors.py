@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from tav_model.errors import TavError
 from tav_model.files import atomic_file
@@ -52,59 +51,53 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch
     Raises:
         TavError: the file is missing, truncated or not safetensors.
     """
-    with _open_tensors(path, device) as file:
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    from safetensors import SafetensorError, safe_open
+
+    _check_is_file(path)
+    try:
+        with safe_open(str(path), framework="pt", device=device) as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise TavError(f"{path}: not a complete safetensors file ({error})") from None
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
     """Return the metadata of a safetensors file, without importing torch or reading tensors.
 
     Raises:
-        TavError: the file is missing, or not safetensors.
+        TavError: the file is missing, truncated or not safetensors.
     """
-    try:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if length > LARGEST_HEADER:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-        return dict(header.get("__metadata__", {}))
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise TavError(f"{path}: not a complete safetensors file ({error})") from None
+    return read_shapes(path)[1]
 
 
 def read_shapes(path: str | Path) -> tuple[dict[str, list[int]], dict[str, str]]:
-    """Return the shapes of the tensors in a safetensors file by name, and its metadata, without reading the tensors.
+    """Return the shapes of the tensors in a safetensors file by name, and its metadata, without importing torch.
+
+    Only the header is read, and compared with the size of the file.
 
     Raises:
         TavError: the file is missing, truncated or not safetensors.
     """
-    with _open_tensors(path, "cpu") as file:
-        names = file.keys()
-        return {name: list(file.get_slice(name).get_shape()) for name in names}, dict(file.metadata() or {})
+    _check_is_file(path)
+    try:
+        size = os.path.getsize(path)
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(LARGEST_HEADER, size):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(file.read(length))
+        metadata = dict(header.pop("__metadata__", {}))
+        declared = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        if declared != size:
+            raise ValueError(f"{size} bytes instead of {declared}")
+        return {name: list(entry["shape"]) for name, entry in header.items()}, metadata
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise TavError(f"{path}: not a complete safetensors file ({error})") from None
 
 
-def check_tensors(path: str | Path) -> None:
-    """Check the header of a safetensors file, without reading its tensors.
-
-    Raises:
-        TavError: the file is missing, truncated or not safetensors.
-    """
-    with _open_tensors(path, "cpu"):
-        pass
-
-
-@contextlib.contextmanager
-def _open_tensors(path: str | Path, device: str) -> Iterator[Any]:
-    from safetensors import SafetensorError, safe_open
-
+def _check_is_file(path: str | Path) -> None:
     if not os.path.exists(path):
         raise TavError(f"{path}: no such file")
     if not os.path.isfile(path):
         raise TavError(f"{path}: is not a file")
-    try:
-        with safe_open(str(path), framework="pt", device=device) as file:
-            yield file
-    except (SafetensorError, OSError) as error:
-        raise TavError(f"{path}: not a complete safetensors file ({error})") from None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError, first_line
 from tav_model.files import read_json
-from tav_model.tensors import check_tensors
+from tav_model.tensors import read_shapes
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,31 +71,33 @@ def check_files(folder: str | Path) -> None:
     if config.exists() and not isinstance(read_json(config), dict):
         raise TavError(f"{config}: not the config of a model")
     for path in sorted(Path(folder).glob("*.safetensors")):
-        check_tensors(path)
+        read_shapes(path)
 
 
-def check_loaded(model: nn.Module, report: Mapping[str, Iterable[Any]]) -> None:
+def check_loaded(name: str, model: nn.Module, report: Mapping[str, Iterable[Any]]) -> None:
     """Check a model that diffusers or transformers has loaded.
 
     Args:
+        name: of the model in messages.
         model: the model.
         report: the library's report, from `output_loading_info=True`.
 
     Raises:
-        TavError: weights are missing, surplus, of another shape or not finite. The message does not name the model; the
-            caller adds that.
+        TavError: weights are missing, surplus, of another shape or not finite.
     """
     import torch
 
     if missing := sorted(report["missing_keys"]):
-        raise TavError(f"no weights for {missing[0]} ({len(missing)} such names)")
-    if surplus := sorted(name for name in report["unexpected_keys"] if not name.endswith(COMPUTED)):
-        raise TavError(f"weights of another model: {surplus[0]} ({len(surplus)} such names)")
-    if other := sorted(name for name, *_ in report["mismatched_keys"]):
-        raise TavError(f"weights of another shape than its config asks for: {other[0]} ({len(other)} such names)")
-    for name, tensor in model.state_dict().items():
+        raise TavError(f"{name}: no weights for {missing[0]} ({len(missing)} such names)")
+    if surplus := sorted(key for key in report["unexpected_keys"] if not key.endswith(COMPUTED)):
+        raise TavError(f"{name}: weights of another model: {surplus[0]} ({len(surplus)} such names)")
+    if other := sorted(key for key, *_ in report["mismatched_keys"]):
+        raise TavError(
+            f"{name}: weights of another shape than its config asks for: {other[0]} ({len(other)} such names)"
+        )
+    for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise TavError(f"{name} has values that are not finite")
+            raise TavError(f"{name}: {key} has values that are not finite")
 
 
 def reason(error: BaseException) -> str:

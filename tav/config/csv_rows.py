@@ -7,7 +7,7 @@ import io
 from pathlib import Path
 
 from tav_model.errors import TavError
-from tav_model.files import read_text
+from tav_model.files import read_user_text
 
 LARGEST_FILE = 32 * 2**20  # Bytes.
 
@@ -24,15 +24,7 @@ def read_csv_rows(path: Path, name: str) -> list[tuple[int, list[str]]]:
     Raises:
         TavError: the file is missing, too large, unreadable, not UTF-8 or not CSV.
     """
-    try:
-        text = read_text(path, LARGEST_FILE).removeprefix("\ufeff")
-    except FileNotFoundError:
-        raise TavError(f"{name}: no such file") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise TavError(f"{name}: line {line}: not UTF-8; save the file as UTF-8") from None
-    except OSError as error:
-        raise TavError(f"{name}: cannot be read ({error.strerror})") from None
+    text = read_user_text(path, name, LARGEST_FILE).removeprefix("\ufeff")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows = []
     begin = 1

@@ -15,7 +15,7 @@ from ruamel.yaml.representer import RoundTripRepresenter
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from tav_model.errors import TavError, first_line
-from tav_model.files import read_text
+from tav_model.files import read_user_text
 
 LARGEST_FILE = 2**20  # Bytes; ruamel.yaml takes a second for 50 KB.
 # Strings that YAML reads as the same string without quotes, in any position.
@@ -28,15 +28,9 @@ def read_yaml_text(path: Path) -> str:
     Raises:
         TavError: missing, too large, unreadable or not UTF-8.
     """
-    try:
-        return read_text(path, LARGEST_FILE)
-    except FileNotFoundError:
-        raise TavError(f"{path}: no such file; run this in the project's folder") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise TavError(f"{path}: line {line}: not UTF-8") from None
-    except OSError as error:
-        raise TavError(f"{path}: cannot be read ({error.strerror})") from None
+    if not path.exists():
+        raise TavError(f"{path}: no such file; run this in the project's folder")
+    return read_user_text(path, str(path), LARGEST_FILE)
 
 
 def parse_value(text: str) -> Any:

@@ -196,9 +196,7 @@ def _suffix(video: Path) -> str:
 
 def _copy(files: contextlib.ExitStack, video: Path, target: Path, decode_params: DecodeParams) -> None:
     """Copy the video to `target`, where it appears when `files` closes; the copy is tested, which no one else changes."""
-    if target.exists():
-        if digest(target) != digest(video):
-            raise TavError(f"{target}: another file exists there; choose another name (--name), or remove it")
+    if _is_there(target, video):
         _probe(target, video, decode_params)
     elif video.is_dir():
         folder = files.enter_context(atomic_folder(target))
@@ -225,13 +223,21 @@ def _mask_place(root: Path, mask: Path | None, name: str) -> tuple[Path | None, 
 
 def _copy_mask(files: contextlib.ExitStack, mask: Path, target: Path) -> None:
     """Copy a mask to `target`, where it appears when `files` closes."""
-    if target.exists():
-        if digest(target) != digest(mask):
-            raise TavError(f"{target}: another file exists there; choose another name (--name), or remove it")
-    elif mask.is_dir():
+    if _is_there(target, mask):
+        return
+    if mask.is_dir():
         shutil.copytree(mask, files.enter_context(atomic_folder(target)), dirs_exist_ok=True)
     else:
         shutil.copyfile(mask, files.enter_context(atomic_file(target)))
+
+
+def _is_there(target: Path, original: Path) -> bool:
+    """Return whether `target` is a copy of a file or folder already; raises TavError where it is something else."""
+    if not target.exists():
+        return False
+    if digest(target) != digest(original):
+        raise TavError(f"{target}: another file exists there; choose another name (--name), or remove it")
+    return True
 
 
 def _probe(path: Path, video: Path, decode_params: DecodeParams) -> None:

@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +16,6 @@ from tav_model.annotators.ade20k import ADE20K
 from tav_model.annotators.skeleton import draw_people, openpose_joints
 from tav_model.errors import TavError
 from tav_model.weight_checks import check_files, check_loaded, quiet, reason
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # Models that estimate distances; the others estimate how near something is, as the control networks expect.
 METRIC_DEPTH = ("depth_pro", "glpn", "prompt_depth_anything", "zoedepth")
@@ -206,14 +203,5 @@ def _load(kind: str, path: str | Path, device: str) -> tuple[Any, Any]:
         raise TavError(f"{path}: no {what} can be loaded from it ({reason(error)})") from error
     # Weights that are not needed, such as heads for training, do no harm.
     missing = [name for name in loading["missing_keys"] if not UNUSED.search(name)]
-    _check(
-        network, path, {"missing_keys": missing, "unexpected_keys": [], "mismatched_keys": loading["mismatched_keys"]}
-    )
+    check_loaded(str(path), network, {**loading, "missing_keys": missing, "unexpected_keys": []})
     return network.eval().to(device), processor
-
-
-def _check(network: nn.Module, path: str | Path, report: dict[str, Any]) -> None:
-    try:
-        check_loaded(network, report)
-    except TavError as error:
-        raise TavError(f"{path}: {error}") from None

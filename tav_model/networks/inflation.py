@@ -55,10 +55,7 @@ def load_inflated(
             )
     except Exception as error:  # Damaged files make diffusers raise errors of any type.
         raise TavError(f"{path}: no image UNet can be loaded from it ({reason(error)})") from error
-    try:
-        check_loaded(image_unet, loading)
-    except TavError as error:
-        raise TavError(f"{path}: its image UNet: {error}") from None
+    check_loaded(f"{path}: its image UNet", image_unet, loading)
     try:
         return inflate(unet_class, image_unet, attention=attention, temporal=temporal)
     except TavError as error:

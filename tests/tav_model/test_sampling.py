@@ -39,7 +39,7 @@ def test_ddim_has_the_bits_of_diffusers(kind, steps, spacing, steps_offset, to_o
     sampler = DDIMSampler(base, steps)
     ours = theirs = noise(*SHAPE)
     variance_noise = noise(*SHAPE, seed=1)
-    assert sampler.timesteps.tolist() == base.timesteps.tolist()
+    assert sampler.timesteps == base.timesteps.tolist()
     for step, timestep in enumerate(base.timesteps):
         output = predict(theirs, int(timestep))
         theirs = base.step(output, timestep, theirs, eta=eta, variance_noise=variance_noise).prev_sample
@@ -62,7 +62,7 @@ def test_dpm_solver_is_that_of_diffusers(kind, steps, to_one):
         solver_type="midpoint",
         final_sigmas_type="zero" if to_one else "sigma_min",
     )
-    theirs.set_timesteps(timesteps=ours.timesteps.tolist())
+    theirs.set_timesteps(timesteps=ours.timesteps)
     x = noise(*SHAPE)
     expected = x
     for timestep in theirs.timesteps:
@@ -76,13 +76,13 @@ def test_dpm_solver_is_that_of_diffusers(kind, steps, to_one):
 @given(inversion_steps=st.integers(1, 60), steps=st.integers(1, 60))
 def test_sampling_starts_where_inversion_ended(make, spacing, inversion_steps, steps):
     base = scheduler(timestep_spacing=spacing)
-    first = DDIMSampler(base, inversion_steps).timesteps.tolist()[0]
+    first = DDIMSampler(base, inversion_steps).timesteps[0]
     if steps > first:
         with pytest.raises(ValueError, match=rf"{steps} from timestep {first}; at most {first}"):
             make(base, steps, first)
         return
     sampler = make(base, steps, first)
-    timesteps = sampler.timesteps.tolist()
+    timesteps = sampler.timesteps
     assert len(timesteps) == steps and timesteps[0] == first
     assert timesteps == sorted(set(timesteps), reverse=True)
     assert sampler.next_timesteps[-1] <= 0
@@ -90,13 +90,13 @@ def test_sampling_starts_where_inversion_ended(make, spacing, inversion_steps, s
 
 def test_same_number_of_steps_is_the_schedulers_own_schedule():
     own, aligned = DDIMSampler(scheduler(), 20), DDIMSampler(scheduler(), 20, first_timestep=951)
-    assert own.timesteps.tolist() == aligned.timesteps.tolist() == list(range(951, 0, -50))
+    assert own.timesteps == aligned.timesteps == list(range(951, 0, -50))
     assert own.next_timesteps == aligned.next_timesteps
 
 
 def test_other_timesteps_lead_from_one_to_the_next():
     sampler = DDIMSampler(scheduler(), 4, first_timestep=951)
-    assert sampler.timesteps.tolist() == [951, 634, 318, 1]
+    assert sampler.timesteps == [951, 634, 318, 1]
     assert sampler.next_timesteps == [634, 318, 1, CLEAN]
     # With the true noise as the prediction, any steps lead along x = sqrt(a) x0 + sqrt(1 - a) e.
     base = scheduler()

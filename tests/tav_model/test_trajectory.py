@@ -16,7 +16,7 @@ from tests.support.models import CONTEXT_DIM, noise, relative, scheduler, video_
 def test_levels_of_sampling_are_those_of_the_inversion(spacing, steps):
     base = scheduler(timestep_spacing=spacing)
     trajectory = Trajectory(noise(steps + 1, 1, 4, 2, 4, 4), base)
-    sampled = DDIMSampler(base, steps).timesteps.tolist()
+    sampled = DDIMSampler(base, steps).timesteps
     assert sampled == inversion_timesteps(base, steps)[::-1]
     for i, timestep in enumerate([*sampled, CLEAN]):
         assert torch.equal(trajectory.at(timestep), trajectory.latents[steps - i])

@@ -69,4 +69,4 @@ def test_what_cannot_be_read(path: Path, tmp_path: Path) -> None:
     assert refusal(tmp_path / "absent.yaml").endswith("absent.yaml: no such file; run this in the project's folder")
     assert "cannot be read (Is a directory)" in refusal(tmp_path)
     path.write_bytes(SHORT.replace("a ball", "ein Bällchen").encode("latin-1"))
-    assert refusal(path).endswith("line 11: not UTF-8")
+    assert refusal(path).endswith("line 11: not UTF-8; save the file as UTF-8")
