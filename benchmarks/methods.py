@@ -5,7 +5,8 @@ python -m benchmarks.methods --quick            three scenes, one seed
 python -m benchmarks.methods --scenes FOLDER    scenes of a folder
 
 Prints a table of scores with 95 % intervals, seconds for an edit and the memory of the process, the paired differences from
-Tune-A-Video, and writes a picture of one edit. Exits with code 1 if the recommended settings miss a target.
+Tune-A-Video, and how well inversions lead back to the source. Writes a picture of one edit and a plot of the latter. Exits
+with code 1 if the recommended settings or the best inversion miss a target.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import reconstruction
 from benchmarks.measures import Measure, markdown, table, write_measures
+from benchmarks.options import add_scene_options, exit_code, scene_runs
 from benchmarks.scenes import EditResult, SceneRuns, by_scene, edits_only
 from benchmarks.statistics import mean_interval, paired_difference
-from benchmarks.toyworld import Score, add_scene_options, scene_runs
+from benchmarks.toyworld import Score
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 
@@ -57,6 +60,7 @@ SCORES = (
 )
 LOCAL = ("colour", "object")  # categories of edits that leave most of the picture
 MEMORY_FILE = "memory.json"
+RECONSTRUCTION = "reconstruction"
 
 
 def measure(runs: SceneRuns, variants: Sequence[str]) -> dict[str, list[EditResult]]:
@@ -108,16 +112,49 @@ def differences_table(results: Mapping[str, list[EditResult]]) -> str:
     return markdown(rows)
 
 
-def targets(results: Mapping[str, list[EditResult]]) -> list[Measure]:
-    """Return what the recommended settings gain over Tune-A-Video."""
+def targets(runs: SceneRuns, results: Mapping[str, list[EditResult]]) -> list[Measure]:
+    """Return what the recommended settings gain over Tune-A-Video, and what they cost."""
     ours, theirs = results[RECOMMENDED], results[BASELINE]
     local = [[edit for edit in edits if edit.category in LOCAL] for edits in (ours, theirs)]
     gain = paired_difference(*(by_scene(_known("psnr_kept", edits), "psnr_kept") for edits in local))
     errors = [mean_interval(by_scene(edits, "track_error")).mean for edits in (ours, theirs)]
-    return [
-        Measure("local edits", "gain in PSNR of what stays, dB", gain.mean, 4, percent=False),
-        Measure("all edits", "track error, share of Tune-A-Video's", errors[0] / errors[1], 2 / 3, at_most=True),
+    seconds = [_seconds(runs, variant) for variant in (RECOMMENDED, BASELINE)]
+    worse = [
+        f"{category}: {score.label}"
+        for category in sorted({edit.category for edit in ours})
+        for score in SCORES
+        if _is_worse(score, *([edit for edit in edits if edit.category == category] for edits in (ours, theirs)))
     ]
+    return [
+        Measure(
+            "local edits",
+            "gain in PSNR of what stays, dB",
+            gain.mean,
+            4,
+            percent=False,
+            interval=(gain.low, gain.high),
+        ),
+        Measure("all edits", "track error, share of Tune-A-Video's", errors[0] / errors[1], 2 / 3, at_most=True),
+        Measure(
+            "all edits", "seconds, times Tune-A-Video's", seconds[0] / seconds[1], 1.5, at_most=True, percent=False
+        ),
+        Measure(
+            "by category",
+            f"scores worse beyond the interval{': ' if worse else ''}{', '.join(worse)}",
+            len(worse),
+            0,
+            at_most=True,
+            percent=False,
+        ),
+    ]
+
+
+def _is_worse(score: Score, edits: Sequence[EditResult], others: Sequence[EditResult]) -> bool:
+    pair = [by_scene(_known(score.key, some), score.key) for some in (edits, others)]
+    if not pair[0]:
+        return False
+    difference = paired_difference(*pair)
+    return difference.low > 0 if score.at_most else difference.high < 0
 
 
 def _known(metric: str, edits: Sequence[EditResult]) -> list[EditResult]:
@@ -139,25 +176,32 @@ def _difference(score: Score, edits: Sequence[EditResult], others: Sequence[Edit
 
 def _costs(runs: SceneRuns, variant: str) -> list[str]:
     """Return the seconds for an edit and the megabytes of the process."""
+    memory = read_json(runs.project(variant).parent / MEMORY_FILE) / 1024
+    return [f"{_seconds(runs, variant):.1f}", f"{memory:.0f}"]
+
+
+def _seconds(runs: SceneRuns, variant: str) -> float:
+    """Return the mean duration of an edit in the runs of the first seed."""
     from tav.config.paths import Project
 
     project = Project(runs.project(variant))
     # The stage also renders the reconstruction.
     seconds = [read_json(project.timings(scene.name))["edit"] / (len(scene.truth.edits) + 1) for scene in runs.scenes]
-    memory = read_json(runs.project(variant).parent / MEMORY_FILE) / 1024
-    return [f"{sum(seconds) / len(seconds):.1f}", f"{memory:.0f}"]
+    return sum(seconds) / len(seconds)
 
 
 def picture(runs: SceneRuns, variants: Sequence[str], path: Path) -> None:
     """Write a contact sheet of the first edit of the first scene by all variants."""
+    from tav.config.paths import Project
     from tav.media.contact_sheet import write_contact_sheet
     from tav_model.video import read_video
 
     scene = runs.scenes[0]
     edit = next(iter(scene.truth.edits))
-    results = {variant: runs.project(variant) / "results" / scene.name for variant in variants}
-    rows = [("source", read_video(results[BASELINE] / "frames" / "source.mp4")[0])]
-    rows += [(variant, read_video(folder / "edits" / f"{edit}.mp4")[0]) for variant, folder in results.items()]
+    projects = {variant: Project(runs.project(variant)) for variant in variants}
+    rows = [("source", read_video(projects[BASELINE].frames(scene.name) / "source.mp4")[0])]
+    for variant, project in projects.items():
+        rows.append((variant, read_video(project.edits(scene.name) / f"{edit}.mp4")[0]))
     write_contact_sheet(path, rows)
 
 
@@ -168,28 +212,35 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__.partition("\n")[0],
         epilog="Exits with code 1 if a target is missed.",
     )
-    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{'; '.join(VARIANTS)} (default: all)")
+    choices = "; ".join([*VARIANTS, RECONSTRUCTION])
+    parser.add_argument("variants", nargs="*", metavar="VARIANT", help=f"{choices} (default: all)")
     add_scene_options(parser, "methods")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TAV_QUIET", "1")
-    try:
-        if unknown := sorted(set(options.variants) - set(VARIANTS)):
-            raise TavError(f"variant {unknown[0]!r}: must be one of {'; '.join(VARIANTS)}")
-        runs = scene_runs(options)
-        # The others use the tuning of the first.
-        chosen = [name for name in VARIANTS if name == BASELINE or name in (options.variants or VARIANTS)]
-        results = measure(runs, chosen)
-    except TavError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    measures = targets(results) if RECOMMENDED in results else []
-    parts = [table(measures)] if measures else []
-    parts += [scores_table(runs, results), differences_table(results)]
+    return exit_code(lambda: _run(options))
+
+
+def _run(options: argparse.Namespace) -> bool:
+    """Run the chosen variants, print their results and return whether all targets are reached."""
+    if unknown := sorted(set(options.variants) - {*VARIANTS, RECONSTRUCTION}):
+        raise TavError(f"variant {unknown[0]!r}: must be one of {'; '.join([*VARIANTS, RECONSTRUCTION])}")
+    runs = scene_runs(options)
+    # The others use the tuning of the first.
+    chosen = [name for name in VARIANTS if name == BASELINE or name in (options.variants or VARIANTS)]
+    results = measure(runs, chosen)
+    measures = targets(runs, results) if RECOMMENDED in results else []
+    parts = [scores_table(runs, results), differences_table(results), "*: the interval excludes 0."]
+    pictures = [options.out / "methods.png"]
+    picture(runs, chosen, pictures[0])
+    if not options.variants or RECONSTRUCTION in options.variants:
+        reconstructions = reconstruction.measure(runs, BASELINE)
+        measures += reconstruction.targets(reconstructions)
+        parts.append(reconstruction.reconstruction_table(reconstructions))
+        pictures.append(options.out / "reconstruction.png")
+        reconstruction.plot(reconstructions, pictures[1])
     write_measures(options.out / "measures.json", measures)
-    picture(runs, chosen, options.out / "methods.png")
-    print("\n\n".join([*parts, f"*: the interval excludes 0.\n\npicture: {options.out / 'methods.png'}"]))
-    return 0 if all(one.reached for one in measures) else 1
+    print("\n\n".join([*([table(measures)] if measures else []), *parts]))
+    print("\npictures:", *pictures)
+    return all(one.reached for one in measures)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.measures import ROOT
 from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import read_json, write_json
+from tav_model.files import read_json, write_json, write_text
 from toyworld.scenes import Truth
 
 # The sample clips, and scenes that were not looked at while the method's defaults were chosen.
@@ -212,11 +212,11 @@ def _reconstruction(project: Path, scene: BenchmarkScene) -> dict[str, float]:
 
 def _write_params(project: Path, scenes: Iterable[BenchmarkScene], changes: Mapping[str, Any], number: int) -> int:
     """Write the project's params.yaml, changed, with these scenes as its clips, and return its seed."""
-    import yaml
-
+    from tav.config.overrides import apply_overrides
+    from tav.config.yaml_text import dump_with_comments, parse_with_comments, read_yaml_text
     from toyworld.captions import caption
 
-    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
+    params = parse_with_comments(read_yaml_text(ROOT / "params.yaml"))
     params |= {"base_model": "toyworld", "clips": {}}
     for scene in scenes:
         params["clips"][scene.name] = {
@@ -224,15 +224,10 @@ def _write_params(project: Path, scenes: Iterable[BenchmarkScene], changes: Mapp
             "caption": caption(scene.truth.scene),
             "prompts": f"data/{scene.name}.csv",
         }
-    for key, value in changes.items():
-        section, _, entry = key.partition(".")
-        if entry:
-            params[section][entry] = value
-        else:
-            params[section] = value
+    apply_overrides("params.yaml", params, changes)
     params["seed"] += number
     project.mkdir(parents=True, exist_ok=True)
-    (project / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False), encoding="utf-8")
+    write_text(project / "params.yaml", dump_with_comments(params))
     return int(params["seed"])
 
 

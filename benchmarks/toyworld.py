@@ -11,9 +11,6 @@ Exits with code 1 if a target is missed.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -23,16 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.measures import ROOT, Measure, markdown, table, write_measures
-from benchmarks.scenes import (
-    FOLDERS,
-    RECONSTRUCTION,
-    BenchmarkScene,
-    EditResult,
-    SceneRuns,
-    by_scene,
-    edits_only,
-    load_scenes,
-)
+from benchmarks.options import add_scene_options, exit_code, scene_runs
+from benchmarks.scenes import RECONSTRUCTION, BenchmarkScene, EditResult, SceneRuns, by_scene, edits_only
 from benchmarks.statistics import Interval, mean_interval, paired_difference
 from tav_model.errors import TavError
 from tav_model.files import write_json
@@ -42,7 +31,6 @@ if TYPE_CHECKING:
 
 UNSEEN, QUICK_UNSEEN = 256, 48  # frames or captions of held-out scenes
 SILHOUETTES = 96  # of these
-SEEDS, QUICK_SCENES = 3, 3
 WORST = 8
 GUIDANCE_SCALE, STEPS = 5.0, 30
 # The ablations: the project's parameters, changed by these. Those that change nothing are left out.
@@ -387,51 +375,6 @@ MODEL_PARTS: dict[str, Callable[[Path, int, Path], Iterator[Measure]]] = {
 PARTS = (*MODEL_PARTS, "method", "ablations")
 
 
-def add_scene_options(parser: argparse.ArgumentParser, out: str) -> None:
-    """Add the options that all benchmarks of the method share: scenes, seeds, quick, out, set and fresh."""
-    parser.add_argument(
-        "--scenes",
-        type=Path,
-        metavar="FOLDER",
-        help="folder of scene files, NAME.json (default: data/scenes and benchmarks/scenes)",
-    )
-    parser.add_argument("--seeds", type=int, metavar="N", help=f"number of seeds (default: {SEEDS}; with --quick: 1)")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_SCENES} scenes, 1 seed, fewer pictures")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=ROOT / "results" / "benchmarks" / out,
-        metavar="DIR",
-        help="folder for results (default: %(default)s)",
-    )
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="change parameters of the method")
-    parser.add_argument("--fresh", action="store_true", help="discard earlier results and start over")
-
-
-def scene_runs(options: argparse.Namespace) -> SceneRuns:
-    """Return the runs that the options of `add_scene_options` describe.
-
-    Raises:
-        TavError: options that are not allowed, or no valid scene file.
-    """
-    if options.seeds is not None and options.seeds < 1:
-        raise TavError(f"--seeds {options.seeds}: must be at least 1")
-    changes = {}
-    for text in options.set:
-        key, separator, value = text.partition("=")
-        try:
-            changes[key] = json.loads(value)
-        except json.JSONDecodeError:
-            raise TavError(f"--set {text}: must be KEY=JSON, such as tune.steps=100") from None
-        if not separator or not key:
-            raise TavError(f"--set {text}: must be KEY=JSON, such as tune.steps=100")
-    if options.fresh:
-        shutil.rmtree(options.out, ignore_errors=True)
-    folders = [options.scenes] if options.scenes else FOLDERS
-    scenes = load_scenes(folders, QUICK_SCENES if options.quick else None)
-    return SceneRuns(options.out / "runs", scenes, options.seeds or (1 if options.quick else SEEDS), changes)
-
-
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; 0 if all targets are reached, 1 if not, 2 after invalid arguments."""
     parser = argparse.ArgumentParser(
@@ -442,22 +385,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     add_scene_options(parser, "toyworld")
     options = parser.parse_args(arguments)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    os.environ.setdefault("TAV_QUIET", "1")
-    try:
-        unknown = sorted(set(options.parts) - set(PARTS))
-        if unknown:
-            raise TavError(f"part {unknown[0]!r}: must be one of {', '.join(PARTS)}")
-        chosen = options.parts or [part for part in PARTS if not options.quick or part != "ablations"]
-        return _run(chosen, options.out, scene_runs(options), QUICK_UNSEEN if options.quick else UNSEEN)
-    except TavError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_code(lambda: _run(options))
 
 
-def _run(chosen: Sequence[str], out: Path, runs: SceneRuns, count: int) -> int:
+def _run(options: argparse.Namespace) -> bool:
+    """Run the chosen parts, print their results and return whether all targets are reached."""
     from toyworld import WEIGHTS
 
+    if unknown := sorted(set(options.parts) - set(PARTS)):
+        raise TavError(f"part {unknown[0]!r}: must be one of {', '.join(PARTS)}")
+    chosen = options.parts or [part for part in PARTS if not options.quick or part != "ablations"]
+    out, runs, count = options.out, scene_runs(options), QUICK_UNSEEN if options.quick else UNSEEN
     measures: list[Measure] = []
     tables: list[str] = []
     for part in chosen:
@@ -477,7 +415,7 @@ def _run(chosen: Sequence[str], out: Path, runs: SceneRuns, count: int) -> int:
         print(table(measures))
         write_measures(out / "measures.json", measures)
     print("\n\n".join(["", *tables]) if tables else "", end="\n" if tables else "")
-    return 0 if all(measure.reached for measure in measures) else 1
+    return all(measure.reached for measure in measures)
 
 
 if __name__ == "__main__":
