@@ -131,3 +131,7 @@ def run_deployment(project: Path, prefect: dict[str, str], **parameters: object)
         assert state["type"] not in ("FAILED", "CRASHED", "CANCELLED"), f"{state}\n{log.read_text()}"
         assert time.monotonic() < deadline, f"{state}\n{log.read_text()}"
         time.sleep(0.3)
+    # The server records task runs from events, which may arrive after the flow has ended.
+    while any(run["state_type"] in ("PENDING", "RUNNING") for run in ask(prefect, "task_runs/filter", {"limit": 200})):
+        assert time.monotonic() < deadline, "task runs without an end"
+        time.sleep(0.3)
