@@ -13,6 +13,7 @@ from tav_model.weight_checks import check_files, check_loaded, quiet, reason
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from tav_model.networks.unet import UNet3DConditionModel
     from tav_model.pipeline import TuneAVideoPipeline
@@ -110,11 +111,17 @@ def load_tuned_unet(
 
 
 def load_pipeline(
-    base: str, tuned: Path, attention: Sequence[str], temporal: bool, device: str, dtype: torch.dtype
+    base: str,
+    tuned: Path,
+    attention: Sequence[str],
+    temporal: bool,
+    device: str,
+    dtype: torch.dtype,
+    controlnet: Sequence[nn.Module] = (),
 ) -> TuneAVideoPipeline:
     """Load the pipeline that renders edits, with the arguments of `load_tuned_unet`.
 
-    `dtype` is that of the UNet. The VAE and the text encoder are in float32.
+    `dtype` is that of the UNet. The VAE and the text encoder are in float32. `controlnet` are control networks, if any.
     """
     from tav_model.pipeline import TuneAVideoPipeline
 
@@ -125,6 +132,7 @@ def load_pipeline(
         tokenizer=load_part(base, "tokenizer"),
         unet=unet,
         scheduler=load_part(base, "scheduler"),
+        controlnet=list(controlnet) or None,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

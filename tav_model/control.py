@@ -8,21 +8,20 @@ frames one by one.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import ControlNetModel, T2IAdapter
 from einops import rearrange
 from PIL import Image
+from torch import nn
 
 from tav_model.control_networks import control_networks, pixels_per_latent
 from tav_model.errors import TavError
-
-if TYPE_CHECKING:
-    from torch import nn
 
 # Weights of red, green and blue in a luminance (ITU-R BT.601), for networks that see a single channel.
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -82,6 +81,7 @@ class ControlSignal:
         if len(lengths) > 1:
             raise TavError(f"conditioning_frames: {lengths[0]} of one network, but {lengths[-1]} of another")
         self._adapter_maps: dict[int, list[torch.Tensor]] = {}
+        self._embeddings: dict[int, torch.Tensor] = {}
 
     @property
     def num_frames(self) -> int:
@@ -174,6 +174,22 @@ class ControlSignal:
             ]
         return self._adapter_maps[i]
 
+    def _embedding(self, i: int, b: int) -> torch.Tensor:
+        """Return the embedded condition of ControlNet i, `(n f) c h w`, for a batch of b videos.
+
+        It does not depend on the timestep either, and takes a good part of a small network's time, so it is kept.
+        """
+        condition, network = self.conditions[i], self.networks[i]
+        _check_batch(len(condition), b)
+        if i not in self._embeddings:
+            # The network flips the channels of what it is given, which is then the embedding.
+            flipped = [1] if network.config.controlnet_conditioning_channel_order == "bgr" else []
+            chunks = _folded(condition).flip(flipped).split(self.chunk_size)
+            self._embeddings[i] = torch.cat(
+                [network.controlnet_cond_embedding(chunk).flip(flipped) for chunk in chunks]
+            )
+        return self._embeddings[i]
+
     def _controlnet_residuals(
         self,
         i: int,
@@ -192,16 +208,23 @@ class ControlSignal:
         videos, text = sample[left_out:], encoder_hidden_states[left_out:]
         b, f = videos.shape[0], videos.shape[2]
         frames = _folded(videos).to(network.dtype)
-        condition = _folded(_for_batch(self.conditions[i], b))
+        embedding = self._embedding(i, b)
+        places = torch.arange(b * f, device=embedding.device) % len(embedding)  # One condition may be for all videos.
         text = text.to(network.dtype).repeat_interleave(f, 0)
         timesteps = timesteps.repeat_interleave(f, 0)
 
         outputs: list[torch.Tensor] = []
         for first in range(0, b * f, self.chunk_size):
             chunk = slice(first, first + self.chunk_size)
-            down, mid = network(
-                frames[chunk], timesteps[chunk], text[chunk], condition[chunk], guess_mode=guess, return_dict=False
-            )
+            with _embedded_conditions(network):
+                down, mid = network(
+                    frames[chunk],
+                    timesteps[chunk],
+                    text[chunk],
+                    embedding[places[chunk]],
+                    guess_mode=guess,
+                    return_dict=False,
+                )
             if not outputs:
                 outputs = [part.new_empty(b * f, *part.shape[1:]) for part in (*down, mid)]
             for output, part in zip(outputs, (*down, mid), strict=True):
@@ -282,15 +305,31 @@ def _folded(videos: torch.Tensor) -> torch.Tensor:
     return rearrange(videos, "b c f h w -> (b f) c h w")
 
 
-def _for_batch(condition: torch.Tensor, b: int) -> torch.Tensor:
-    """Return conditions `n c f h w` for a batch of b videos: n is 1 or divides b, which guidance doubles.
+@contextlib.contextmanager
+def _embedded_conditions(network: ControlNetModel) -> Iterator[None]:
+    """Let a ControlNet take conditions that are embedded already."""
+    embed = network.controlnet_cond_embedding
+    network.controlnet_cond_embedding = nn.Identity()
+    try:
+        yield
+    finally:
+        network.controlnet_cond_embedding = embed
+
+
+def _check_batch(n: int, b: int) -> None:
+    """Check that there are conditions for a batch of b videos: n is 1 or divides b, which guidance doubles.
 
     Raises:
         ValueError: other numbers.
     """
-    n = len(condition)
     if b % n:
         raise ValueError(f"conditioning_frames: those of {n} videos, for a batch of {b}; give one for all")
+
+
+def _for_batch(condition: torch.Tensor, b: int) -> torch.Tensor:
+    """Return conditions `n c f h w` for a batch of b videos, see `_check_batch`."""
+    n = len(condition)
+    _check_batch(n, b)
     return condition.expand(b, -1, -1, -1, -1) if n == 1 else condition.repeat(b // n, 1, 1, 1, 1)
 
 

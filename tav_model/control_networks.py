@@ -55,6 +55,51 @@ def load_control_network(path: str | Path, **kwargs: Any) -> ControlNetModel | T
 
     if Path(path).exists():
         kwargs.setdefault("local_files_only", True)
+    kind = _network_class(path, kwargs)
+    try:
+        with quiet():
+            network, loading = getattr(diffusers, kind).from_pretrained(path, output_loading_info=True, **kwargs)
+    except Exception as error:  # Damaged files make diffusers raise errors of any type.
+        raise TavError(f"{path}: no {kind} can be loaded from it ({reason(error)})") from error
+    check_loaded(str(path), network, loading)
+    return network.eval()
+
+
+def check_control_network(path: str | Path, base: str | Path) -> None:
+    """Check by their configs that a control network was made for a base model. No weights are read.
+
+    Args:
+        path: a folder in diffusers' layout, or a hub id.
+        base: the same of the base model.
+
+    Raises:
+        TavError: there is no such network, or it was made for another base model.
+    """
+    import diffusers
+    import torch
+
+    kind = _network_class(path, {})
+    try:
+        with quiet(), torch.device("meta"):
+            network_class, unet_class = getattr(diffusers, kind), diffusers.UNet2DConditionModel
+            network = network_class.from_config(network_class.load_config(path))
+            unet = unet_class.from_config(unet_class.load_config(base, subfolder="unet"))
+            vae = diffusers.AutoencoderKL.load_config(base, subfolder="vae")
+    except Exception as error:  # Damaged files make diffusers raise errors of any type.
+        raise TavError(f"{path}: cannot be compared with the base model {base} ({reason(error)})") from error
+    try:
+        check_fits(network, unet, 2 ** (len(vae.get("block_out_channels", ["one"])) - 1))
+    except TavError as error:
+        raise TavError(f"{path}: {error}") from None
+
+
+def _network_class(path: str | Path, kwargs: dict[str, Any]) -> str:
+    """Return one of `KINDS`, as the config of a control network says.
+
+    Raises:
+        TavError: there is no such network.
+    """
+    if Path(path).exists():
         folder = Path(path) / (kwargs.get("subfolder") or "")
         check_files(folder)
         config = folder / "config.json"
@@ -65,13 +110,7 @@ def load_control_network(path: str | Path, **kwargs: Any) -> ControlNetModel | T
         kind = _class_on_hub(str(path), kwargs)
     if kind not in KINDS:
         raise TavError(f"{path}: {kind!r} is no control network; allowed: {', '.join(KINDS)}")
-    try:
-        with quiet():
-            network, loading = getattr(diffusers, kind).from_pretrained(path, output_loading_info=True, **kwargs)
-    except Exception as error:  # Damaged files make diffusers raise errors of any type.
-        raise TavError(f"{path}: no {kind} can be loaded from it ({reason(error)})") from error
-    check_loaded(str(path), network, loading)
-    return network.eval()
+    return str(kind)
 
 
 def _class_on_hub(name: str, kwargs: dict[str, Any]) -> Any:

@@ -237,6 +237,23 @@ def test_outside_the_interval_the_latents_are_as_without():
 # Frames, batches and chunks
 
 
+@pytest.mark.parametrize("kind", ["pooled", "bgr"])
+def test_a_condition_is_embedded_once_for_all_steps(kind):
+    network = NETWORKS[kind]()
+    sizes = []
+    network.controlnet_cond_embedding.register_forward_hook(lambda module, inputs, output: sizes.append(len(output)))
+    pipe = pipeline(controlnet=network)
+    pipe(
+        ["a man", "a dog"],
+        latents=LATENTS,
+        conditioning_frames=CONDITION,
+        num_inference_steps=3,
+        controlnet_chunk_size=2,
+    )
+    assert sum(sizes) == FRAMES and max(sizes) == 2
+    assert not isinstance(network.controlnet_cond_embedding, torch.nn.Identity)
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     chunk=st.integers(1, 12),

@@ -11,8 +11,8 @@ import torch
 from diffusers import ControlNetModel, MultiControlNetModel, T2IAdapter
 
 from tav_model import TavError, load_control_network
-from tav_model.control_networks import check_fits, control_networks
-from tests.support.models import CONTEXT_DIM, SD2, controlnet, pipeline, t2i_adapter, video_unet
+from tav_model.control_networks import check_control_network, check_fits, control_networks
+from tests.support.models import CONTEXT_DIM, SD2, controlnet, pipeline, small_base, t2i_adapter, video_unet
 
 # What the configs of published ControlNets of Stable Diffusion 1.5 have (lllyasviel/control_v11p_sd15_canny), besides
 # sizes: written by diffusers 0.16, they lack the keys that came later.
@@ -228,6 +228,29 @@ def test_a_network_of_another_base_model_is_named(case):
         with pytest.raises(TavError, match=message) as error:
             pipeline(controlnet=network)
         assert "\n" not in str(error.value)
+
+
+def test_configs_alone_tell_whether_a_network_fits(tmp_path):
+    base = small_base(tmp_path / "base")
+    networks = {
+        "controlnet": controlnet(conditioning_embedding_out_channels=(4, 8, 8, 8)),
+        "adapter": t2i_adapter(downscale_factor=8),
+        "coarse": controlnet(),
+        "wide": controlnet(block_out_channels=(16, 16), conditioning_embedding_out_channels=(4, 8, 8, 8)),
+    }
+    for name, network in networks.items():
+        network.save_pretrained(tmp_path / name)
+        for weights in (tmp_path / name).glob("*.safetensors"):
+            weights.unlink()
+    check_control_network(tmp_path / "controlnet", base)
+    check_control_network(tmp_path / "adapter", base)
+    for name, reason in (("coarse", "pixels for each of the latents is 2, not 8"), ("wide", "block_out_channels is")):
+        with pytest.raises(
+            TavError, match=rf"/{name}: the control network was made for another base model: .*{reason}"
+        ):
+            check_control_network(tmp_path / name, base)
+    with pytest.raises(TavError, match=r"/controlnet: cannot be compared with the base model"):
+        check_control_network(tmp_path / "controlnet", tmp_path / "base/vae/unet")
 
 
 def test_a_network_of_stable_diffusion_2_fits_one():
