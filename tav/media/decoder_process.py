@@ -27,8 +27,8 @@ FRAMES_FILE, ANSWER_FILE = "frames.npy", "answer.json"
 def main() -> int:
     """Read the frames of the video that the command line names.
 
-    The answer has one of three keys: `fps`, the frame rate; `error`, a message; `full_disk`, the number and the text of
-    a system error.
+    The answer has one of three keys: `fps`, the frame rate, with `available` and `size` as `Frames` has them; `error`, a
+    message; `full_disk`, the number and the text of a system error.
     """
     source, folder, settings = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
     # The parent ends this process in time, unless it was killed itself.
@@ -39,9 +39,9 @@ def main() -> int:
     _limit(resource.RLIMIT_CORE, 0)
     answer: dict[str, Any]
     try:
-        frames, fps = read_source(source, DecodeParams(**settings["decode"]), settings["reader"])
-        _write_frames(folder / FRAMES_FILE, frames)
-        answer = {"fps": str(fps)}
+        read = read_source(source, DecodeParams(**settings["decode"]), settings["reader"])
+        _write_frames(folder / FRAMES_FILE, read.frames)
+        answer = {"fps": str(read.fps), "available": read.available, "size": read.size}
     except FullDiskError as error:
         (folder / FRAMES_FILE).unlink(missing_ok=True)  # The answer needs disk space, too.
         answer = {"full_disk": [error.errno, error.strerror]}

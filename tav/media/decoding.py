@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tav.media.decoder_process import ANSWER_FILE, FRAMES_FILE
+from tav.media.frame_readers import Frames
 from tav_model.errors import FullDiskError, TavError
 
 if TYPE_CHECKING:
@@ -34,6 +35,15 @@ def read_frames(
     source: Path, decode: DecodeParams, seconds: float = SECONDS, memory: int = MEMORY
 ) -> tuple[np.ndarray, Fraction]:
     """Return the selected frames, `f h w 3` in uint8, and the frame rate, in frames per second, at which they play.
+
+    The arguments and errors are those of `read_measured_frames`.
+    """
+    read = read_measured_frames(source, decode, seconds, memory)
+    return read.frames, read.fps
+
+
+def read_measured_frames(source: Path, decode: DecodeParams, seconds: float = SECONDS, memory: int = MEMORY) -> Frames:
+    """Return the selected frames, and how many the video has at which size.
 
     The rotation that a file specifies is applied.
 
@@ -65,7 +75,9 @@ def read_frames(
             if "error" in answer:
                 raise TavError(f"{source}: {answer['error']}")
             if "fps" in answer:
-                return np.load(Path(folder) / FRAMES_FILE, allow_pickle=False), Fraction(answer["fps"])
+                frames = np.load(Path(folder) / FRAMES_FILE, allow_pickle=False)
+                width, height = answer["size"]
+                return Frames(frames, Fraction(answer["fps"]), answer["available"], (width, height))
     if status is None:
         raise TavError(f"{source}: reading it took more than {seconds:g} s; the file is broken or too long")
     how = f"signal {-status}" if status < 0 else f"status {status}"

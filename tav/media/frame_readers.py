@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tav.media.frame_selection import fit_image, select_frames
 from tav_model.errors import TavError, first_line
@@ -36,8 +36,24 @@ PLAYLIST_MARKS = (b"<mpd", b"<compositionplaylist")
 HEAD_BYTES = 2**16
 
 
-def read_source(source: Path, decode: DecodeParams, reader: str) -> tuple[np.ndarray, Fraction]:
-    """Return the selected frames, `f h w 3` in uint8, and the frame rate at which they play.
+class Frames(NamedTuple):
+    """Frames that were read from a video.
+
+    Attributes:
+        frames: the selected ones at the size that was asked for, `f h w 3` in uint8.
+        fps: the rate at which they play, in frames per second.
+        available: how many frames the video has.
+        size: width and height of its frames in pixels, upright.
+    """
+
+    frames: np.ndarray
+    fps: Fraction
+    available: int
+    size: tuple[int, int]
+
+
+def read_source(source: Path, decode: DecodeParams, reader: str) -> Frames:
+    """Return the selected frames.
 
     Args:
         source: a video, an animated GIF, or a folder of numbered images.
@@ -84,7 +100,7 @@ def _check_size(width: int, height: int) -> None:
         raise TavError(f"its frames are {width}x{height}; at most {MAX_PIXELS} pixels are allowed")
 
 
-def _read_decord(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
+def _read_decord(source: Path, decode: DecodeParams) -> Frames:
     """Read with decord, which applies the rotation that the file specifies."""
     import decord
     import numpy as np
@@ -98,10 +114,11 @@ def _read_decord(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fracti
         _check_size(frame.shape[1], frame.shape[0])
         frames.append(fit_image(Image.fromarray(frame), decode))
     rate = Fraction(video.get_avg_fps()).limit_denominator(1001)
-    return np.stack(frames), playback_rate(rate, indexes)
+    height, width = frame.shape[:2]
+    return Frames(np.stack(frames), playback_rate(rate, indexes), len(video), (width, height))
 
 
-def _read_av(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
+def _read_av(source: Path, decode: DecodeParams) -> Frames:
     """Read with PyAV in two passes: count the frames, then convert the selected ones and apply their rotation."""
     import av
 
@@ -117,7 +134,8 @@ def _read_av(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
     indexes = select_frames(decode, available)
     with av.open(str(source)) as container:
         frames = container.decode(video=0)
-        return _select(frames, indexes, _upright, decode), playback_rate(rate, indexes)
+        selected, size = _select(frames, indexes, _upright, decode)
+        return Frames(selected, playback_rate(rate, indexes), available, size)
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
@@ -125,7 +143,7 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
     return frame.to_image().rotate(frame.rotation, expand=True)
 
 
-def _read_gif(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
+def _read_gif(source: Path, decode: DecodeParams) -> Frames:
     from PIL import Image, ImageSequence
 
     with Image.open(source, formats=("GIF",)) as image:
@@ -138,21 +156,29 @@ def _read_gif(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]
             milliseconds += image.info.get("duration", 100) or 100
         rate = Fraction(1000 * available, milliseconds)
         frames = ImageSequence.Iterator(image)
-        return _select(frames, indexes, lambda frame: frame, decode), playback_rate(rate, indexes)
+        selected, size = _select(frames, indexes, lambda frame: frame, decode)
+        return Frames(selected, playback_rate(rate, indexes), available, size)
 
 
 def _select(
     frames: Iterable[Any], indexes: list[int], image: Callable[[Any], Image.Image], decode: DecodeParams
-) -> np.ndarray:
-    """Return the frames at `indexes`, resized. Other frames are not converted; reading stops after the last index."""
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """Return the frames at `indexes`, resized, and their size before.
+
+    Other frames are not converted; reading stops after the last index.
+    """
     import numpy as np
 
-    selected = set(indexes)
-    first_frames = enumerate(islice(frames, indexes[-1] + 1))
-    return np.stack([fit_image(image(frame), decode) for index, frame in first_frames if index in selected])
+    selected, size, wanted = [], (0, 0), set(indexes)
+    for index, frame in enumerate(islice(frames, indexes[-1] + 1)):
+        if index in wanted:
+            picture = image(frame)
+            size = picture.size
+            selected.append(fit_image(picture, decode))
+    return np.stack(selected), size
 
 
-def _read_folder(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
+def _read_folder(source: Path, decode: DecodeParams) -> Frames:
     import numpy as np
     from PIL import Image, ImageOps
 
@@ -176,7 +202,9 @@ def _read_folder(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fracti
                 f"image number {before + 1} is missing between {numbered[before].name} and {numbered[after].name}"
             )
     selected = set(select_frames(decode, len(numbered)))
-    frames, size = [], None
+    frames: list[np.ndarray] = []
+    size: tuple[int, int] | None = None
+    upright = (0, 0)
     for index, number in enumerate(sorted(numbered)):
         path = numbered[number]
         try:
@@ -190,9 +218,11 @@ def _read_folder(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fracti
                 if image.mode.startswith(("I", "F")):  # Pillow would clip all values above 255 to white.
                     raise TavError(f"{path.name} has more than 8 bits per channel; only 8 are allowed")
                 if index in selected:
-                    frames.append(fit_image(ImageOps.exif_transpose(image), decode))
+                    picture = ImageOps.exif_transpose(image)
+                    upright = picture.size
+                    frames.append(fit_image(picture, decode))
         except (TavError, MemoryError):
             raise
         except Exception as error:  # Pillow raises errors of many types on broken images.
             raise TavError(f"{path.name}: not an image that can be read ({first_line(error)})") from None
-    return np.stack(frames), playback_rate(FOLDER_FPS, sorted(selected))
+    return Frames(np.stack(frames), playback_rate(FOLDER_FPS, sorted(selected)), len(numbered), upright)

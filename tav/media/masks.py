@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav.media.decoding import read_frames
-from tav.media.frame_readers import IMAGE_SUFFIXES
+from tav.media.decoding import read_frames, read_measured_frames
+from tav.media.frame_readers import IMAGE_SUFFIXES, Frames
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
@@ -36,17 +36,25 @@ def load_mask(path: Path, decode: DecodeParams) -> np.ndarray:
     if path.suffix.lower() == ".json":
         return _boxes(path, decode)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        with tempfile.TemporaryDirectory(prefix="tav-") as folder:
-            shutil.copyfile(path, Path(folder) / f"0{path.suffix.lower()}")
-            still = decode.model_copy(update={"frames": 1, "sampling": "uniform", "start": 0, "end": None})
-            try:
-                frames, _ = read_frames(Path(folder), still)
-            except TavError as error:
-                raise TavError(str(error).replace(folder, str(path))) from None
-        frames = np.repeat(frames, decode.frames, axis=0)
+        still = decode.model_copy(update={"frames": 1, "sampling": "uniform", "start": 0, "end": None})
+        frames = np.repeat(read_image(path, still).frames, decode.frames, axis=0)
     else:
         frames = _read_moving(path, decode)
     return frames.mean(axis=-1) > 127.5
+
+
+def read_image(path: Path, decode: DecodeParams) -> Frames:
+    """Read a single image as a clip of one frame, whatever its name.
+
+    Raises:
+        TavError: it cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="tav-") as folder:
+        shutil.copyfile(path, Path(folder) / f"0{path.suffix.lower()}")
+        try:
+            return read_measured_frames(Path(folder), decode)
+        except TavError as error:
+            raise TavError(str(error).replace(folder, str(path))) from None
 
 
 def _read_moving(path: Path, decode: DecodeParams) -> np.ndarray:
