@@ -63,28 +63,33 @@ MEMORY_FILE = "memory.json"
 RECONSTRUCTION = "reconstruction"
 
 
-def measure(runs: SceneRuns, variants: Sequence[str]) -> dict[str, list[EditResult]]:
-    """Return the edits of every variant. Each runs in a process of its own, whose largest memory is kept."""
+def measure(runs: SceneRuns, variants: Mapping[str, Mapping[str, Any]]) -> dict[str, list[EditResult]]:
+    """Return the edits of every variant. Each runs in a process of its own, whose largest memory is kept.
+
+    Args:
+        runs: runs the stages.
+        variants: changes of params.yaml by variant; `BASELINE` is the first, and the others use its tuning.
+    """
     results = {}
-    for variant in variants:
+    for variant, changes in variants.items():
         tuned_in = None if variant == BASELINE else BASELINE
         memory = runs.project(variant).parent / MEMORY_FILE
         if not memory.exists():
             child = os.fork()
             if child == 0:
-                _run_and_exit(runs, variant, tuned_in)
+                _run_and_exit(runs, variant, changes, tuned_in)
             _, status, usage = os.wait4(child, 0)
             if status != 0:
                 raise TavError(f"{variant}: failed, see above")
             write_json(memory, usage.ru_maxrss)
-        results[variant] = edits_only(runs.run(variant, VARIANTS[variant], tuned_in))
+        results[variant] = edits_only(runs.run(variant, changes, tuned_in))
     return results
 
 
-def _run_and_exit(runs: SceneRuns, variant: str, tuned_in: str | None) -> None:
+def _run_and_exit(runs: SceneRuns, variant: str, changes: Mapping[str, Any], tuned_in: str | None) -> None:
     status = 1
     try:
-        runs.run(variant, VARIANTS[variant], tuned_in)
+        runs.run(variant, changes, tuned_in)
         status = 0
     except TavError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
@@ -226,7 +231,7 @@ def _run(options: argparse.Namespace) -> bool:
     runs = scene_runs(options)
     # The others use the tuning of the first.
     chosen = [name for name in VARIANTS if name == BASELINE or name in (options.variants or VARIANTS)]
-    results = measure(runs, chosen)
+    results = measure(runs, {name: VARIANTS[name] for name in chosen})
     measures = targets(runs, results) if RECOMMENDED in results else []
     parts = [scores_table(runs, results), differences_table(results), "*: the interval excludes 0."]
     pictures = [options.out / "methods.png"]

@@ -38,8 +38,12 @@ def add_scene_options(parser: argparse.ArgumentParser, out: str) -> None:
     parser.add_argument("--fresh", action="store_true", help="discard earlier results and start over")
 
 
-def scene_runs(options: argparse.Namespace) -> SceneRuns:
+def scene_runs(options: argparse.Namespace, prepare: Callable[[Path], None] | None = None) -> SceneRuns:
     """Return the runs that the options of `add_scene_options` describe.
+
+    Args:
+        options: the options.
+        prepare: as for `SceneRuns`.
 
     Raises:
         TavError: options that are not allowed, or no valid scene file.
@@ -59,7 +63,8 @@ def scene_runs(options: argparse.Namespace) -> SceneRuns:
         shutil.rmtree(options.out, ignore_errors=True)
     folders = [options.scenes] if options.scenes else FOLDERS
     scenes = load_scenes(folders, QUICK_SCENES if options.quick else None)
-    return SceneRuns(options.out / "runs", scenes, options.seeds or (1 if options.quick else SEEDS), changes)
+    seeds = options.seeds or (1 if options.quick else SEEDS)
+    return SceneRuns(options.out / "runs", scenes, seeds, changes, prepare)
 
 
 def exit_code(benchmark: Callable[[], bool]) -> int:

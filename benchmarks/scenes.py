@@ -132,6 +132,8 @@ class SceneRuns:
             seed = _write_params(project, self.scenes, {**self.changes, **(changes or {})}, number)
             if self.prepare:
                 self.prepare(project)
+            for scene in self.scenes:  # All of them first: one may drive another.
+                _write_clip(project, scene)
             for scene in self.scenes:
                 results += self._run_scene(project, scene, seed, variant, tuned_in and self.project(tuned_in, number))
         return results
@@ -144,23 +146,25 @@ class SceneRuns:
         self, project: Path, scene: BenchmarkScene, seed: int, variant: str, tuned_in: Path | None = None
     ) -> list[EditResult]:
         from tasks.clip_stages import ClipStages
+        from tasks.stage_control import network_digest
         from tav.config import RESULT_SECTIONS, load_params
-        from tav.config.paths import Project
+        from tav.config.paths import Project, resolve_model
         from tav.config.results import read_scores
         from tav.config.stages import STAGES
         from tav_model.base_models import base_digest
         from toyworld import WEIGHTS
 
-        _write_clip(project, scene)
-        params = load_params(project / "params.yaml")
-        sections = params.model_dump_json(include=set(RESULT_SECTIONS))
+        params = load_params(project / "params.yaml").for_clip(scene.name)
+        # Runs of earlier versions, which had no control, are found by the same parameters.
+        sections = params.model_dump_json(include=set(RESULT_SECTIONS) - (set() if params.control else {"control"}))
+        networks = [network_digest(resolve_model(project, one.model)) for one in params.control]
         files = [project / "data" / f"{scene.name}.{suffix}" for suffix in ("mp4", "csv")]
         files.append(project / "data" / "scenes" / f"{scene.name}.json")
-        identity = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", sections, *files)
+        identity = digest(base_digest(str(WEIGHTS)), WEIGHTS / "scorer", sections, *files, *networks)
         done = project / "done" / f"{scene.name}.json"
         if not done.exists() or read_json(done).get("identity") != identity:
             print(f"  {variant}, {project.name}: {scene.name}", file=sys.stderr, flush=True)
-            stages = STAGES if tuned_in is None else STAGES[STAGES.index("invert") :]
+            stages = STAGES if tuned_in is None else ("annotate", *STAGES[STAGES.index("invert") :])
             for folder in (getattr(Project, name) for name in ("frames", "latents", "tuned") if tuned_in):
                 shutil.copytree(
                     folder(Project(tuned_in), scene.name), folder(Project(project), scene.name), dirs_exist_ok=True

@@ -76,8 +76,8 @@ class _Drawing:
 
 
 def pipeline() -> str:
-    """Draw the six stages and the files between them."""
-    d = _Drawing(820, 212, "Video, frames, latents, tuned weights, inverted latents, edits, scores")
+    """Draw the stages and the files between them."""
+    d = _Drawing(820, 272, "Video, frames, latents, tuned weights, inverted latents, edits, scores")
     stages = ("decode", "encode", "tune", "invert", "edit", "score")
     files = ("frames", "latents, text", "tuned weights", "inverted noise", "videos", "scores, report")
     for number, (stage, file) in enumerate(zip(stages, files, strict=True)):
@@ -94,6 +94,13 @@ def pipeline() -> str:
     d.arrow((208, 54), (208, 82))
     d.box(548, 20, 112, 34, "frozen", "prompt CSV")
     d.arrow((604, 54), (604, 82))
+    d.box(152, 216, 112, 40, "tuned", "annotate")
+    d.arrow((76, 192), (76, 236), (150, 236))
+    d.box(284, 220, 104, 32, "data", "conditions")
+    d.arrow((264, 236), (282, 236))
+    # Where there is control, up to the stages that it acts in, between the files of the others.
+    d.arrow((388, 236), (406, 236), (406, 120), (414, 120), dashed=True)
+    d.arrow((406, 236), (538, 236), (538, 120), (546, 120), dashed=True)
     return d.svg()
 
 
@@ -211,6 +218,36 @@ def source_branch() -> str:
     return d.svg()
 
 
+def control() -> str:
+    """Draw what a ControlNet sees of a frame, and where what it adds goes."""
+    d = _Drawing(
+        820, 300, "A control network sees a condition of each frame, and adds to the skip connections of the UNet"
+    )
+    d.box(30, 30, 130, 52, "data", "frames", "of the clip")
+    d.box(200, 30, 130, 52, "frozen", "annotator", "edges, depth, pose")
+    d.box(370, 30, 130, 52, "data", "condition", "one picture a frame")
+    d.box(560, 30, 230, 52, "frozen", "ControlNet", "a copy of the way down, by frame")
+    d.arrow((160, 56), (198, 56))
+    d.arrow((330, 56), (368, 56))
+    d.arrow((500, 56), (558, 56))
+    d.box(30, 216, 130, 52, "data", "noisy latents", "and the prompt")
+    d.box(200, 216, 170, 52, "tuned", "way down", "of the inflated UNet")
+    d.box(410, 216, 130, 52, "tuned", "middle")
+    d.box(580, 216, 210, 52, "tuned", "way up", "of the inflated UNet")
+    d.arrow((160, 242), (198, 242))
+    d.arrow((370, 242), (408, 242))
+    d.arrow((540, 242), (578, 242))
+    # Skip connections, with what the ControlNet adds to them; it also sees the noisy latents and the prompt.
+    d.arrow((285, 216), (285, 180), (640, 180), (640, 214))
+    d.text(300, 172, "skip connections", "small")
+    d.arrow((95, 214), (95, 124), (600, 124), (600, 84), dashed=True)
+    d.text(105, 116, "the same latents and prompt", "small")
+    d.arrow((720, 82), (720, 214))
+    d.text(730, 134, "times scale,", "small")
+    d.text(730, 152, "added", "small")
+    return d.svg()
+
+
 def orchestration() -> str:
     """Draw the entry points, the stages they share, and what each tool records."""
     d = _Drawing(820, 330, "DVC and Prefect are two entry points to the same stages; MLflow records every run")
@@ -226,7 +263,7 @@ def orchestration() -> str:
         440,
         56,
         "tuned",
-        "the stages: decode, encode, tune, invert, edit, score",
+        "the stages: decode, encode, annotate, tune, invert, edit, score",
         "functions of files and parameters",
     )
     d.arrow((260, 198), (260, 212), (150, 212), (150, 238))
@@ -244,5 +281,6 @@ DRAWINGS = {
     "attention": attention,
     "inversion": inversion,
     "source-branch": source_branch,
+    "control": control,
     "orchestration": orchestration,
 }

@@ -89,7 +89,7 @@ def _table(header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
 def parameters() -> str:
     """Return the page about params.yaml, key by key."""
     from tav.config import ClipParams, Params, load_params
-    from tav.config.schema import is_section
+    from tav.config.schema import is_section, section_of_items
 
     shipped = load_params(ROOT / "params.yaml").model_dump()
     parts = [
@@ -99,8 +99,8 @@ def parameters() -> str:
         "a wrong type or a value out of range is reported on one line with the key, the value and what is allowed.\n",
         "*Default* applies if a key is omitted from its section. *Shipped* is the value in the project's own `params.yaml`, "
         "which is set up for the embedded base model. The defaults of `decode`, `tune`, `invert` and `edit` are the paper's "
-        "settings, for Stable Diffusion. All sections are required except `runtime` and `tracking`, because DVC looks for "
-        "them in the file.\n",
+        "settings, for Stable Diffusion. All sections are required except `control`, `runtime` and `tracking`, because DVC "
+        "looks for them in the file.\n",
         "Each clip may have settings of its own in the same sections below [clips](#clips), which replace the common ones for "
         "this clip: `clips.ball.edit: {guidance_scale: 5}`. A change of them reruns stages of this clip only.\n",
         "Change a value in the file, or on a command line that writes it to the file. For one clip: "
@@ -119,12 +119,20 @@ def parameters() -> str:
             section = field.annotation
             title = re.sub(r"\s+", " ", inspect.getdoc(section) or "")
             parts += [f"## {name}\n", f"{title}\n", _reruns(name), _keys(section.model_fields, section, shipped[name])]
+        elif item := section_of_items(field.annotation):
+            title = re.sub(r"\s+", " ", inspect.getdoc(item) or "")
+            parts += [
+                f"## {name}\n",
+                f"A list, empty by default. {title} See [Control the structure](../how-to/control.md).\n",
+                "A change reruns `annotate`, and of the later stages those that the control acts in and those after them.\n",
+                _keys(item.model_fields, item, None),
+            ]
     parts += [
         "## clips\n",
         "The clips, by name. A name has 1 to 64 characters from `a-z`, `0-9`, `_` and `-`, and starts with a letter or digit. "
         "It becomes part of file names and of DVC's stage names, as in `dvc repro score@ball`. `tav add` adds an entry.\n",
-        "DVC looks for the keys of a clip's own settings in the file, even where they are empty. Clips that lack them, such as "
-        "those of earlier versions, get them from `tav status` or `tav run`.\n",
+        "DVC looks for the keys of a clip's own settings and for `control` in the file, even where they are empty. Files that "
+        "lack them, such as those of earlier versions, get them from `tav status` or `tav run`.\n",
         _keys(ClipParams.model_fields, ClipParams, None),
     ]
     return "\n".join(parts)
@@ -139,8 +147,9 @@ def _reruns(section: str) -> str:
         return "A change does not rerun any stage: DVC does not track this section.\n"
     names = list(stages)
     tracking = [name for name, stage in stages.items() if section in stage["do"].get("params", ())]
-    # Later stages depend on the outputs of the first stage that tracks the section.
-    *others, last = [f"`{name}`" for name in names[names.index(tracking[0]) :]]
+    # Later stages depend on the outputs of the first stage that tracks the section; `annotate` reads frames alone.
+    later = names[names.index(tracking[0]) :]
+    *others, last = [f"`{name}`" for name in later if name != "annotate" or "decode" in later]
     return f"A change reruns {', '.join(others)} and {last}.\n" if others else f"A change reruns {last}.\n"
 
 

@@ -234,7 +234,8 @@ def _check_models(root: Path, params: Params) -> list[str]:
     Raises:
         TavError: a model or the device is missing, which would otherwise show after hours.
     """
-    names = [params.base_model, params.score.clip_model, params.score.pickscore_model]
+    control = [name for one in params.control for name in (one.model, one.annotator, one.detector)]
+    names = [params.base_model, params.score.clip_model, params.score.pickscore_model, *control]
     models = [name for name in names if name]
     for name in models:
         resolve_model(root, name)
@@ -295,7 +296,8 @@ def _dvc_stages(root: Path, params: Params, folders: Mapping[str, str]) -> dict[
         raise TavError(f"{path}: no such file; restore it: git checkout dvc.yaml")
     content: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
     scorers = [name for name in (params.score.clip_model, params.score.pickscore_model) if name]
-    for stage, used in {"encode": [params.base_model], "score": scorers}.items():
+    control = [name for one in params.control for name in (one.model, one.annotator, one.detector) if name]
+    for stage, used in {"encode": [params.base_model], "annotate": control, "score": scorers}.items():
         deps = [folders[name] for name in dict.fromkeys(used) if name in folders]
         content["stages"][stage]["do"]["deps"] += deps
     return content

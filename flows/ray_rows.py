@@ -189,7 +189,7 @@ def _render_job(job: RowJob) -> State[Any] | dict[str, bytes]:
 def _jobs(stages: ClipStages, todo: Sequence[EditRow], share: float) -> list[RowJob]:
     dvc = DvcPipeline(stages.root)
     paths = row_jobs.inputs_of(stages.project, stages.clip)
-    reached = [dvc.publish(stage, stages.clip, paths) for stage in ("tune", "invert")][-1]
+    reached = [dvc.publish(stage, stages.clip, paths) for stage in ("annotate", "tune", "invert")][-1]
     return [row_jobs.describe(stages, row, reached, share) for row in todo]
 
 

@@ -1,6 +1,7 @@
 """The flow `tav`: the stages of each clip as a graph of task runs, with a task run for each row of the prompt CSV.
 
     decode → encode → tune → invert → edit (a task run per row) → score
+          ↘ annotate ↗
 
 DVC decides what is out of date. A stage whose outputs are up to date, or come back from DVC's cache, is a task run in the
 state `Cached`, so that the graph is always complete; what has run is committed to DVC. After this flow `dvc repro` has
@@ -46,7 +47,7 @@ def _flow_name() -> str:
 def tav(
     clips: list[str] | None = None, prompts: str | None = None, overrides: dict[str, Any] | None = None
 ) -> State[Any] | dict[str, dict[str, Any]]:
-    """Edit clips by the prompts in their CSVs: decode, encode, tune, invert, edit, score.
+    """Edit clips by the prompts in their CSVs: decode, encode, annotate, tune, invert, edit, score.
 
     Args:
         clips: Names of clips in params.yaml. Empty: all of them.
@@ -133,13 +134,14 @@ def _run_stages(run: PipelineRun, clip: str) -> bool:
     """
     frames = _run_stage("decode", clip, run)
     latents = _run_stage("encode", clip, run, frames)
-    tuned = _run_stage("tune", clip, run, latents)
-    inverted = _run_stage("invert", clip, run, latents, tuned)
+    control = _run_stage("annotate", clip, run, frames)
+    tuned = _run_stage("tune", clip, run, latents, control)
+    inverted = _run_stage("invert", clip, run, latents, control, tuned)
     edits = EditRows(run, clip)
     with edits.session():
         rows = _run_rows(edits, tuned, inverted)
     score = _run_stage("score", clip, run, frames, *rows)
-    return any(one.state.name != "Cached" for one in (frames, latents, tuned, inverted, *rows, score))
+    return any(one.state.name != "Cached" for one in (frames, latents, control, tuned, inverted, *rows, score))
 
 
 def _run_stage(stage: str, clip: str, run: PipelineRun, *inputs: PrefectFuture[Any]) -> PrefectFuture[Any]:

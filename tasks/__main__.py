@@ -11,6 +11,7 @@ from tav.runtime.exit_status import RESUMABLE, ExitStatus, explain_error
 HELP = {
     "decode": "read the clip's frames, at the size and rate of params.yaml",
     "encode": "encode the frames with the VAE, and the caption with the text encoder",
+    "annotate": "compute the edges, depth, ... that control networks see of the frames",
     "tune": "tune the inflated UNet on the clip",
     "invert": "compute the noise that the tuned model turns into the clip (DDIM inversion)",
     "edit": "render each row of the clip's prompt CSV",

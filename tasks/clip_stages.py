@@ -1,4 +1,4 @@
-"""The six stages of a clip, with their files and parameters filled in: what `dvc repro` and the Prefect flow both run."""
+"""The seven stages of a clip, with their files and parameters filled in: what `dvc repro` and the Prefect flow both run."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.edit import edit
 from tasks.rows import RowBatch
 from tasks.source_settings import Source
+from tasks.stage_control import StageControl
 from tav.config import load_params
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.prompt_words import unknown_words_warning
@@ -103,7 +104,8 @@ class ClipStages:
         self._given_pool = pool
         self._log_mutex = threading.Lock()
         self.project = Project(root)
-        self.params = load_params(root / "params.yaml").for_clip(clip)
+        self._all_params = load_params(root / "params.yaml")
+        self.params = self._all_params.for_clip(clip)
         self.settings = self.params.clip(clip)
         self.runs = ClipRuns(root, clip, self.params, tags)
 
@@ -144,6 +146,8 @@ class ClipStages:
 
     def needs_device(self, stage: str) -> bool:
         """Return whether a stage holds a device. Encoding on a CPU does not: another clip may be tuned meanwhile."""
+        if stage == "annotate":
+            return any(one.annotator is not None for one in self.params.control)
         return stage in DEVICE_STAGES and (stage != "encode" or self.pool.devices[0] != "cpu")
 
     @contextlib.contextmanager
@@ -233,6 +237,28 @@ class ClipStages:
             progress=self._progress("encode", self.params.decode.frames, "frame"),
         )
 
+    def annotate(self, device: str) -> None:
+        """Write the conditions of control networks to `results/CLIP/control`."""
+        from tasks.annotate import annotate
+
+        progress = self._progress("annotate", None, "frame")
+        annotate(self.root, self.clip, self._all_params, device=device, progress=progress)
+
+    def control(self, stage: str) -> StageControl:
+        """Return the control that acts in a stage, as `annotate` has written it.
+
+        Raises:
+            TavError: there should be one, but the clip is not annotated.
+        """
+        folder = self.project.control(self.clip)
+        if not folder.is_dir() and any(stage in one.stages for one in self.params.control):
+            raise TavError(f"{self.clip}: its control is not computed yet; tav run {self.clip} does it")
+        return StageControl.read(self.root, folder, stage)
+
+    def is_tuned_under_control(self) -> bool:
+        """Return whether the parameters or the latest results have control networks act in the tuning."""
+        return any("tune" in one.stages for one in self.params.control) or bool(self.control("tune"))
+
     def tune(self, device: str) -> None:
         """Write the tuned weights to `results/CLIP/tuned`."""
         from tasks.tune import tune
@@ -252,6 +278,7 @@ class ClipStages:
                 checkpoints=self.project.work / "checkpoints" / self.clip,
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),
+                control=self.control("tune"),
             )
 
     def resume_step(self) -> int | None:
@@ -265,6 +292,7 @@ class ClipStages:
             attention=self.params.attention,
             params=self.params.tune,
             seed=self.params.seed,
+            control=self.control("tune"),
         )
 
     def invert(self, device: str) -> None:
@@ -280,6 +308,7 @@ class ClipStages:
             params=self.params.invert,
             device=device,
             progress=self._progress("invert", self.params.invert.steps, "step"),
+            control=self.control("invert"),
         )
 
     def edit(self, device: str) -> None:
@@ -349,6 +378,7 @@ class ClipStages:
             batch_size=self.params.runtime.edit_batch,
             decode_chunk=self.params.runtime.decode_chunk,
             source=self._source(),
+            control=self.control("edit"),
             **others,
         )
 
@@ -455,7 +485,8 @@ class ClipStages:
             return
         tuned, inverted = self.project.tuned(self.clip), self.project.inverted(self.clip)
         sections = self.params.model_dump_json(include={"base_model", "seed", "attention"})
-        identity = digest(tuned / "tuned.json", inverted, sections)
+        control = self.control("edit")
+        identity = digest(tuned / "tuned.json", inverted, sections, *([control.identity] if control else []))
         if run.link_model(identity):
             return
         folder = self.project.work / "mlflow" / self.clip / "model"
@@ -464,7 +495,9 @@ class ClipStages:
             with warnings.catch_warnings(action="ignore"):  # MLflow's advice to authors of models.
                 from tasks import mlflow_model
 
-                mlflow_model.save(folder, self.params, tuned, inverted, self.settings.caption)
+                mlflow_model.save(
+                    folder, self.params, tuned, inverted, self.settings.caption, control.folder if control else None
+                )
             run.log_model(folder, identity, mlflow_model.parameters(self.params))
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from tasks.model_loading import MODEL_LOADING
+from tasks.stage_control import StageControl
 from tav.config import AttentionParams, InvertParams
 from tav.runtime.progress import Progress
 from tav_model.base_models import load_part, load_tuned_unet
@@ -27,11 +28,14 @@ def invert(
     params: InvertParams,
     device: str,
     progress: Progress,
+    control: StageControl | None = None,
 ) -> None:
     """Write `inverted.safetensors` and `trajectory.safetensors`.
 
     The first has `latents`, the last point of the trajectory, `1 c f h w` in float32; the second `trajectory`, from the clean
     latents to these, `(steps + 1) 1 c f h w`.
+
+    `control` steers the predictions, as it does in the edits.
 
     Raises:
         TavError: the weights were tuned on another clip, or the inverted latents are not finite.
@@ -54,6 +58,7 @@ def invert(
     else:
         text = load_tensors(latents / "text.safetensors", device)[0]["empty"]
     scheduler = load_part(base, "scheduler")
+    signal = control.signal(base, device, dtype) if control else None
     residuals: list[float] = []
     with progress:
         trajectory = ddim_inversion(
@@ -63,6 +68,7 @@ def invert(
             text.to(unet.dtype),
             params.steps,
             on_step=progress.update,
+            control=signal,
             iterations=params.iterations if params.method == "fixed-point" else 1,
             tolerance=params.tolerance,
             regularization=params.regularization,

@@ -19,10 +19,10 @@ from mlflow.pyfunc.model import PythonModel
 from tav.config import Params
 from tav.config.dotted_keys import flatten
 
-COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed", "preset")
+COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed", "preset", "control_scale")
 
 
-def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str) -> None:
+def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str, control: Path | None = None) -> None:
     """Write the model of one tuning as a folder that `mlflow.pyfunc.load_model` reads.
 
     Args:
@@ -31,12 +31,13 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str
         tuned: the output of the stage `tune`.
         inverted: the output of the stage `invert`.
         caption: what the clip shows.
+        control: the output of the stage `annotate`, where control networks act in the edits.
     """
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     # Numbers as pandas has them in a column with gaps.
-    kinds = (*(DataType.string,) * 2, *(DataType.double,) * 3, DataType.string)
+    kinds = (*(DataType.string,) * 2, *(DataType.double,) * 3, DataType.string, DataType.double)
     inputs: list[ColSpec | TensorSpec] = [
         ColSpec(kind, name, required=name == "prompt") for name, kind in zip(COLUMNS, kinds, strict=True)
     ]
@@ -45,7 +46,11 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str
     mlflow.pyfunc.save_model(
         str(folder),
         python_model=__file__,
-        artifacts={"tuned": str(tuned), "inverted": str(inverted)},
+        artifacts={
+            "tuned": str(tuned),
+            "inverted": str(inverted),
+            **({} if control is None else {"control": str(control)}),
+        },
         model_config={
             "caption": caption,
             **{name: sections[name] for name in ("base_model", "seed", "attention", "edit")},
@@ -57,8 +62,8 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str
 
 def parameters(params: Params) -> dict[str, Any]:
     """Return what MLflow shows beside the model: how it was tuned, and the settings of edits where a row has none."""
-    sections = params.model_dump(mode="json", include={"base_model", "seed", "attention", "tune", "invert", "edit"})
-    return flatten(sections)
+    shown = {"base_model", "seed", "attention", "tune", "invert", "edit", *(["control"] if params.control else [])}
+    return flatten(params.model_dump(mode="json", include=shown))
 
 
 class TunedClip(PythonModel):
@@ -75,17 +80,18 @@ class TunedClip(PythonModel):
         Args:
             context: unused; `load_context` keeps what is needed of it.
             model_input: the column `prompt`, and, where a row differs from the run's settings, `negative_prompt`,
-                `guidance_scale`, `steps`, `seed` and `preset`.
+                `guidance_scale`, `steps`, `seed`, `preset` and `control_scale`.
             params: unused.
 
         Returns:
             The columns `prompt` and `video`, the bytes of an MP4.
 
         Raises:
-            TavError: the base model is missing, or is not the tuned one; or a row cannot be rendered.
+            TavError: the base model or a control network is missing, or is another; or a row cannot be rendered.
         """
         from tasks.rows import RowBatch, render_rows
         from tasks.source_settings import Source
+        from tasks.stage_control import StageControl
         from tav.config import AttentionParams, EditParams
         from tav.config.paths import resolve_model
         from tav.config.prompts import PromptRow
@@ -113,6 +119,9 @@ class TunedClip(PythonModel):
                 device=choose_device(os.environ.get("TAV_DEVICE", "auto")),
                 store=root / "store",
                 source=Source(root, self._folders["inverted"], self._config.get("caption", "")),
+                control=StageControl.read(Path.cwd(), folder, "edit")
+                if (folder := self._folders.get("control"))
+                else None,
             )
             for result in render_rows(batch, batch.rows, EventStream()):
                 if result.error is not None:

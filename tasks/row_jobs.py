@@ -64,8 +64,8 @@ class RowJob:
 
 def inputs_of(project: Project, clip: str) -> list[str]:
     """Return the files that a row is rendered from, relative to the project."""
-    tuned = project.tuned(clip)
-    paths = (project.inverted(clip), tuned / "tuned.json", tuned / "tuned.safetensors", project.frames(clip))
+    tuned, others = project.tuned(clip), (project.frames(clip), project.control(clip))
+    paths = (project.inverted(clip), tuned / "tuned.json", tuned / "tuned.safetensors", *others)
     return [path.relative_to(project.root).as_posix() for path in paths]
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.model_loading import MODEL_LOADING
 from tasks.source_settings import Source, is_pixel_mask, mask_image, source_arguments, uses_trajectory
+from tasks.stage_control import StageControl
 from tav.config import AttentionParams, EditParams
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
@@ -71,6 +72,7 @@ class RowBatch:
         decode_chunk: frames that the VAE decodes at a time.
         found_in: further results folders whose videos serve too.
         source: the clip that masks and presets read; by default one without caption and frames.
+        control: what steers the edits by edges, depth, ...; by default nothing.
         base_identity: the `tav_model.base_models.base_digest` of the base where it is known; otherwise it is computed.
         adopt: False only looks: the store is left as it is, and nothing may be rendered.
     """
@@ -93,6 +95,7 @@ class RowBatch:
         decode_chunk: int = 8,
         found_in: Sequence[Path] = (),
         source: Source | None = None,
+        control: StageControl | None = None,
         base_identity: str | None = None,
         adopt: bool = True,
     ) -> None:
@@ -101,6 +104,7 @@ class RowBatch:
         self.batch_size, self.decode_chunk = batch_size, decode_chunk
         self.found_in = (out, *found_in)
         self.source = source or Source(root, inverted)
+        self.control = control or StageControl(root)
         self._arguments: dict[str, dict[str, Any]] = {}  # of the pipeline, by identity
         inputs = digest(
             FORMAT,
@@ -125,13 +129,22 @@ class RowBatch:
             "seed": seed if row.seed is None else row.seed,
         }
         preset, arguments = source_arguments(row, params)
+        parts = [inputs, canonical_json(settings | arguments)]
         if arguments:
-            identity = digest(inputs, canonical_json(settings | arguments), self.source.identity(arguments))
-        else:
-            identity = digest(inputs, canonical_json(settings))
+            parts.append(self.source.identity(arguments))
+        if self.control or row.control_scale is not None:
+            parts += ["control", self.control.with_scale(row.control_scale).identity or "missing"]
+        identity = digest(*parts)
         self._arguments[identity] = arguments
-        mask = arguments.get("mask")
-        return EditRow(name=row.name, category=row.category, identity=identity, preset=preset, mask=mask, **settings)
+        return EditRow(
+            name=row.name,
+            category=row.category,
+            identity=identity,
+            preset=preset,
+            mask=arguments.get("mask"),
+            control_scale=row.control_scale,
+            **settings,
+        )
 
     # Which rows are done
 
@@ -194,7 +207,8 @@ class RowBatch:
         dtype = getattr(torch, self.params.precision)
         spatial, temporal = self.attention.spatial, self.attention.temporal
         with MODEL_LOADING:
-            return load_pipeline(self.base, self.tuned, spatial, temporal, self.device, dtype)
+            networks = self.control.networks(self.device, dtype)
+            return load_pipeline(self.base, self.tuned, spatial, temporal, self.device, dtype, networks)
 
     def first_group(self, rows: Sequence[EditRow]) -> list[EditRow]:
         """Return the first of the rows, and those of the others that can be sampled in one batch with it."""
@@ -281,8 +295,14 @@ class RowBatch:
             raise
 
     def _pipeline_arguments(self, row: EditRow) -> dict[str, Any]:
-        """Return the arguments that take something over from the source, with what they read."""
-        arguments = dict(self._arguments[row.identity])
+        """Return the arguments that take something over from the source, or control the edit, with what they read.
+
+        Raises:
+            TavError: the row sets the scale of a control that there is not.
+        """
+        if row.control_scale is not None and not self.control:
+            raise TavError("control_scale: the clip has no control; set it in params.yaml")
+        arguments = self._arguments[row.identity] | self.control.with_scale(row.control_scale).arguments()
         if is_pixel_mask(arguments):
             arguments["mask"] = self.source.pixel_mask(arguments["mask"])
             arguments.pop("mask_feather")
@@ -309,6 +329,7 @@ class RowBatch:
                 "preset": row.preset,
                 "mask": row.mask,
                 **self._mask_record(row, mask),
+                **self._control_record(row),
                 "identity": row.identity,
                 "frames": len(frames),
                 "height": frames.shape[1],
@@ -325,6 +346,13 @@ class RowBatch:
         arguments = self._arguments[row.identity]
         settings = {name: arguments[name] for name in MASK_SETTINGS if name in arguments}
         return {**settings, "mask_image": mask_image(mask[len(mask) // 2].cpu().numpy())}
+
+    def _control_record(self, row: EditRow) -> dict[str, Any]:
+        """Return what the record says of the control: the networks, and the row's own scale; nothing without control."""
+        if not self.control:
+            return {}
+        own = {} if row.control_scale is None else {"control_scale": row.control_scale}
+        return {"control": self.control.with_scale(row.control_scale).summary, **own}
 
     # The results folder
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.model_loading import MODEL_LOADING
+from tasks.stage_control import StageControl
 from tav.config import AttentionParams, TuneParams
 from tav.runtime.devices import is_out_of_memory, release_memory
 from tav.runtime.progress import Progress
@@ -43,6 +44,7 @@ def tune(
     checkpoints: Path,
     checkpoint_every: int,
     progress: Progress,
+    control: StageControl | None = None,
 ) -> None:
     """Write `tuned.safetensors`, `tuned.json` and `loss.csv` into `out`.
 
@@ -63,6 +65,7 @@ def tune(
         checkpoints: a folder for checkpoints, outside of the results.
         checkpoint_every: steps between two checkpoints.
         progress: counts the steps; its records are `tav_model.tuning.StepRecord`.
+        control: what steers the predictions while the UNet is tuned.
     """
     import pandas as pd
     import torch
@@ -75,7 +78,7 @@ def tune(
     text, _ = load_tensors(latents / "text.safetensors", device)
     settings = params.model_dump()
     clip, base_identity = digest(latents), base_digest(base)
-    identity = _identity(clip, base_identity, attention, params, seed)
+    identity = _identity(clip, base_identity, attention, params, seed, control)
     write_json(checkpoints / BASE_FILE, {"base_model": base_name, "base_digest": base_identity})
 
     def on_step(record: StepRecord) -> None:
@@ -92,7 +95,8 @@ def tune(
             ).to(device)
             scheduler = load_part(base, "scheduler")
         config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing)
-        tuner = Tuner(unet, scheduler, config)
+        signal = control.signal(base, device, torch.float32) if control else None
+        tuner = Tuner(unet, scheduler, config, signal)
         tuner.fit(
             tensors["mean"],
             tensors["deviation"],
@@ -131,7 +135,14 @@ def tune(
 
 
 def resume_step(
-    latents: Path, checkpoints: Path, *, base_name: str, attention: AttentionParams, params: TuneParams, seed: int
+    latents: Path,
+    checkpoints: Path,
+    *,
+    base_name: str,
+    attention: AttentionParams,
+    params: TuneParams,
+    seed: int,
+    control: StageControl | None = None,
 ) -> int | None:
     """Return the step of the checkpoint that `tune` would resume from with the same arguments; None where it would begin.
 
@@ -143,7 +154,7 @@ def resume_step(
         base = read_json(checkpoints / BASE_FILE)
         if base["base_model"] != base_name:
             return None
-        identity = _identity(digest(latents), base["base_digest"], attention, params, seed)
+        identity = _identity(digest(latents), base["base_digest"], attention, params, seed, control)
     except (TavError, OSError, LookupError, TypeError):
         return None  # Damaged, or gone since, because another process tunes.
     for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
@@ -153,6 +164,14 @@ def resume_step(
     return None
 
 
-def _identity(clip: str, base_identity: str, attention: AttentionParams, params: TuneParams, seed: int) -> str:
+def _identity(
+    clip: str,
+    base_identity: str,
+    attention: AttentionParams,
+    params: TuneParams,
+    seed: int,
+    control: StageControl | None = None,
+) -> str:
     """Return what a checkpoint belongs to: everything that the tuning depends on."""
-    return digest(clip, base_identity, canonical_json([params.model_dump(), attention.model_dump(), seed]))
+    controlled = [control.identity] if control else []
+    return digest(clip, base_identity, canonical_json([params.model_dump(), attention.model_dump(), seed]), *controlled)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tav.config import load_params
+from tav.config.control import own_control_network
 from tav.config.prompt_words import unknown_words_warning
 from tav.config.prompts import read_prompts
 from tav.media.importing import ImportedClip, import_clip
@@ -26,6 +27,8 @@ def add_clip(
     frames: dict[str, int | None],
     as_json: bool,
     mask: Path | None = None,
+    control: str | None = None,
+    control_model: str | None = None,
 ) -> None:
     """Register a clip, and print what it is now.
 
@@ -39,6 +42,8 @@ def add_clip(
         frames: `frames`, `start`, `end` and `stride` of the section `decode`; None: as for all clips.
         as_json: print a JSON document instead of text.
         mask: where the video is edited.
+        control: what a control network sees of the clip, KIND or KIND=ANNOTATOR, such as canny.
+        control_model: the network; None: the one that comes with the base model.
 
     Raises:
         TavError: as `tav.media.importing.import_clip`; the project is unchanged.
@@ -48,8 +53,9 @@ def add_clip(
         decode = {"sampling": "stride", **decode}
     if size is not None:
         decode = {**_parse_size(size), **decode}
+    networks = _control(root, control, control_model)
     with ProgressBars() as bars, bars.activity(f"reading {video.name}"):
-        added = import_clip(root, video, caption, name, edits, decode, mask)
+        added = import_clip(root, video, caption, name, edits, decode, mask, networks)
     prompts = [row.prompt for row in read_prompts(root / added.prompts)]
     warning = unknown_words_warning(root, load_params(root / "params.yaml").base_model, [added.caption, *prompts])
     if warning:
@@ -68,6 +74,26 @@ def _parse_size(text: str) -> dict[str, int]:
     if not match:
         raise TavError(f"--size: {text!r} is not allowed: must be WIDTHxHEIGHT, such as 512x512")
     return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _control(root: Path, control: str | None, model: str | None) -> list[dict[str, str]] | None:
+    """Return the clip's control as in params.yaml.
+
+    Raises:
+        TavError: the base model has no network of its own for this kind, and none is given.
+    """
+    if control is None:
+        if model is not None:
+            raise TavError("--control-model: needs --control, such as canny")
+        return None
+    kind, _, annotator = control.partition("=")
+    base_model = load_params(root / "params.yaml").base_model
+    network = model or own_control_network(root, base_model, kind)
+    if network is None:
+        raise TavError(
+            f"--control: {base_model} comes without a control network for {kind!r}; name one: --control-model"
+        )
+    return [{"kind": kind, "model": network, **({"annotator": annotator} if annotator else {})}]
 
 
 def _summary(added: ImportedClip) -> str:

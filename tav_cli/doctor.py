@@ -105,6 +105,11 @@ def _checks(root: Path) -> Iterator[Check]:
     clips = [params.for_clip(clip) for clip in params.clips]
     for name in dict.fromkeys(clip.base_model for clip in clips):
         yield from _guarded("base model", partial(_model, root, "base model", name, "base_model", PARTS))
+    control = [one for clip in clips for one in clip.control]
+    for key in ("model", "annotator", "detector"):
+        for network in dict.fromkeys(getattr(one, key) for one in control):
+            if network:
+                yield from _guarded(f"control {key}", partial(_model, root, f"control {key}", network, "control", ()))
     for key in ("clip_model", "pickscore_model"):
         for scorer in dict.fromkeys(getattr(clip.score, key) for clip in clips):
             if scorer:

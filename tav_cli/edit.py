@@ -27,7 +27,8 @@ def edit_clip(
         root: the project's folder.
         clip: the clip's name.
         prompts: what the edits should show.
-        settings: `guidance_scale`, `steps`, `seed`, `negative_prompt`, `preset` and `mask`; None: as in params.yaml.
+        settings: `guidance_scale`, `steps`, `seed`, `negative_prompt`, `preset`, `mask` and `control_scale`; None: as in
+            params.yaml.
         add_to_csv: also append the prompts that were rendered to the clip's CSV.
         as_json: print one JSON document at the end instead of a line for each video.
 
@@ -39,6 +40,8 @@ def edit_clip(
     bars = ProgressBars()
     stages = ClipStages(root, clip, EventStream(*([bars] if bars.enabled else standard_error_display())))
     check_ready(stages)
+    if settings.get("control_scale") is not None and not stages.control("edit"):
+        raise TavError(f"--control-scale: the clip {clip} has no control; set control in params.yaml, and run it again")
     csv = _writable_csv(stages) if add_to_csv else None
     done: list[QuickEditResult] = []
     try:

@@ -156,7 +156,7 @@ def _tav(
         print(context.get_help())
 
 
-@_command("Add a clip to the project.", 'tav add ~/ski.mp4 --caption "a man is skiing" --edit "a cat is skiing"')
+@_command("Add a clip to the project.", 'tav add ski.mp4 --caption "a man is skiing" --edit "a cat is skiing"')
 def add(
     video: Annotated[Path, typer.Argument(metavar="VIDEO", hidden=True)],
     caption: Annotated[str, typer.Option("--caption", "--prompt", metavar="TEXT", help="What the video shows.")],
@@ -170,12 +170,16 @@ def add(
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels, such as 512x512.")] = None,
     start: Annotated[int | None, typer.Option(metavar="N", help="First frame to use.")] = None,
     end: Annotated[int | None, typer.Option(metavar="N", help="Frame to stop before.")] = None,
-    stride: Annotated[
-        int | None, typer.Option(metavar="N", help="Use every Nth frame instead of spreading them evenly.")
-    ] = None,
+    stride: Annotated[int | None, typer.Option(metavar="N", help="Use every Nth frame from --start on.")] = None,
     mask: Annotated[
         Path | None,
         typer.Option(metavar="PATH", help="Where to edit, in white, or boxes."),
+    ] = None,
+    control: Annotated[
+        str | None, typer.Option(metavar="KIND", help="Keep edges: canny, lineart; or depth=ANNOTATOR, ...")
+    ] = None,
+    control_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Control network. Default: the base model's own.")
     ] = None,
     json: Json = False,
     quiet: Quiet = False,
@@ -188,7 +192,7 @@ def add(
     from tav_cli.add import add_clip
 
     chosen = {"frames": frames, "start": start, "end": end, "stride": stride}
-    add_clip(root, video, caption, name, edit or [], size, chosen, json, mask)
+    add_clip(root, video, caption, name, edit or [], size, chosen, json, mask, control, control_model)
 
 
 @_command("Bring clips up to date, from decoding to scores.", "tav run ball --set edit.guidance_scale=5")
@@ -204,7 +208,7 @@ def run(
         bool, typer.Option("--quiet", "-q", help="Print only errors: no progress, no scores.", callback=_set_quiet)
     ] = False,
 ) -> None:
-    """Bring clips up to date (default: all): decode, encode, tune, invert, edit, score.
+    """Bring clips up to date (default: all): decode, encode, annotate, tune, invert, edit, score.
 
     --set, --set-all and --prompts are written to params.yaml. Without a CLIP, --set changes all clips. A run that was
     stopped resumes where it was. Exit code 1: some clips or prompts failed.
@@ -227,10 +231,13 @@ def edit(
     seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the random noise.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None,
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What to keep of the source, such as attribute or object.")
+        str | None, typer.Option(metavar="NAME", help="What to keep of the clip, such as attribute.")
     ] = None,
     mask: Annotated[
         str | None, typer.Option(metavar="PATH", help="Where to edit: a file or folder of the project, or: words.")
+    ] = None,
+    control_scale: Annotated[
+        float | None, typer.Option(metavar="X", help="Strength of the control networks, 0 to 2.")
     ] = None,
     add_to_csv: Annotated[bool, typer.Option("--add", help="Also add the prompts to the clip's CSV.")] = False,
     json: Json = False,
@@ -250,6 +257,7 @@ def edit(
         "negative_prompt": negative_prompt,
         "preset": preset,
         "mask": mask,
+        "control_scale": control_scale,
     }
     raise typer.Exit(edit_clip(root, clip, prompts, settings, add_to_csv, json))
 

@@ -141,8 +141,9 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
     """Check what would otherwise fail after the tuning, or after Prefect's start, and warn of words that are unknown.
 
     Raises:
-        TavError: a missing model or video, or an invalid prompt CSV.
+        TavError: a missing model or video, a control network of another base model, or an invalid prompt CSV.
     """
+    from tav.config.control import check_control
     from tav.config.prompt_words import unknown_words_warning
     from tav.config.prompts import read_prompts
 
@@ -152,6 +153,7 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
         for name in (own.base_model, own.score.clip_model, own.score.pickscore_model):
             if name:
                 resolve_model(root, name)
+        check_control(root, clip, params)
         video = project_path(root, settings.video, f"params.yaml: clips.{clip}.video")
         if not video.exists():
             raise TavError(f"{settings.video}: no such file; it is the video of {clip} in params.yaml")
@@ -159,6 +161,9 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
             rows = read_prompts(project_path(root, settings.prompts, f"params.yaml: clips.{clip}.prompts"))
         except TavError as error:
             raise TavError(str(error).replace(f"{root}{os.sep}", "")) from None
+        for row in rows:
+            if row.control_scale is not None and not any("edit" in one.stages for one in own.control):
+                raise TavError(f"{settings.prompts}: line {row.line}: control_scale: the clip {clip} has no control")
         texts = [settings.caption, *(row.prompt for row in rows)]
         if warning := unknown_words_warning(root, own.base_model, texts):
             warnings.append(f"warning: {clip}: {warning}")

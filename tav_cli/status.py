@@ -90,10 +90,11 @@ def status(root: Path, clips: Sequence[str], as_json: bool) -> None:
 
 def clip_status(root: Path, clip: str, versions: DvcPipeline) -> ClipStatus:
     """Return the state of a clip, without changing anything."""
-    stages = _stage_statuses(versions.status(clip, STAGES), clip_holder(root, clip))
     clip_stages = ClipStages(root, clip)
-    tune, before = stages["tune"], STAGES[: STAGES.index("tune")]
-    if tune.state in ("stale", "never run") and all(stages[stage].state == "up to date" for stage in before):
+    before_tune = _stages_before_tune(clip_stages)
+    stages = _stage_statuses(versions.status(clip, STAGES), clip_holder(root, clip), before_tune)
+    tune = stages["tune"]
+    if tune.state in ("stale", "never run") and all(stages[stage].state == "up to date" for stage in before_tune):
         step = None if tune.restorable else clip_stages.resume_step()
         if step is not None:
             reason = f"resumes from the checkpoint of step {step} of {clip_stages.params.tune.steps}"
@@ -112,16 +113,27 @@ def clip_status(root: Path, clip: str, versions: DvcPipeline) -> ClipStatus:
     return ClipStatus(stages, [name for name in names if name not in todo], todo)
 
 
-def _stage_statuses(dvc_statuses: dict[str, DvcStageStatus], holder: dict[str, Any] | None) -> dict[str, StageStatus]:
+def _stages_before_tune(clip_stages: ClipStages) -> list[str]:
+    """Return the stages whose outputs the tuning may depend on: only with control in it, what `annotate` writes."""
+    needed = {"annotate"} if clip_stages.is_tuned_under_control() else set()
+    return [stage for stage in STAGES[: STAGES.index("tune")] if stage != "annotate" or stage in needed]
+
+
+def _stage_statuses(
+    dvc_statuses: dict[str, DvcStageStatus], holder: dict[str, Any] | None, before_tune: Sequence[str]
+) -> dict[str, StageStatus]:
     """Combine what DVC knows with the stage that runs now; a stage depends on all stages before it.
 
     Args:
         dvc_statuses: by stage, in the order of the pipeline.
         holder: which process works on the clip, such as `{"process": 123, "stage": "tune"}`.
+        before_tune: the stages that `tune` depends on.
     """
+    depends_on = {"annotate": ["decode"], "tune": before_tune}
     stages: dict[str, StageStatus] = {}
-    waits_for = None
     for stage, dvc_status in dvc_statuses.items():
+        earlier = depends_on.get(stage, stages)
+        waits_for = next((one for one in earlier if stages[one].state != "up to date"), None)
         state, reasons = dvc_status.state, dvc_status.reasons
         if holder and holder.get("stage") == stage:
             state, reasons = "running", [f"process {holder['process']}"]
@@ -134,8 +146,6 @@ def _stage_statuses(dvc_statuses: dict[str, DvcStageStatus], holder: dict[str, A
         if waits_for and state != "running":
             reasons = [*reasons, f"after {waits_for}"] if state == "stale" else []
         stages[stage] = StageStatus(state, reasons, dvc_status.is_restorable and not waits_for)
-        if state != "up to date" and waits_for is None:
-            waits_for = stage
     return stages
 
 

@@ -27,6 +27,7 @@ settings.load_profile("tav")
 # The files that take longest, in seconds on a quiet machine. They begin first, so that no worker waits for one at the end.
 LONGEST = {
     "test_end_to_end.py": 120,
+    "test_controlled.py": 75,
     "flows/test_cancellation.py": 90,
     "tav_cli/test_main.py": 80,
     "tav/versioning/test_dvc_pipeline.py": 70,

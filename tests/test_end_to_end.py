@@ -164,7 +164,7 @@ def test_both_entry_points(tmp_path: Path, prefect: dict[str, str]) -> None:
         assert f"tune {CLIP}: 100%" in watched and "text alignment" in watched
         check_results(by_prefect, EDITS)
         check_runs(by_prefect, EDITS)
-        stages = ("decode", "encode", "tune", "invert")
+        stages = ("decode", "encode", "annotate", "tune", "invert")
         edits = [f"edit: {prompt}" for prompt in EDITS.values()]
         assert task_runs(prefect) == [f"{stage}: {CLIP}" for stage in stages] + edits + [f"score: {CLIP}"]
 

@@ -99,7 +99,7 @@ def test_the_examples_come_out_right(clip: str, tmp_path: Path) -> None:
         (project / f"data/{clip}.mp4").write_bytes((ROOT / f"docs/tutorial/{clip}.mp4").read_bytes())
         change_params(project, {}, {clip: entry})
     stages = ClipStages(project, clip)
-    for stage in ("decode", "encode", "tune", "invert"):
+    for stage in ("decode", "encode", "annotate", "tune", "invert"):
         stages.run(stage)
 
     judge = Judge(ClipScorer(str(WEIGHTS / "scorer"), "cpu"))

@@ -7,12 +7,13 @@ the keys; prompt CSVs, paths and stage names have modules of their own.
 from tav.config.clip_settings import RESULT_SECTIONS, no_own_settings
 from tav.config.loading import load_params, parse_params
 from tav.config.overrides import overrides_of_clips, parse_overrides
-from tav.config.rewriting import add_clip, complete_clips, write_overrides
+from tav.config.rewriting import add_clip, complete_keys, write_overrides
 from tav.config.schema import (
     CLIP_NAME,
     CLIP_NAME_RULE,
     AttentionParams,
     ClipParams,
+    ControlParams,
     DecodeParams,
     EditParams,
     EncodeParams,
@@ -30,6 +31,7 @@ __all__ = [
     "RESULT_SECTIONS",
     "AttentionParams",
     "ClipParams",
+    "ControlParams",
     "DecodeParams",
     "EditParams",
     "EncodeParams",
@@ -40,7 +42,7 @@ __all__ = [
     "TrackingParams",
     "TuneParams",
     "add_clip",
-    "complete_clips",
+    "complete_keys",
     "load_params",
     "no_own_settings",
     "overrides_of_clips",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 # The sections that a clip may have settings of its own for: those that decide a result.
-SINGLE_VALUES = ("base_model", "seed")
+SINGLE_VALUES = ("base_model", "seed", "control")
 RESULT_SECTIONS = (*SINGLE_VALUES, "decode", "attention", "encode", "tune", "invert", "edit", "score")
 _OWN_KEY = re.compile(rf"clips\.[^.]+\.(?:{'|'.join(RESULT_SECTIONS)})")
 
@@ -25,7 +25,7 @@ def with_own_settings(common: Any, own: Any) -> Any:
     """Return the value of a section for a clip.
 
     Args:
-        common: the section's value: a mapping, or the single value of `base_model` or `seed`.
+        common: the section's value: a mapping, or that of `base_model`, `seed` or `control`, which is replaced as one.
         own: what the clip sets itself: a mapping of the keys to replace, or a single value; None: nothing.
     """
     if own is None:

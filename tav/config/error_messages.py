@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tav.config.schema import CLIP_NAME_RULE, ClipParams, Params, is_section
+from tav.config.schema import CLIP_NAME_RULE, ClipParams, Params, is_section, section_of_items
 
 LONGEST_VALUE = 80
 _BOUNDS = {
@@ -43,6 +43,10 @@ def _describe(problem: ErrorDetails) -> str:
             if part not in annotation.model_fields:
                 return f"{key}: unknown key{suggest(part, annotation.model_fields)}"
             allowed = describe_allowed(annotation.model_json_schema()["properties"][part])
+        elif item := section_of_items(annotation):
+            annotation = item
+            allowed = f"a mapping with the keys {', '.join(item.model_fields)}"
+            continue
         elif get_origin(annotation) is not dict:
             break  # An item of a list: the description of the list covers its items.
         annotation = annotation_below(annotation, part)

@@ -67,6 +67,10 @@ class Project:
         """Return the output folder of the stage `encode`."""
         return self.results(clip) / "latents"
 
+    def control(self, clip: str) -> Path:
+        """Return the output folder of the stage `annotate`."""
+        return self.results(clip) / "control"
+
     def tuned(self, clip: str) -> Path:
         """Return the output folder of the stage `tune`."""
         return self.results(clip) / "tuned"

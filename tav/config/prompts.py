@@ -21,9 +21,20 @@ from tav_model.errors import TavError
 from tav_model.files import atomic_file
 
 # In the order of the documentation; only `prompt` is required.
-COLUMNS = ("prompt", "name", "seed", "guidance_scale", "steps", "negative_prompt", "category", "preset", "mask")
+COLUMNS = (
+    "prompt",
+    "name",
+    "seed",
+    "guidance_scale",
+    "steps",
+    "negative_prompt",
+    "category",
+    "preset",
+    "mask",
+    "control_scale",
+)
 # The columns that decide a row's video.
-CONTENT_COLUMNS = ("prompt", "seed", "guidance_scale", "steps", "negative_prompt", "preset", "mask")
+CONTENT_COLUMNS = ("prompt", "seed", "guidance_scale", "steps", "negative_prompt", "preset", "mask", "control_scale")
 CATEGORIES = ("style", "object", "background", "multiple", "colour")
 FILE_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 _.-]{0,78}[A-Za-z0-9_-])?")
 # Names that Windows reserves for devices, with any suffix.
@@ -46,6 +57,7 @@ class PromptRow:
         category: one of `CATEGORIES`, by which scores are grouped.
         preset: one of `tav.config.presets.PRESETS`.
         mask: a path in the project, or `words`.
+        control_scale: scale of all control networks.
     """
 
     line: int
@@ -58,6 +70,7 @@ class PromptRow:
     category: str | None = None
     preset: str | None = None
     mask: str | None = None
+    control_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,7 @@ class EditRow:
         identity: digest of everything that decides the video; an edit that is done has its identity in its record.
         preset: one of `tav.config.presets.PRESETS`.
         mask: a path in the project, or `words`; None: no mask.
+        control_scale: scale of all control networks; None: as the parameters set it.
     """
 
     name: str
@@ -87,11 +101,12 @@ class EditRow:
     identity: str
     preset: str = "tune-a-video"
     mask: str | None = None
+    control_scale: float | None = None
 
     @property
-    def batch_key(self) -> tuple[float, int, str, str | None]:
+    def batch_key(self) -> tuple[float, int, str, str | None, float | None]:
         """Return the settings that edits must share to be sampled in one batch."""
-        return self.guidance_scale, self.steps, self.preset, self.mask
+        return self.guidance_scale, self.steps, self.preset, self.mask, self.control_scale
 
 
 def read_prompts(path: Path) -> list[PromptRow]:
@@ -261,6 +276,7 @@ def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
         category=cells["category"] or None,
         preset=cells["preset"] or None,
         mask=cells["mask"] or None,
+        control_scale=number("control_scale", float, 0, 2),
     )
 
 
@@ -309,4 +325,6 @@ def _content_hash(row: PromptRow) -> str:
     content = repr((row.prompt, row.seed, row.guidance_scale, row.steps, row.negative_prompt, row.category))
     if row.preset or row.mask:
         content += repr((row.preset, row.mask))
+    if row.control_scale is not None:
+        content += repr(row.control_scale)
     return hashlib.sha256(content.encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Change params.yaml and keep its comments: write overrides back, add a clip, complete the clips."""
+"""Change params.yaml and keep its comments: write overrides back, add a clip, add keys that earlier versions lack."""
 
 from __future__ import annotations
 
@@ -46,10 +46,11 @@ def write_overrides(path: Path, overrides: Mapping[str, Any]) -> Params:
     return params
 
 
-def complete_clips(path: Path) -> None:
-    """Give each clip in params.yaml the keys for its own settings that it lacks, with nothing in them.
+def complete_keys(path: Path) -> None:
+    """Add the keys to params.yaml that files of earlier versions lack, with nothing in them.
 
-    DVC looks for them in the file, although to this project a missing key is the same. Files of earlier versions lack them.
+    They are `control`, and those of each clip for its own settings. DVC looks for them in the file, although to this project
+    a missing key is the same.
 
     Args:
         path: the file; a symbolic link is followed.
@@ -58,10 +59,14 @@ def complete_clips(path: Path) -> None:
         TavError: the file is not allowed.
     """
     text = read_yaml_text(path)
-    clips = parse_params(path.name, text).clips
-    if all(no_own_settings().keys() <= clip.model_fields_set for clip in clips.values()):
+    params = parse_params(path.name, text)
+    complete = all(no_own_settings().keys() <= clip.model_fields_set for clip in params.clips.values())
+    if complete and "control" in params.model_fields_set:
         return
     content = parse_with_comments(_with_newlines(text))
+    if "control" not in content:
+        # Above the seed, to which ruamel.yaml attaches the comments that follow it.
+        content.insert(list(content).index("seed"), "control", styled([]))
     for clip in content["clips"].values():
         for key, value in no_own_settings().items():
             if key not in clip:

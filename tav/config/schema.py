@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeGuard, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
 
 from tav.config.characters import has_control_characters
 from tav.config.clip_settings import RESULT_SECTIONS, with_own_settings
@@ -63,6 +63,8 @@ PresetName = Literal[
     "plug-and-play",
     "category",
 ]
+# Kinds of conditions that a model estimates.
+ANNOTATED = ("depth", "pose", "segmentation")
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 ProjectPath = Annotated[str, AfterValidator(_inside_project)]
 OptionalProjectPath = Annotated[str | None, AfterValidator(_inside_project)]
@@ -80,6 +82,14 @@ class Section(BaseModel):
 def is_section(annotation: Any) -> TypeGuard[type[Section]]:
     """Return whether a field's annotation is a section, rather than the type of a value."""
     return isinstance(annotation, type) and issubclass(annotation, Section)
+
+
+def section_of_items(annotation: Any) -> type[Section] | None:
+    """Return the section that the items of a list are, by a field's annotation; None where it is no such list."""
+    for option in (annotation, *get_args(annotation)):
+        if get_origin(option) is list and is_section(item := get_args(option)[0]):
+            return item
+    return None
 
 
 class AttentionParams(Section):
@@ -213,6 +223,63 @@ class EditParams(Section):
     )
 
 
+class ControlParams(Section):
+    """A control network that steers the clip, and the condition that it sees: edges, depth or a pose of every frame."""
+
+    kind: Literal["canny", "lineart", "depth", "pose", "segmentation", "given"] = Field(
+        description="what the network sees of the frames; given: frames that you have"
+    )
+    model: ProjectPath = Field(
+        description="a ControlNet or T2I-Adapter for the base model: a folder in the project, a name in $TAV_MODELS, or a "
+        "hub id"
+    )
+    scale: float = Field(1.0, ge=0, le=2, description="factor of what the network adds; 0: no control")
+    start: Share = Field(0.0, description="share of the sampling steps after which the control begins")
+    end: Share = Field(1.0, description="share of the sampling steps after which the control ends")
+    guess_mode: bool = Field(
+        False, description="for control without a prompt: less of it at upper levels, none under the negative prompt"
+    )
+    stages: list[Literal["tune", "invert", "edit"]] = Field(
+        ["invert", "edit"], min_length=1, max_length=3, description="stages that the control acts in"
+    )
+    annotator: OptionalProjectPath = Field(
+        None,
+        description="model that estimates depth, pose or segmentation; null: none, or the exact depth of a clip with a scene "
+        "file",
+    )
+    detector: OptionalProjectPath = Field(
+        None, description="model that finds the people for pose; null: one person who fills the frame"
+    )
+    given: OptionalProjectPath = Field(
+        None, description="for kind given: a video, a folder of numbered images or an image in the project"
+    )
+    source: str | None = Field(
+        None, description="another clip, whose frames are annotated instead; null: the clip's own"
+    )
+
+    @model_validator(mode="after")
+    def _check_agreement(self) -> ControlParams:
+        if not self.start < self.end:
+            raise ValueError(f"start: {self.start:g} must be less than end, which is {self.end:g}")
+        if (self.kind == "given") != (self.given is not None):
+            raise ValueError("kind given and a path in given belong together")
+        if self.given is not None and self.source is not None:
+            raise ValueError("given and source: only one of them is allowed")
+        if self.annotator is not None and self.kind not in ANNOTATED:
+            raise ValueError(f"annotator: kind {self.kind} needs none; only {', '.join(ANNOTATED)} do")
+        if self.annotator is None and self.kind in ("pose", "segmentation"):
+            raise ValueError(f"annotator: kind {self.kind} needs a model")
+        if self.detector is not None and self.kind != "pose":
+            raise ValueError("detector: only kind pose has one")
+        return self
+
+
+def _check_control(control: list[ControlParams] | None) -> list[ControlParams] | None:
+    if len({one.guess_mode for one in control or ()}) > 1:
+        raise ValueError("guess_mode: must be the same for all networks")
+    return control
+
+
 class ScoreParams(Section):
     """The models that score the edits."""
 
@@ -270,6 +337,11 @@ class TrackingParams(Section):
     log_model: bool = Field(True, description="log the tuned weights as a model that mlflow.pyfunc loads")
 
 
+Control = Annotated[list[ControlParams], AfterValidator(_check_control)]
+OptionalControl = Annotated[list[ControlParams] | None, AfterValidator(_check_control)]
+CONTROL_RULE: dict[str, Any] = {"allowed": "a list of mappings, such as [{kind: canny, model: PATH}]"}
+
+
 def _own(section: type[Section]) -> Any:
     """Return the type of a clip's own settings of a section: the same fields, each optional.
 
@@ -309,6 +381,11 @@ class ClipParams(Section):
     prompts: ProjectPath = Field(description="a CSV of edits, inside the project")
     base_model: OptionalProjectPath = Field(None, description="this clip's base model; null: the common one")
     seed: Seed | None = Field(None, description="this clip's seed; null: the common one")
+    control: OptionalControl = Field(
+        None,
+        description="this clip's control networks; null: the common ones, `[]`: none",
+        json_schema_extra=CONTROL_RULE,
+    )
     decode: DecodeOverrides = Field(DecodeOverrides(), description="this clip's own settings of the section decode")
     attention: AttentionOverrides = Field(
         AttentionOverrides(), description="this clip's own settings of the section attention"
@@ -328,6 +405,9 @@ class Params(Section):
 
     base_model: ProjectPath = Field(description="a folder in the project, a name in $TAV_MODELS, or a hub id")
     seed: Seed = Field(description="seed of all random numbers")
+    control: Control = Field(
+        [], description="networks that steer clips by edges, depth, ...", json_schema_extra=CONTROL_RULE
+    )
     attention: AttentionParams = Field(description="frames that attention reads")
     decode: DecodeParams = Field(description="frames of the clip, and their size")
     encode: EncodeParams = Field(description="frames to latents")

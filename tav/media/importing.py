@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, add_clip, load_params, no_own_settings
+from tav.config.control import check_control
 from tav.config.paths import project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
 from tav.media.decoding import read_frames
@@ -61,6 +62,7 @@ def import_clip(
     edits: Sequence[str] = (),
     decode: Mapping[str, Any] | None = None,
     mask: Path | None = None,
+    control: Sequence[Mapping[str, Any]] | None = None,
 ) -> ImportedClip:
     """Register a video as a clip, after a test that the stage `decode` can read it.
 
@@ -77,6 +79,7 @@ def import_clip(
         decode: settings that replace those of the section `decode` for this clip.
         mask: where the video is edited, for every prompt: see `tav.media.masks.load_mask`. It is copied as the video is, to
             `data/NAME-mask`.
+        control: the clip's own control networks, as `ControlParams`; None: the common ones.
 
     Raises:
         TavError: a name that exists or is not allowed, an unreadable video, a prompt or parameter that is not allowed, or
@@ -106,7 +109,10 @@ def import_clip(
             **no_own_settings(),
             "decode": dict(decode or {}),
         }
+        if control is not None:
+            entry["control"] = [dict(one) for one in control]
         _, params = add_clip(path, name, entry)
+        check_control(root, name, params)
         decode_params = params.for_clip(name).decode
         mask_target, mask_path = _mask_place(root, mask, name)
         created = [place for place in (target, table, mask_target) if place is not None and not place.exists()]

@@ -23,7 +23,7 @@ from tav.reports.figures import LossChart, attention_grid, loss_chart
 from tav.reports.quick_edits import read_quick_edits
 from tav.reports.remarks import edit_remarks
 from tav.reports.scores import read_clip_scores, read_heat_maps, with_quick_scores
-from tav.reports.videos import edit_paths, embed_video, mosaic, read_edits
+from tav.reports.videos import edit_paths, embed_video, mosaic, read_conditions, read_edits
 from tav.runtime.logs import stage_log
 from tav.tracking.provenance import environment_tags
 from tav_model.errors import TavError
@@ -88,6 +88,7 @@ def write_report(root: Path, clip: str) -> Path:
         clip=clip,
         caption=caption,
         source=source,
+        conditions=read_conditions(project.control(clip), source),
         edits=edits,
         rows=rows,
         quick=quick,
@@ -210,9 +211,9 @@ def _parameters(params: Params, clip: str) -> dict[str, list[tuple[str, Any, str
     """Return the parameters that determine the result, by section: key, value and description of each."""
     own = params.clip(clip)
     single = [(own, name) for name in ("video", "caption", "prompts")] + [
-        (params, name) for name in ("base_model", "seed")
+        (params, name) for name in ("base_model", "seed", *(["control"] if params.control else []))
     ]
-    sections = {"clip": [(name, getattr(holder, name), _description(holder, name)) for holder, name in single]}
+    sections = {"clip": [(name, holder.model_dump()[name], _description(holder, name)) for holder, name in single]}
     for name in RESULT_SECTIONS:
         section = getattr(params, name)
         if isinstance(section, BaseModel):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 POSTER_SIDE = 320
 MOSAIC_SIDE, MOSAIC_GAP = 240, 4
 # An edit's settings, in the order of the page.
-SETTINGS = ("seed", "steps", "guidance_scale", "negative_prompt", "preset", "mask")
+SETTINGS = ("seed", "steps", "guidance_scale", "negative_prompt", "preset", "mask", "control")
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,19 @@ def edit_paths(folder: Path) -> list[Path]:
 def embed_video(path: Path) -> Video | None:
     """Read one of the project's videos; None if there is no such file."""
     return _embedded(path) if path.exists() else None
+
+
+def read_conditions(folder: Path, source: Video | None) -> list[tuple[str, Video]]:
+    """Return what control networks see of a clip: the kind of each condition, and its video.
+
+    Args:
+        folder: the output of the stage `annotate`.
+        source: the clip; conditions with another number of frames, which cannot play beside it, are left out.
+    """
+    numbered = {path: path.stem.partition("-") for path in folder.glob("*-*.mp4")}
+    paths = sorted((path for path, parts in numbered.items() if parts[0].isdigit()), key=lambda p: int(numbered[p][0]))
+    videos = [(numbered[path][2], _embedded(path)) for path in paths]
+    return [(kind, video) for kind, video in videos if source is not None and video.frames == source.frames]
 
 
 def _embedded(path: Path) -> Video:

@@ -58,6 +58,8 @@ class ClipRuns:
         """Return all parameters that determine the results, flat."""
         sections = params.for_clip(self.clip).model_dump(mode="json")
         settings = {name: sections[name] for name in RESULT_SECTIONS}
+        if not settings["control"]:
+            del settings["control"]  # The runs of earlier versions, which had none, are found by the same parameters.
         settings["caption"] = params.clip(self.clip).caption
         return flatten(settings)
 
@@ -154,6 +156,8 @@ class ClipRuns:
         self.pipeline.set_tags(self._dvc_hashes("decode", "encode", "tune", "invert", "edit"))
         self.pipeline.log_artifact(self.project.scores(self.clip) / "scores.csv")
         self.pipeline.log_artifact(self.project.contact_sheet(self.clip))
+        for path in sorted(self.project.control(self.clip).glob("*.mp4")):
+            self.pipeline.log_artifact(path, "control")
 
     def report(self) -> None:
         """Log the clip's report, which shows this configuration even when the next one replaces the file."""
@@ -202,7 +206,9 @@ def _end_status(error: BaseException) -> EndStatus:
 
 
 def _edit_parameters(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: settings.get(name) for name in EDIT_PARAMETERS}
+    scale = settings.get("control_scale")
+    own = {} if scale is None else {"control_scale": scale}
+    return {name: settings.get(name) for name in EDIT_PARAMETERS} | own
 
 
 def _in_catalogue_order(values: Mapping[str, float]) -> dict[str, float]:

@@ -17,7 +17,8 @@ So this module works on DVC's own objects, in the way `dvc repro` does:
 `dvc.dvcfile.ProjectFile`              `stages`, `contents`, `lockfile_contents`: dvc.yaml resolved, with its dvc.lock
 `dvc.stage.PipelineStage`              `changed`, `changed_stage`, `status`, `deps_cached`, `save_deps`, `save`, `commit`,
                                        `remove_outs`; `cmd`, `deps`, `outs`, `name`, `addressing`, `dvcfile`, `repo`
-`dvc.output.Output`, `dvc.dependency`  `clear`, `status`, `exists`, `hash_info`, `def_path`; `ParamsDependency`: `read_params`
+`dvc.output.Output`, `dvc.dependency`  `clear`, `status`, `exists`, `hash_info`, `meta`, `def_path`, `fs_path`, `save`,
+                                       `commit`; `ParamsDependency`: `read_params`, `fill_values`, `params`
 `dvc.stage.cache`                      `StageCache`: `restore`, `save`, the run cache; `RunCacheNotFoundError`
 `dvc.stage.serialize`, `dvc.utils`     `to_lockfile`, `parse_yaml_for_update`, `dump_yaml`: entries of dvc.lock, byte for byte
 `dvc.lock`, `dvc.exceptions`           `make_lock`, `LockError`, `DvcException`
@@ -46,10 +47,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tav.config.clip_settings import effective_settings, is_own_key, no_own_settings
 from tav.config.dotted_keys import flatten
+from tav.config.stages import CONTROLLED_STAGES
 from tav.runtime.redaction import redact
 from tav.versioning.recovery import clear_stale_locks, has_stale_locks, remove_partial_copies, repair_lock_file
 from tav_model.errors import TavError
-from tav_model.files import atomic_file
+from tav_model.files import atomic_file, atomic_folder, write_json
 
 if TYPE_CHECKING:
     from dvc.dependency import Dependency
@@ -168,36 +170,124 @@ def clear_cache(repo: Repo) -> None:
 
 
 def complete_records(project: ProjectFile) -> None:
-    """Complete dvc.lock of a version in which a clip could have own settings of `decode` alone.
+    """Complete dvc.lock of earlier versions, so that the stages stay up to date.
 
-    The outputs in it were made without others, so that is what is recorded: the stages stay up to date.
+    Earlier versions had no stage `annotate`, and in the first ones a clip could have own settings of `decode` alone. The
+    outputs in dvc.lock were made without control and without other settings, so that is what is recorded.
     """
-    from dvc.dependency import ParamsDependency
-    from dvc.stage.serialize import to_lockfile
-    from dvc.utils.serialize import dump_yaml, parse_yaml_for_update
+    stages: dict[str, PipelineStage] = {}  # Each access to `project.stages` loads a stage anew.
+    for name in project.lockfile_contents.get("stages", {}):
+        if name in project.stages:
+            stages[name] = project.stages[name]
+    changed = _record_no_control(project, stages) + _record_no_own_settings(project, stages)
+    if changed:
+        path = Path(project.repo.root_dir) / "dvc.lock"
+        content = _parse_lock_file(path)
+        for name in dict.fromkeys(changed):
+            _insert(content["stages"], stages[name], list(project.stages))
+        _write_lock_file(path, content)
 
-    entries = project.lockfile_contents.get("stages", {})
-    incomplete = [name for name, entry in entries.items() if not any(map(is_own_key, _recorded_parameters(entry)))]
-    completed: dict[str, Any] = {}
-    for name in incomplete:
-        if name not in project.stages:
+
+def _record_no_control(project: ProjectFile, stages: dict[str, PipelineStage]) -> list[str]:
+    """Record the stage `annotate` without control for clips of earlier versions; return the stages that have changed.
+
+    Its output is written into the results and the cache.
+    """
+    changed: list[str] = []
+    for name in [name for name in stages if name.startswith("decode@")]:
+        clip = name.partition("@")[2]
+        later = [stages[one] for stage in CONTROLLED_STAGES if (one := f"{stage}@{clip}") in stages]
+        annotate = f"annotate@{clip}"
+        if annotate in stages or annotate not in project.stages or not later:
             continue
-        stage = project.stages[name]
+        stage = project.stages[annotate]
+        (output,) = stage.outs
+        others = [
+            dep for dep in stage.deps if not _is_parameters(dep) and dep.def_path != stages[name].outs[0].def_path
+        ]
+        if not all(dep.exists for dep in others):
+            continue  # As a new stage would be, it is refused by DVC.
+        if not output.exists:
+            with atomic_folder(output.fs_path) as folder:
+                for one in CONTROLLED_STAGES:
+                    write_json(folder / f"{one}.json", [])
+        for dep in stage.deps:
+            if _is_parameters(dep):
+                dep.fill_values({key: [] if key == "control" else None for key in dep.params})
+            elif dep in others:
+                dep.save()
+            else:  # The clip's frames, which may not have been pulled.
+                dep.hash_info, dep.meta = stages[name].outs[0].hash_info, stages[name].outs[0].meta
+        output.save()
+        output.commit()
+        for one in later:
+            for dep in one.deps:
+                if not _is_parameters(dep) and Path(dep.fs_path).parent == Path(output.fs_path):
+                    dep.save()
+        stages[annotate] = stage
+        _save_in_run_cache(stage, *later)
+        changed += [annotate, *(one.name for one in later)]
+    return changed
+
+
+def _record_no_own_settings(project: ProjectFile, stages: Mapping[str, PipelineStage]) -> list[str]:
+    """Record that clips of earlier versions had no own settings; return the stages that have changed."""
+    changed = []
+    for name, entry in project.lockfile_contents.get("stages", {}).items():
+        if name not in stages or any(map(is_own_key, _recorded_parameters(entry))):
+            continue
+        stage = stages[name]
         for dependency in stage.deps:
-            if isinstance(dependency, ParamsDependency) and dependency.hash_info.value is not None:
+            if _is_parameters(dependency) and dependency.hash_info.value is not None:
                 keys = [key for key in dependency.params if is_own_key(key)]
                 if not keys:
                     continue  # a stage that a user has added
                 dependency.hash_info.value |= {key: no_own_settings()[key.rpartition(".")[2]] for key in keys}
-                if all(one.exists for one in stage.deps):  # Otherwise DVC cannot hash them; dvc.lock is enough.
-                    stage.repo.stage_cache.save(stage)
-                completed |= to_lockfile(stage)
-    if completed:
-        path = Path(project.repo.root_dir) / "dvc.lock"
-        content = parse_yaml_for_update(path.read_text(encoding="utf-8"), path)
-        content["stages"].update(completed)
-        with atomic_file(path) as temporary:
-            dump_yaml(temporary, content)
+                _save_in_run_cache(stage)
+                changed.append(name)
+    return changed
+
+
+def _is_parameters(dependency: Dependency) -> bool:
+    from dvc.dependency import ParamsDependency
+
+    return isinstance(dependency, ParamsDependency)
+
+
+def _save_in_run_cache(*stages: PipelineStage) -> None:
+    """Save stages whose inputs are there; otherwise DVC cannot hash them, and dvc.lock is enough."""
+    for stage in stages:
+        if all(dependency.exists for dependency in stage.deps):
+            stage.repo.stage_cache.save(stage)
+
+
+def _insert(entries: dict[str, Any], stage: PipelineStage, order: list[str]) -> None:
+    """Put the entry of a stage into those of dvc.lock, a new one before those that come later in dvc.yaml."""
+    from dvc.stage.serialize import to_lockfile
+
+    is_new = stage.name not in entries
+    entries.update(to_lockfile(stage))
+    if is_new:
+        place = order.index(stage.name)
+        names = [name for name in entries if name != stage.name]
+        later = next((i for i, name in enumerate(names) if name in order and order.index(name) > place), len(names))
+        for name in names[later:]:
+            entries[name] = entries.pop(name)
+
+
+def _parse_lock_file(path: Path) -> dict[str, Any]:
+    """Return the contents of dvc.lock in the form that DVC writes back with its comments."""
+    from dvc.utils.serialize import parse_yaml_for_update
+
+    content: dict[str, Any] = parse_yaml_for_update(path.read_text(encoding="utf-8"), path)
+    return content
+
+
+def _write_lock_file(path: Path, content: Mapping[str, Any]) -> None:
+    from dvc.utils.serialize import dump_yaml
+
+    with atomic_file(path) as temporary:
+        dump_yaml(temporary, content)
 
 
 def _recorded_parameters(entry: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -373,12 +463,11 @@ def record(stage: PipelineStage, added: list[str]) -> None:
             file has the same bytes at the end.
     """
     from dvc.stage.serialize import to_lockfile
-    from dvc.utils.serialize import dump_yaml, parse_yaml_for_update
 
     stage.repo.stage_cache.save(stage)
     stage.commit()
     path = Path(stage.repo.root_dir) / "dvc.lock"
-    content = parse_yaml_for_update(path.read_text(encoding="utf-8"), path) if path.exists() else {}
+    content = _parse_lock_file(path) if path.exists() else {}
     if not content:
         content["schema"] = "2.0"
     entries = content.setdefault("stages", {})
@@ -390,8 +479,7 @@ def record(stage: PipelineStage, added: list[str]) -> None:
         for name in sorted(later, key=order.__getitem__):
             entries[name] = entries.pop(name)
         added.append(stage.name)
-    with atomic_file(path) as temporary:
-        dump_yaml(temporary, content)
+    _write_lock_file(path, content)
     stage.repo.scm_context.track_file(path.name)  # for users who have turned core.autostage on
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from tav.config.rewriting import complete_clips
+from tav.config.rewriting import complete_keys
 from tav.versioning import dvc_internals as dvc
 from tav.versioning.dvc_internals import DvcError, DvcLockedError, DvcStageStatus, Inputs
 from tav_model.disk_space import explained_full_disk
@@ -166,7 +166,7 @@ class DvcPipeline:
             dvc.repair(repo)
             if not self._is_prepared:
                 dvc.clear_cache(repo)
-                complete_clips(self.root / "params.yaml")
+                complete_keys(self.root / "params.yaml")
                 dvc.complete_records(self._project_file.load(repo))
                 self._is_prepared = True
             yield self._project_file.load(repo)

@@ -106,7 +106,10 @@ def test_task_runs_depend_on_the_stages_before_them(flows: list[dict[str, Any]])
         rows = [f"edit: a {colour} {clip}" for colour in ("blue", "pink")]
         expected |= {
             (f"decode: {clip}", f"encode: {clip}"),
+            (f"decode: {clip}", f"annotate: {clip}"),
             (f"encode: {clip}", f"tune: {clip}"),
+            (f"annotate: {clip}", f"tune: {clip}"),
+            (f"annotate: {clip}", f"invert: {clip}"),
             (f"encode: {clip}", f"invert: {clip}"),
             (f"tune: {clip}", f"invert: {clip}"),
             (f"decode: {clip}", f"score: {clip}"),
@@ -121,7 +124,7 @@ def test_what_is_up_to_date_is_cached_and_the_graph_complete(flows: list[dict[st
     first, second, third = (
         {one["name"]: (one["state"], one["message"]) for one in flow["runs"].values()} for flow in flows
     )
-    assert set(first) == set(second) == set(third) and len(first) == 14
+    assert set(first) == set(second) == set(third) and len(first) == 16
     assert {state for state, _ in first.values()} == {"Completed"}
     assert set(second.values()) == {("Cached", "up to date")}
     redone = {name for name, (state, _) in third.items() if state == "Completed"}

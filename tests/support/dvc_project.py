@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("decode", "encode", "tune", "invert", "edit", "score")
+STAGES = ("decode", "encode", "annotate", "tune", "invert", "edit", "score")
 CLIPS = ("ball", "man-skiing_2")
 
 PARAMS = """\
 base_model: toyworld
 seed: 33
+control: []
 attention: {spatial: [first, former], temporal: true}
 decode: {frames: 8, end: null}
 encode: {precision: float32}
@@ -31,6 +32,7 @@ clips:
     decode: {}
     base_model: null
     seed: null
+    control: null
     attention: {}
     encode: {}
     tune: {}
@@ -44,6 +46,7 @@ clips:
     decode: {start: 3}
     base_model: null
     seed: null
+    control: null
     attention: {}
     encode: {}
     tune: {}
@@ -72,15 +75,27 @@ results = Path("results", clip)
 inputs, sections, outputs = {
     "decode": ([own["video"]], ["decode"], ["frames/frames.safetensors", "frames/source.mp4"]),
     "encode": (["frames"], ["encode"], ["latents/latents.safetensors", "latents/text.safetensors"]),
-    "tune": (["latents"], ["tune", "attention"], ["tuned/tuned.safetensors", "tuned/tuned.json", "tuned/loss.csv"]),
-    "invert": (["latents", "tuned/tuned.safetensors"], ["invert"], ["inverted/inverted.safetensors"]),
-    "edit": ([own["prompts"], "inverted"], ["edit"], ["edits/a.mp4", "edits/b/c.json"]),
+    "annotate": ([], ["control"], ["control/tune.json", "control/invert.json", "control/edit.json"]),
+    "tune": (
+        ["latents", "control/tune.json"],
+        ["tune", "attention"],
+        ["tuned/tuned.safetensors", "tuned/tuned.json", "tuned/loss.csv"],
+    ),
+    "invert": (["latents", "tuned/tuned.safetensors", "control/invert.json"], ["invert"], ["inverted/inverted.safetensors"]),
+    "edit": ([own["prompts"], "inverted", "control/edit.json"], ["edit"], ["edits/a.mp4", "edits/b/c.json"]),
     "score": (
         ["frames", "edits"],
         ["score"],
         ["scores/consistency.json", "scores/scores.csv", "scores/metrics.json", "contact-sheet.png"],
     ),
 }[stage]
+if stage == "annotate":
+    control = params["control"] if own.get("control") is None else own["control"]
+    for name in outputs:
+        acting = [one for one in control if Path(name).stem in one.get("stages", ["invert", "edit"])]
+        (results / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / name).write_text(json.dumps(acting) + "\\n")
+    raise SystemExit
 sha = hashlib.sha256(json.dumps([params[name] | own.get(name, {}) for name in sections]).encode())
 for name in inputs:
     path = Path(name) if name.startswith("data/") else results / name

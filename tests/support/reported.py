@@ -71,7 +71,7 @@ def make_results(root: Path) -> Path:
     rows = [f"{s},{rng.uniform(0.002, 0.2)},{1e-3 * (1 - s / 400)},0.1,{rng.integers(1000)}" for s in range(1, 401)]
     (results / "tuned/loss.csv").write_text("\n".join(["step,loss,learning_rate,gradient_norm,timestep", *rows, ""]))
     (root / ".tav/timings").mkdir(parents=True)
-    timings = {"decode": 2.1, "encode": 3.5, "tune": 112.8, "invert": 5.9, "edit": 27.6, "score": 17.0}
+    timings = {"decode": 2.1, "encode": 3.5, "annotate": 0.1, "tune": 112.8, "invert": 5.9, "edit": 27.6, "score": 17.0}
     (root / f".tav/timings/{CLIP}.json").write_text(json.dumps(timings))
     return root
 

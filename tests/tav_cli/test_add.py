@@ -14,6 +14,7 @@ from PIL import Image
 
 from tav.config import no_own_settings
 from tav.media import importing
+from tests.support.models import controlnet, small_base
 from tests.support.projects import ROOT
 from tests.support.tav_command import Tav, change, contents, read_yaml
 
@@ -57,6 +58,33 @@ def test_add_with_a_mask_copies_it_and_names_it_in_every_row(tav: Tav, new: Path
     assert ended.code == 0, ended.err
     assert (new / "data/b-mask.png").read_bytes() == (tmp_path / "Jacket.PNG").read_bytes()
     assert (new / "data/b.csv").read_text() == "prompt,mask\na blue ball,data/b-mask.png\n"
+
+
+def test_add_with_control_names_the_network(tav: Tav, new: Path) -> None:
+    network = controlnet(conditioning_embedding_out_channels=(4, 8, 8, 8))
+    small_base(new / "models/small")
+    network.save_pretrained(new / "models/small/controlnet/edges")
+    change(new / "params.yaml", "base_model: toyworld", "base_model: models/small")
+    arguments = ("add", "data/ball.mp4", "--caption", "a ball", "--edit", "a blue ball")
+    ended = tav(*arguments, "--name", "own", "--control", "canny")
+    assert ended.code == 0, ended.err
+    ended = tav(
+        *arguments, "--name", "named", "--control", "lineart", "--control-model", "models/small/controlnet/edges"
+    )
+    assert ended.code == 0, ended.err
+    clips = read_yaml(new / "params.yaml")["clips"]
+    assert clips["own"]["control"] == [{"kind": "canny", "model": "models/small/controlnet/edges"}]
+    assert clips["named"]["control"] == [{"kind": "lineart", "model": "models/small/controlnet/edges"}]
+    before = contents(new)
+    for options, message in (
+        (("--control", "lineart"), "--control: models/small comes without a control network for 'lineart'; name one"),
+        (("--control-model", "models/small"), "--control-model: needs --control, such as canny"),
+        (("--control", "canny", "--control-model", "models/none"), "no model 'models/none': it is neither a folder"),
+        (("--control", "pose", "--control-model", "models/small"), "annotator: kind pose needs a model"),
+    ):
+        refused = tav(*arguments, "--name", "c", *options)
+        assert refused.code == 2 and message in refused.err, refused
+    assert contents(new) == before
 
 
 def test_add_refuses_a_mask_that_is_none_and_changes_nothing(tav: Tav, new: Path, tmp_path: Path) -> None:

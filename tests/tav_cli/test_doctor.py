@@ -78,7 +78,13 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
     header = b'{"a":{"dtype":"U8","shape":[8],"data_offsets":[0,8]}}'
     (done / "models/cut/unet/x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + b"1234")
     (done / "mlflow.db").write_text("no database" * 99)
-    changes = {"base_model": "models/cut", "tracking": {"uri": "sqlite:///mlflow.db"}, "runtime": {"device": "cuda:99"}}
+    control = [{"kind": "canny", "model": "models/none"}]
+    changes = {
+        "base_model": "models/cut",
+        "control": control,
+        "tracking": {"uri": "sqlite:///mlflow.db"},
+        "runtime": {"device": "cuda:99"},
+    }
     change_params(done, changes)
     with socket.create_server(("127.0.0.1", ports["prefect"])):
         found = checks(tav("doctor", "--json"))
@@ -87,6 +93,7 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
     assert "not a git repository" in wrong.pop("git") and wrong.pop("DVC") == "no .dvc folder here"
     assert wrong.pop("clips").startswith("ball: data/ball.mp4: no such file")
     assert "x.safetensors: not a complete safetensors file" in wrong.pop("base model")
+    assert "no model 'models/none'" in wrong.pop("control model")
     assert "'cuda:99' is not usable here" in wrong.pop("device") and "GiB free" in wrong.pop("disk")
     assert "file is not a database" in wrong.pop("MLflow") and wrong == {}
     warned = {name: check["found"] for name, check in found.items() if check["state"] == "warning"}

@@ -98,7 +98,7 @@ def test_run_names_words_that_the_model_does_not_know(tav: Tav, done: Path) -> N
 def test_run_names_what_has_failed(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def rows_fail(root: Path, clips: list[str], overrides: dict[str, Any], progress: Any) -> None:
         assert (clips, overrides) == (["ball", "cube"], {"edit.steps": "2"})
-        for stage in STAGES[:4]:
+        for stage in STAGES[:5]:
             progress(StageUpToDate(clip="ball", stage=stage))
         progress(StageStarted(clip="ball", stage="edit"))
         for stage in STAGES:  # The clips run side by side.
@@ -113,7 +113,7 @@ def test_run_names_what_has_failed(tav: Tav, done: Path, monkeypatch: pytest.Mon
     assert ended.code == 1
     assert ended.out.splitlines()[2].split()[0] == "cube" and "(mean)" in ended.out
     assert ended.err.splitlines() == [
-        "ball: decode, encode, tune, invert up to date",
+        "ball: decode, encode, annotate, tune, invert up to date",
         "cube: up to date",
         "error: ball: edit: 1 of 2 rows failed: blue (why). 1 done and kept",
         "1 of 2 clips failed; see logs/ball/edit.log",
@@ -186,6 +186,11 @@ def test_a_report_that_fails_fails_no_run(
         (["--set", "clips.ball.caption= "], "clips.ball.caption: '' is not allowed"),
         (["--set", "runtime.device=cuda:99"], "runtime.device: 'cuda:99' is not usable here"),
         (["--set", "base_model=missing"], "no model 'missing': it is neither a folder"),
+        (
+            ["--set", "control=[{kind: canny, model: models/none}]"],
+            "params.yaml: control.0.model: no model 'models/none'",
+        ),
+        (["--set", "control=[{kind: canny}]"], "params.yaml: control.0.model: is missing"),
         (["--set", "clips.ball.video=data/none.mp4"], "data/none.mp4: no such file; it is the video of ball"),
         (["ball", "--prompts", "data/none.csv"], "data/none.csv: no such file"),
         (["ball", "--prompts", "params.yaml"], "params.yaml: line 1: unknown column"),
@@ -198,6 +203,12 @@ def test_run_refuses_mistakes_before_any_work(tav: Tav, new: Path, arguments: li
     ended = tav("run", *arguments)
     assert ended.code == 2 and error in ended.error
     assert contents(new) == before
+
+
+def test_run_refuses_the_scale_of_a_control_that_there_is_not(tav: Tav, new: Path) -> None:
+    (new / "data/ball.csv").write_text("prompt,control_scale\na blue ball,0.5\n")
+    refused = tav("run", "ball")
+    assert refused.code == 2 and "data/ball.csv: line 2: control_scale: the clip ball has no control" in refused.error
 
 
 @pytest.mark.timeout(200)
@@ -217,7 +228,7 @@ def test_run_is_stopped_by_an_interrupt_and_nothing_is_left_running(
     os.killpg(process.pid, signal.SIGINT)  # As a terminal sends it, to all of the foreground.
     assert process.wait(60) == 130
     lines = (tmp_path / "err").read_text().splitlines()
-    assert lines[0] == "ball: decode, encode up to date"
+    assert lines[0] == "ball: decode, encode, annotate up to date"
     assert lines[-1] == "stopped; run the same command again to resume" and "Traceback" not in " ".join(lines)
     assert psutil.wait_procs([server], timeout=30)[1] == []
     message = "interrupted; the next run resumes where this one stopped"

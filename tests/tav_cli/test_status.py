@@ -56,8 +56,19 @@ def test_status_says_why(tav: Tav, done: Path) -> None:
     assert states(ball)["edit"] == ("stale", ["data/ball.csv changed", "after tune"])
     assert ball["prompts"]["todo"] == ["blue", "cube", "star"]
     lines = tav("status", "ball").out.splitlines()
-    assert lines[3].split("  ")[1:] and re.fullmatch(r"  tune +stale +tune.learning_rate 0.001 → 0.002 *", lines[3])
-    assert lines[7].strip() == "prompts: 0 of 3 done; to render: blue, cube, star"
+    assert lines[4].split("  ")[1:] and re.fullmatch(r"  tune +stale +tune.learning_rate 0.001 → 0.002 *", lines[4])
+    assert lines[8].strip() == "prompts: 0 of 3 done; to render: blue, cube, star"
+
+
+def test_status_under_control_knows_that_the_tuning_stays(tav: Tav, done: Path) -> None:
+    change(done / "params.yaml", "control: []", "control: [{kind: canny, model: models/canny}]")
+    (ball,) = statuses(tav, "ball").values()
+    state = states(ball)
+    assert state["annotate"][0] == "stale" and "control.0.kind unset → canny" in state["annotate"][1]
+    assert state["tune"] == ("up to date", []) and state["invert"] == ("stale", ["after annotate"])
+    change(done / "params.yaml", "model: models/canny}", "model: models/canny, stages: [tune, edit]}")
+    (ball,) = statuses(tav, "ball").values()
+    assert states(ball)["tune"] == ("stale", ["after annotate"])
 
 
 def test_status_of_what_is_lost_but_cached(tav: Tav, done: Path) -> None:

@@ -25,3 +25,15 @@ def test_flatten_keeps_each_value_under_the_path_to_it(tree):
             node = node[name]
         assert node == value
     assert len(flat) == str(tree).count(":") - str(tree).count(": {") if isinstance(tree, dict) else len(flat) == 1
+
+
+def test_flatten_numbers_mappings_in_a_list_and_joins_other_lists():
+    assert flatten(
+        {"control": [{"kind": "canny", "stages": ["edit"]}, {"kind": "depth"}], "spatial": ["first", "self"]}
+    ) == {
+        "control.0.kind": "canny",
+        "control.0.stages": "edit",
+        "control.1.kind": "depth",
+        "spatial": "first,self",
+    }
+    assert flatten({"control": []}) == {"control": ""}

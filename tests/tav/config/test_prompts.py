@@ -242,12 +242,13 @@ def test_bad_numbers(path: Path, column: str, value: str) -> None:
         ("seed", ["0", "9223372036854775807", "+3"], ["9223372036854775808", "1.0", "1.5"]),
         ("steps", ["1", "1000", "007"], ["0", "1001", "1.0", "5.5"]),
         ("guidance_scale", ["1", "100", "7.5", ".5e1", "1e2"], ["0.99", "100.1", "0"]),
+        ("control_scale", ["0", "2", "0.5"], ["-0.1", "2.1"]),
     ],
 )
 def test_limits_of_numbers(path: Path, column: str, good: list[str], bad: list[str]) -> None:
     for value in good:
         (row,) = read(path, f"prompt,{column}\na,{value}\n")
-        assert getattr(row, column) == (float if column == "guidance_scale" else int)(value)
+        assert getattr(row, column) == (float if column.endswith("_scale") else int)(value)
     for value in bad:
         assert f"line 2: {column}: '{value}' is not a" in refusal(path, f"prompt,{column}\na,{value}\n")
 

@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 
 from tav.config import (
     add_clip,
-    complete_clips,
+    complete_keys,
     load_params,
     no_own_settings,
     write_overrides,
@@ -242,19 +242,20 @@ def test_any_caption_of_a_new_clip_is_read_back(scratch: Path, caption: str) -> 
 def test_clips_of_earlier_versions_are_completed(path: Path, text: str) -> None:
     path.write_bytes(text.encode())
     before = load_params(path)
-    complete_clips(path)
+    complete_keys(path)
     completed = path.read_bytes().decode()
-    clips = YAML(typ="safe", pure=True).load(completed)["clips"]
-    assert all(no_own_settings().keys() <= clip.keys() for clip in clips.values())
+    content = YAML(typ="safe", pure=True).load(completed)
+    clips = content["clips"]
+    assert content["control"] == [] and all(no_own_settings().keys() <= clip.keys() for clip in clips.values())
     assert load_params(path) == before
     for line in text.splitlines():
         assert line.partition(" decode")[0] in completed
     assert ("\r\n" in completed) == ("\r\n" in text) and completed.count("\r") in (0, completed.count("\n"))
-    complete_clips(path)
+    complete_keys(path)
     assert path.read_bytes().decode() == completed
     path.write_text("clips: [")
     with pytest.raises(TavError, match=r"params\.yaml"):
-        complete_clips(path)
+        complete_keys(path)
     assert path.read_text() == "clips: ["
 
 

@@ -11,6 +11,7 @@ import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -18,10 +19,13 @@ from tasks.__main__ import run
 from tav.config.metrics import METRICS
 from tav.reports.report import duration, write_index, write_report
 from tav_model.errors import TavError
+from tav_model.video import write_video
 from tests.support.projects import change_params
 from tests.support.reported import (
     CAPTION,
     CLIP,
+    FPS,
+    FRAMES,
     HOSTILE,
     PROMPTS,
     REPORT,
@@ -121,6 +125,18 @@ def test_one_page_contains_everything(project: Path) -> None:
         assert text in page.text, text
     assert not any("missing" in (a.get("class") or "") and "hidden" not in a for _, a in page.tags)
     assert len(page.source) < 700_000
+
+
+def test_conditions_of_control_networks_play_beside_the_source(project: Path) -> None:
+    folder = project / "results" / CLIP / "control"
+    for name, frames in (("0-canny", FRAMES), ("1-depth", FRAMES), ("2-given", FRAMES - 1)):
+        write_video(folder / f"{name}.mp4", np.zeros((frames, 64, 64, 3), np.uint8), FPS)
+    control = [{"kind": "canny", "model": "models/canny"}]
+    change_params(project, {"control": control})
+    page = write_report(project, CLIP).read_text()
+    shown = re.findall(r'aria-label="Condition: (\w+)"></video>', page)
+    assert shown == ["canny", "depth"]
+    assert "kind: canny, model: models/canny" in page
 
 
 def test_the_table_has_every_score_and_marks_the_best(project: Path) -> None:

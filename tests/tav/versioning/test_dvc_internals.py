@@ -38,7 +38,11 @@ CALLS: dict[str, tuple[int, list[str]]] = {
     "dvc.stage:PipelineStage.remove_outs": (1, []),
     "dvc.output:Output.clear": (1, []),
     "dvc.output:Output.status": (1, []),
+    "dvc.output:Output.save": (1, []),
+    "dvc.output:Output.commit": (1, []),
     "dvc.dependency:Dependency.status": (1, []),
+    "dvc.dependency:Dependency.save": (1, []),
+    "dvc.dependency:ParamsDependency.fill_values": (2, []),
     "dvc.dependency:ParamsDependency.read_params": (1, []),
     "dvc.stage.cache:StageCache.restore": (2, ["dry"]),
     "dvc.stage.cache:StageCache.save": (2, []),
@@ -54,9 +58,9 @@ ATTRIBUTES = [
     *(f"repo.{name}" for name in ("root_dir", "tmp_dir", "config", "stage_cache", "scm_context", "cache.local.path")),
     *(f"project.{name}" for name in ("stages", "contents", "lockfile_contents")),
     *(f"stage.{name}" for name in ("cmd", "deps", "outs", "name", "addressing", "dvcfile.stages", "repo")),
-    *(f"output.{name}" for name in ("hash_info", "def_path", "exists")),
-    *(f"dependency.{name}" for name in ("hash_info.value", "def_path", "exists")),
-    *(f"parameters.{name}" for name in ("hash_info.value", "def_path")),
+    *(f"output.{name}" for name in ("hash_info", "meta", "def_path", "fs_path", "exists")),
+    *(f"dependency.{name}" for name in ("hash_info.value", "def_path", "fs_path", "exists")),
+    *(f"parameters.{name}" for name in ("hash_info.value", "def_path", "params")),
 ]
 
 

@@ -189,6 +189,7 @@ def test_parameters_of_one_clip_leave_the_others_alone(done):
     [
         ("base_model: other", "base_model unset → other", ["encode", "tune", "invert", "edit"]),
         ("seed: 7", "seed unset → 7", ["tune", "edit"]),
+        ("control: [{kind: canny, model: m}]", "control.0.kind unset → canny", ["annotate"]),
         ("decode: {start: 7}", "decode.start unset → 7", ["decode"]),
         ("attention: {temporal: false}", "attention.temporal unset → False", ["tune", "invert", "edit"]),
         ("encode: {precision: float16}", "encode.precision unset → float16", ["encode"]),
@@ -277,6 +278,59 @@ def test_what_changed_since_an_earlier_version_is_run(done):
     assert bring_up_to_date(done, ["man-skiing_2"]) == []
     change(done, "tune: {steps: 60", "tune: {steps: 70")
     assert bring_up_to_date(done, ["ball"]) == [f"{stage}@ball" for stage in ("tune", "invert", "edit", "score")]
+
+
+def without_control(root: Path) -> None:
+    """Make a project one of the versions that had no stage `annotate`, except for dvc.yaml."""
+    text = (root / "dvc.lock").read_text()
+    text = re.sub(r"^  annotate@.*\n(    .*\n)+", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^    - path: results/[\w-]+/control/.*\n(      .*\n)+", "", text, flags=re.MULTILINE)
+    assert "control" not in text and text.count("@") == 2 * (len(STAGES) - 1)
+    (root / "dvc.lock").write_text(text)
+    params = (root / "params.yaml").read_text()
+    (root / "params.yaml").write_text(re.sub(r"^ *control: .*\n", "", params, flags=re.MULTILINE))
+    for clip in CLIPS:
+        shutil.rmtree(root / f"results/{clip}/control")
+
+
+def test_results_from_before_the_stage_annotate_stay_valid(done):
+    before = contents(done)
+    without_control(done)
+    pipeline = DvcPipeline(done)
+    assert {status.state for status in pipeline.status("ball", STAGES).values()} == {"up to date"}
+    assert "up to date" in dvc(done, "status")
+    assert bring_up_to_date(done) == []
+    after = contents(done)
+    for content in (before, after):
+        content.pop("params.yaml")  # The keys are in another order.
+    assert after == before
+    change(done, "control: []", "control: [{kind: canny, model: m}]")
+    ran = [f"{stage}@ball" for stage in ("annotate", "invert", "edit", "score")]
+    assert bring_up_to_date(done, ["ball"]) == ran
+
+
+def test_a_clone_of_an_earlier_version_needs_no_outputs_to_be_brought_up_to_date(done):
+    without_control(done)
+    # As versions before that had it, and set already by the user.
+    (done / "dvc.lock").write_text(without_own_settings((done / "dvc.lock").read_text()))
+    shutil.rmtree(done / "results")
+    change(done, "seed: 33", "seed: 33\ncontrol: [{kind: canny, model: m, stages: [edit]}]")
+    assert bring_up_to_date(done, ["ball"]) == [f"{stage}@ball" for stage in ("annotate", "edit", "score")]
+    change_clip(done, "man-skiing_2", "control", "control: []")
+    assert bring_up_to_date(done, ["man-skiing_2"]) == []
+
+
+def test_control_reruns_the_stages_that_it_acts_in(done):
+    one = "{kind: canny, model: m, scale: 1.0}"
+    change(done, "control: []", f"control: [{one}]")
+    assert bring_up_to_date(done, ["ball"]) == [f"{stage}@ball" for stage in ("annotate", "invert", "edit", "score")]
+    change_clip(done, "ball", "control", "control: [{kind: canny, model: m, scale: 1.0, stages: [edit]}]")
+    # The inversion without control is restored.
+    assert bring_up_to_date(done, ["ball"]) == [f"{stage}@ball" for stage in ("annotate", "edit", "score")]
+    change_clip(done, "ball", "control", "control: [{kind: canny, model: m, scale: 0.5, stages: [edit]}]")
+    assert bring_up_to_date(done, ["ball"]) == [f"{stage}@ball" for stage in ("annotate", "edit", "score")]
+    change_clip(done, "ball", "control", "control: []")
+    assert bring_up_to_date(done, ["ball"]) == ["annotate@ball"]  # Without control there is one result, the first.
 
 
 # Restoring
