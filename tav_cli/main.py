@@ -151,7 +151,7 @@ def _tav(
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """One-shot video editing as a reproducible pipeline. Run it in a project's folder."""
+    """One-shot video editing as a reproducible pipeline. Run it in a project."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
@@ -260,6 +260,39 @@ def edit(
         "control_scale": control_scale,
     }
     raise typer.Exit(edit_clip(root, clip, prompts, settings, add_to_csv, json))
+
+
+@_command(
+    "Make a base model from LoRAs, embeddings or a checkpoint.",
+    "tav base ghibli --from stable-diffusion-v1-5 --lora ~/ghibli.safetensors:0.8",
+)
+def base(
+    name: Annotated[str, typer.Argument(metavar="NAME", hidden=True)],
+    base_model: Annotated[str, typer.Option("--from", metavar="BASE", help="Base model to start from.")],
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:SCALE]", help="LoRA to fuse in; repeatable."),
+    ] = None,
+    textual_inversion: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE[:TOKEN]", help="Word to add; repeatable."),
+    ] = None,
+    single_file: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Checkpoint with other weights for BASE."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace a base model of this name.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make the base model models/NAME, a folder in diffusers' layout, from BASE and .safetensors files from the web.
+
+    Default SCALE: 1. Default TOKEN: the file's. Use it as any other: --set base_model=models/NAME.
+    """
+    root = _project_root()
+    from tav_cli.base import make_base_model
+
+    make_base_model(root, name, base_model, lora or [], textual_inversion or [], single_file, force, json)
 
 
 @_command("Show what is up to date, what is not, and why.", "tav status ball")

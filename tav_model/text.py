@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -27,12 +28,13 @@ def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt
     """
     # The files of some tokenizers do not limit the length.
     limit = min(tokenizer.model_max_length, text_encoder.config.max_position_embeddings)
+    prompts = [expand_tokens(tokenizer, prompt) for prompt in prompts]
     for prompt in prompts:
         ids = tokenizer(prompt, truncation=False, verbose=False).input_ids
         if len(ids) > limit:
             cut_off = tokenizer.decode(ids[limit - 1 : -1])
             logger.warning("the prompt has more than %d tokens; not seen by the model: %r", limit, cut_off)
-    tokens = tokenizer(list(prompts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
+    tokens = tokenizer(prompts, padding="max_length", max_length=limit, truncation=True, return_tensors="pt")
     known = text_encoder.config.vocab_size
     if int(tokens.input_ids.max()) >= known:
         raise TavError(
@@ -41,3 +43,17 @@ def encode_prompts(tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, prompt
     use_mask = getattr(text_encoder.config, "use_attention_mask", False)
     mask = tokens.attention_mask.to(text_encoder.device) if use_mask else None
     return text_encoder(tokens.input_ids.to(text_encoder.device), attention_mask=mask).last_hidden_state
+
+
+def expand_tokens(tokenizer: CLIPTokenizer, prompt: str) -> str:
+    """Return a prompt in which tokens of several vectors are written out: `<cat>` becomes `<cat> <cat>_1 <cat>_2`.
+
+    Such tokens come from textual inversion (arXiv 2208.01618), with names as in diffusers. Other tokenizers have none.
+    """
+    added = tokenizer.get_added_vocab()
+    for token in added:
+        if f"{token}_1" in added and token in prompt:
+            count = next(i for i in range(1, len(added) + 1) if f"{token}_{i}" not in added)
+            written = " ".join([token, *(f"{token}_{i}" for i in range(1, count))])
+            prompt = written.join(re.split(rf"(?<!\w){re.escape(token)}(?!\w)", prompt))
+    return prompt

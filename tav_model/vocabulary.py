@@ -44,12 +44,12 @@ class Vocabulary:
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of a prompt that the model does not know, each once, in order."""
-        return [word for word in _words(text) if word not in self.words]
+        return [word for word in prompt_words(text) if word not in self.words]
 
     def conflicts(self, text: str) -> dict[str, list[str]]:
         """Return the attributes for which a prompt names more than one value, with these values in order."""
         named: dict[str, list[str]] = {}
-        for word in _words(text):
+        for word in prompt_words(text):
             if word in self.meanings:
                 attribute, value = self.meanings[word]
                 values = named.setdefault(attribute, [])
@@ -96,7 +96,7 @@ def read_vocabulary(base: str) -> Vocabulary | None:
         raise TavError(f"{path}: not a vocabulary ({type(error).__name__}: {error})") from None
 
 
-def _words(text: str) -> list[str]:
+def prompt_words(text: str) -> list[str]:
     """Return the words of a prompt in lower case, as CLIP's tokenizer separates them; punctuation is left out."""
     return list(dict.fromkeys(re.findall(r"[^\W\d_]+|\d+", text.lower())))
 

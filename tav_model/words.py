@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tav_model.text import expand_tokens
+
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
 
@@ -71,6 +73,7 @@ class TokenizedPrompt:
 
 def tokenize(tokenizer: CLIPTokenizer, prompt: str, length: int) -> TokenizedPrompt:
     """Split a prompt into words and tokens, cut off at `length` tokens."""
+    prompt = expand_tokens(tokenizer, prompt)
     encoded = tokenizer(prompt, truncation=True, max_length=length, return_offsets_mapping=True)
     words = []
     for match in _WORD.finditer(prompt):

@@ -14,7 +14,7 @@ from tests.support.dvc_project import environment as dvc_environment
 from tests.support.projects import ROOT, environment
 from tests.support.servers import free_port
 
-COMMANDS = ("add", "run", "edit", "status", "report", "compare", "benchmark", "up", "down", "doctor")
+COMMANDS = ("add", "run", "edit", "base", "status", "report", "compare", "benchmark", "up", "down", "doctor")
 
 
 class Ended(NamedTuple):

@@ -88,7 +88,12 @@ def test_usage_errors_are_one_line(tav: Tav, new: Path, arguments: list[str], er
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_outside_of_a_project(tav: Tav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    given = {"add": ["x.mp4", "--caption", "a"], "edit": ["ball", "a cat"], "benchmark": ["x"]}
+    given = {
+        "add": ["x.mp4", "--caption", "a"],
+        "edit": ["ball", "a cat"],
+        "base": ["x", "--from", "y"],
+        "benchmark": ["x"],
+    }
     monkeypatch.chdir(tmp_path)
     ended = tav(name, *given.get(name, []))
     assert ended.code == 2 and f"{tmp_path}: not a project's folder" in ended.error

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from tav_model.export import export_network
 from tav_model.files import write_json
 from toyworld.captions import caption, described, partial_caption, phrase, random_caption
 from toyworld.renderer import render
 from toyworld.samples import random_scene
 from toyworld.scenes import ATTRIBUTES, Scene
-from toyworld.training.export import export_network
 from toyworld.training.loop import Part, Settings
 from toyworld.training.text import Tokens, save_tokenizer, text_config
 

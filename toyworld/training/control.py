@@ -15,12 +15,12 @@ from torch.nn import functional
 from tav_model.annotators.edges import canny
 from tav_model.base_models import load_part
 from tav_model.errors import TavError
+from tav_model.export import export_network
 from toyworld.captions import caption, random_caption
 from toyworld.depth import render_depth
 from toyworld.renderer import render
 from toyworld.samples import random_scene
 from toyworld.scenes import OBJECTS, Scene
-from toyworld.training.export import export_network
 from toyworld.training.loop import Part, Settings
 from toyworld.training.vae import to_pictures, to_tensor
 

@@ -13,13 +13,13 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from tav_model.errors import TavError
+from tav_model.export import export_network
 from tav_model.files import write_json
 from tav_model.tensors import load_tensors, save_tensors
 from toyworld.captions import caption, partial_caption, random_caption
 from toyworld.renderer import render
 from toyworld.samples import random_scene
 from toyworld.scenes import Scene
-from toyworld.training.export import export_network
 from toyworld.training.loop import Part, Settings
 from toyworld.training.text import WIDTH, Tokens, save_tokenizer, save_vocabulary, text_config
 from toyworld.training.vae import CONFIG as VAE

@@ -1,4 +1,4 @@
-"""Write networks in the layout of diffusers and transformers, with float16 safetensors."""
+"""Write networks in the layout of diffusers and transformers, as safetensors."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tav_model.tensors import save_tensors
 LEFT_OUT = ("_diffusers_version", "_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 
-def export_network(network: Any, folder: Path) -> None:
-    """Write the config and the weights of a diffusers or transformers model to a folder."""
+def export_network(network: Any, folder: Path, dtype: torch.dtype = torch.float16) -> None:
+    """Write the config and the weights of a diffusers or transformers model to a folder, with weights in `dtype`."""
     diffusers = hasattr(network, "register_to_config")
     config = json.loads(network.to_json_string() if diffusers else network.config.to_json_string())
-    weights = {name: tensor.detach().to("cpu", torch.float16) for name, tensor in network.state_dict().items()}
+    weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in network.state_dict().items()}
     name = "diffusion_pytorch_model" if diffusers else "model"
     save_tensors(folder / f"{name}.safetensors", weights, {"format": "pt"})
     kept = {key: value for key, value in config.items() if key not in LEFT_OUT}
-    # Stored in float16, computed in float32: transformers loads in the dtype of the config, diffusers in float32.
+    # Whatever it is stored in, it is computed in float32: transformers loads in the dtype of the config, diffusers in float32.
     write_json(folder / "config.json", kept if diffusers else {**kept, "dtype": "float32"})

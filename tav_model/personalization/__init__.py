@@ -1,0 +1,1 @@
+"""Personalised base models: LoRA, textual inversion and single-file checkpoints, made part of an ordinary base model."""
