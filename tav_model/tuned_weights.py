@@ -14,6 +14,7 @@ import torch
 from tav_model.digests import file_sha256
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
+from tav_model.low_rank import fuse_low_rank, low_rank_parameters, rank_of, update_shapes
 from tav_model.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def trainable_parameters(unet: ModelMixin, modules: Iterable[str] = TRAINABLE_MO
 def save_tuned(unet: ModelMixin, folder: str | Path, modules: Iterable[str], information: dict[str, Any]) -> None:
     """Write the trained parameters, and the norms before `attn_temp`, with a description.
 
+    Of a model that is tuned by low-rank updates (`tav_model.low_rank`), it is these updates alone.
+
     Args:
         unet: the tuned model.
         folder: gets the files `tuned.safetensors` and `tuned.json`.
@@ -60,7 +63,11 @@ def save_tuned(unet: ModelMixin, folder: str | Path, modules: Iterable[str], inf
         information: further entries of the description: base model, steps, digest of the clip.
     """
     folder, modules = Path(folder), tuple(modules)
-    weights = {name: value.detach().cpu() for name, value in _saved_parameters(unet, modules).items()}
+    updates = low_rank_parameters(unet)
+    saved = updates or _saved_parameters(unet, modules)
+    if updates:
+        information = {"lora_rank": rank_of(updates), **information}
+    weights = {name: value.detach().cpu() for name, value in saved.items()}
     info = {
         "trainable_modules": list(modules),
         "attention": _attention(unet),
@@ -74,6 +81,8 @@ def save_tuned(unet: ModelMixin, folder: str | Path, modules: Iterable[str], inf
 
 def load_tuned(unet: ModelMixin, folder: str | Path) -> dict[str, Any]:
     """Read tuned weights into `unet`, in its own dtype and on its device. Nothing changes unless everything fits.
+
+    Low-rank updates are added to the weights, which must be those of the inflated base model.
 
     Returns:
         The contents of `tuned.json`.
@@ -90,17 +99,23 @@ def load_tuned(unet: ModelMixin, folder: str | Path) -> dict[str, Any]:
     weights, _ = load_tensors(path)
     if file_sha256(path).hexdigest() != info["sha256"]:
         raise TavError(f"{path}: not the weights that {INFO_FILE} describes (its sha256 differs)")
-    own = _saved_parameters(unet, tuple(info["trainable_modules"]))
-    if unmatched := sorted(own.keys() ^ weights.keys()):
+    modules, rank = tuple(info["trainable_modules"]), info.get("lora_rank")
+    own = {} if rank else _saved_parameters(unet, modules)
+    trained = trainable_parameters(unet, modules)
+    shapes = update_shapes(unet, trained, rank) if rank else {name: tuple(value.shape) for name, value in own.items()}
+    if unmatched := sorted(shapes.keys() ^ weights.keys()):
         raise TavError(f"{path}: not tuned from this model: {unmatched[0]} is in only one of them")
     for name, tensor in weights.items():
-        if tensor.shape != own[name].shape:
+        if tuple(tensor.shape) != shapes[name]:
             raise TavError(
                 f"{path}: not tuned from this model: {name} is {tuple(tensor.shape)} in the file, "
-                f"{tuple(own[name].shape)} in the model"
+                f"{shapes[name]} in the model"
             )
         if not torch.isfinite(tensor).all():
             raise TavError(f"{path}: {name} has values that are not finite")
+    if rank:
+        fuse_low_rank(unet, trained, weights)
+        return info
     with torch.no_grad():
         for name, tensor in weights.items():
             own[name].copy_(tensor)
@@ -121,6 +136,9 @@ def read_info(folder: str | Path) -> dict[str, Any]:
     modules = info["trainable_modules"]
     if not isinstance(modules, list) or not all(isinstance(name, str) for name in modules):
         raise TavError(f"{path}: trainable_modules: {modules!r} must be a list of names")
+    rank = info.get("lora_rank", 0)
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+        raise TavError(f"{path}: lora_rank: {rank!r} must be a whole number, 0 or more")
     return info
 
 

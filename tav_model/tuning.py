@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from tav_model.checkpoints import Checkpoints
 from tav_model.errors import TavError
+from tav_model.low_rank import add_low_rank
 from tav_model.tuned_weights import TRAINABLE_MODULES
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class TuningConfig:
     """Settings of a tuning. The defaults are the paper's.
 
     `precision` is that of matrix products and convolutions, and of frozen matrices and kernels in memory. Trained weights,
-    their gradients and the loss stay in float32. A step is one update, after `accumulation_steps` backward passes.
+    their gradients and the loss stay in float32. A step is one update, after `accumulation_steps` backward passes. With a
+    `lora_rank`, low-rank updates of the trained modules are trained instead, see `tav_model.low_rank`.
     """
 
     steps: int = 500
@@ -50,6 +52,7 @@ class TuningConfig:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     trainable: tuple[str, ...] = TRAINABLE_MODULES
+    lora_rank: int = 0
     seed: int = 33
 
 
@@ -134,7 +137,11 @@ class Tuner:
         self.unet, self.scheduler, self.config, self.control = unet, scheduler, config, control
         self.device = unet.device
         unet.train().requires_grad_(False)
+        # Drawn on the CPU, so that a seed means the same on every device.
+        self.generator = torch.Generator().manual_seed(config.seed)
         self.parameters = unet.trainable_parameters(config.trainable)
+        if config.lora_rank:
+            self.parameters = add_low_rank(unet, self.parameters, config.lora_rank, self.generator)
         for parameter in self.parameters.values():
             parameter.requires_grad_(True)
         if config.gradient_checkpointing:
@@ -157,8 +164,6 @@ class Tuner:
             num_training_steps=config.steps,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        # Drawn on the CPU, so that a seed means the same on every device.
-        self.generator = torch.Generator().manual_seed(config.seed)
         self.history: list[StepRecord] = []
 
     def _allocate(self) -> None:

@@ -148,6 +148,9 @@ class TuneParams(Section):
         min_length=1,
         description="modules of the UNet to train, by the end of their names",
     )
+    lora_rank: int = Field(
+        0, ge=0, le=256, description="rank of low-rank updates (LoRA) that are trained in their place; 0: their weights"
+    )
 
 
 class InvertParams(Section):
