@@ -43,6 +43,7 @@ def invert(
     import torch
 
     from tav_model import ddim_inversion
+    from tav_model.networks.text_projections import text_projected_once
     from tav_model.text import encode_prompts
 
     dtype = getattr(torch, params.precision)
@@ -60,7 +61,7 @@ def invert(
     scheduler = load_part(base, "scheduler")
     signal = control.signal(base, device, dtype) if control else None
     residuals: list[float] = []
-    with progress:
+    with progress, text_projected_once(unet):
         trajectory = ddim_inversion(
             unet,
             scheduler,

@@ -27,9 +27,11 @@ from tav_model.attention_control import AttentionControl, AttentionControlOption
 from tav_model.blending import THRESHOLD, Blending, latent_mask, paste
 from tav_model.control import ControlSignal
 from tav_model.control_networks import check_fits, control_networks
-from tav_model.guidance import guided_prediction
+from tav_model.guidance import guided_prediction, guided_steps
 from tav_model.inversion import ddim_overrides
 from tav_model.latents import decode_latents, to_frames
+from tav_model.networks.feature_reuse import FeatureReuse
+from tav_model.networks.text_projections import TextBatches, text_projected_once
 from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.sampling import SAMPLERS
 from tav_model.text import encode_prompts
@@ -148,6 +150,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
         mask_feather: float = 8.0,
         video: np.ndarray | None = None,
         proximal_quantile: float | None = None,
+        guidance_start: float = 0.0,
+        guidance_end: float = 1.0,
+        feature_reuse_interval: int = 1,
     ) -> TuneAVideoPipelineOutput | tuple[Any]:
         """Render one video for each prompt.
 
@@ -201,6 +206,10 @@ class TuneAVideoPipeline(DiffusionPipeline):
             video: the source's frames, `f H W 3` in uint8. With a `mask` in pixels, frames are exactly these beyond the
                 feather.
             proximal_quantile: of proximal guidance, see `tav_model.guidance`; None: plain guidance.
+            guidance_start: share of the steps after which guidance begins; before, the prediction is that for the prompt.
+            guidance_end: share of the steps after which it ends.
+            feature_reuse_interval: steps from one computation of the deep features to the next, see
+                `tav_model.networks.feature_reuse`; 1: they are computed in each step.
 
         Raises:
             ValueError: arguments that contradict each other or the model.
@@ -250,8 +259,12 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("mask_end", mask_end),
             ("mask_threshold", mask_threshold),
             ("proximal_quantile", proximal_quantile or 0),
+            ("guidance_start", guidance_start),
+            ("guidance_end", guidance_end),
         ):
             check_share(name, share)
+        if feature_reuse_interval < 1:
+            raise ValueError(f"feature_reuse_interval: {feature_reuse_interval} must be 1 or more")
         device = self._execution_device
 
         # 2. Encode prompts
@@ -288,16 +301,24 @@ class TuneAVideoPipeline(DiffusionPipeline):
             blending = Blending(source, region, mask_inverted, mask_start, mask_end, mask_threshold)
 
         # 5. Denoise
-        with self.progress_bar(total=num_inference_steps) as progress, attention_control.attached(self.unet):
+        guided = guided_steps(guidance_start, guidance_end, num_inference_steps) if do_classifier_free_guidance else ()
+        predict, text_batches = FeatureReuse(self.unet, feature_reuse_interval), TextBatches()
+        if source_prompt_embeds is not None:
+            source_prompt_embeds = source_prompt_embeds.to(prompt_embeds)
+        with (
+            self.progress_bar(total=num_inference_steps) as progress,
+            attention_control.attached(self.unet),
+            text_projected_once(self.unet),
+        ):
             for step, timestep in enumerate(torch.tensor(schedule.timesteps, device=device)):
                 # [source, negative * b, prompt * b]; see `tav_model.attention_control`
                 rows, embeds = [latents], [prompt_embeds]
-                if do_classifier_free_guidance and negative_prompt_embeds is not None:
+                if step in guided and negative_prompt_embeds is not None:
                     rows, embeds = [latents, *rows], [negative_prompt_embeds, *embeds]
                 if source is not None and source_prompt_embeds is not None and attention_control.needs_source(step):
                     rows = [source.at(schedule.timesteps[step]).to(latents), *rows]
-                    embeds = [source_prompt_embeds.to(prompt_embeds), *embeds]
-                sample, text = torch.cat(rows).to(self.unet.dtype), torch.cat(embeds)
+                    embeds = [source_prompt_embeds, *embeds]
+                sample, text = torch.cat(rows).to(self.unet.dtype), text_batches(embeds)
                 residuals: dict[str, Any] = {}
                 if control_signal is not None:
                     others = len(sample) - len(latents)  # The source and the negative prompts.
@@ -305,9 +326,10 @@ class TuneAVideoPipeline(DiffusionPipeline):
                         sample, timestep, text, step, num_inference_steps, num_unconditional=others
                     )
                 attention_control.begin_step(step, len(sample))
-                noise_pred = self.unet(sample, timestep, text, **residuals).sample.float()
+                kinds = (len(rows), step in guided)
+                noise_pred = predict(sample, timestep, text, kinds, **residuals).float()
                 *others_pred, noise_pred = noise_pred.split([len(one) for one in rows])
-                if do_classifier_free_guidance and negative_prompt_embeds is not None:
+                if step in guided and negative_prompt_embeds is not None:
                     noise_pred = guided_prediction(others_pred[-1], noise_pred, guidance_scale, proximal_quantile)
 
                 variance_noise = None

@@ -182,6 +182,10 @@ class EditParams(Section):
         50, description="sampling steps; they start at the noise level where the inversion ended"
     )
     guidance_scale: GuidanceScale = Field(12.5, description="scale of classifier-free guidance; 1: no guidance")
+    guidance_start: Share = Field(0.0, description="share of the steps after which guidance begins")
+    guidance_end: Share = Field(
+        1.0, description="share of the steps after which guidance ends; steps without it cost half as much"
+    )
     negative_prompt: PlainText = Field("", description="what the guidance steers away from")
     start: Literal["inverted", "random"] = Field(
         "inverted",
@@ -192,6 +196,12 @@ class EditParams(Section):
     )
     sampler: Literal["ddim", "dpm-solver++"] = Field(
         "ddim", description="dpm-solver++ needs about half as many steps as ddim"
+    )
+    feature_reuse_interval: int = Field(
+        1,
+        ge=1,
+        le=10,
+        description="steps from one computation of the deep features to the next (DeepCache); 1: they are always computed",
     )
     preset: PresetName = Field(
         "tune-a-video",

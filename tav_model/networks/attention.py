@@ -54,6 +54,10 @@ class Attention(nn.Module):
         projection, dropout = self.to_out
         return dropout(projection(tokens))
 
+    def project_context(self, context: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the keys and values of `b m c`. `tav_model.networks.text_projections` replaces it in single layers."""
+        return self.to_k(context), self.to_v(context)
+
     def forward(self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None) -> torch.Tensor:
         """Attend from `b n c` to `b' m c'` (by default to itself), and return `b n c`.
 
@@ -64,7 +68,7 @@ class Attention(nn.Module):
         tokens = rearrange(hidden_states, "(b k) n c -> b (k n) c", b=context.shape[0])
         query, key, value = (
             rearrange(projected, "b n (heads d) -> b heads n d", heads=self.heads)
-            for projected in (self.to_q(tokens), self.to_k(context), self.to_v(context))
+            for projected in (self.to_q(tokens), *self.project_context(context))
         )
         out = self.attend(query, key, value, self.upcast)
         return self.project_out(rearrange(out, "b heads n d -> b n (heads d)")).view_as(hidden_states)

@@ -186,14 +186,7 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
             ValueError: shapes that do not fit the model or each other.
         """
         self._check_shapes(sample, timestep, encoder_hidden_states)
-        if self.config.center_input_sample:
-            sample = 2 * sample - 1.0
-
-        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
-        # Sines in float32, whatever the network's own precision.
-        temb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
-
-        hidden_states = self.conv_in(sample)
+        hidden_states, temb = self.embed(sample, timestep)
         residuals = [hidden_states]
         intrablock = _one_for_each_level(down_intrablock_additional_residuals, len(self.down_blocks))
         for block, additional_residual in zip(self.down_blocks, intrablock, strict=True):
@@ -206,9 +199,22 @@ class UNet3DConditionModel(ModelMixin, ConfigMixin):
             hidden_states = hidden_states + mid_block_additional_residual.to(hidden_states.dtype)
         for block in self.up_blocks:
             hidden_states = block(hidden_states, residuals, temb, encoder_hidden_states)
-        prediction = self.conv_out(self.conv_norm_out(hidden_states, self.conv_act))
+        prediction = self.project_out(hidden_states)
 
         return UNet3DConditionOutput(sample=prediction) if return_dict else (prediction,)
+
+    def embed(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first features of noisy latents, `b c' f h w`, and the embedding of the timestep, `b c''`."""
+        if self.config.center_input_sample:
+            sample = 2 * sample - 1.0
+        timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
+        # Sines in float32, whatever the network's own precision.
+        temb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        return self.conv_in(sample), temb
+
+    def project_out(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Return the prediction, `b c f h w`, for the last features, `b c' f h w`."""
+        return self.conv_out(self.conv_norm_out(hidden_states, self.conv_act))
 
     def _check_shapes(self, sample: torch.Tensor, timestep: Any, text: torch.Tensor) -> None:
         if sample.ndim != 5 or sample.shape[1] != self.config.in_channels:

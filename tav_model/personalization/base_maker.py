@@ -158,11 +158,9 @@ def _load_network(source: Path, part: str) -> Any:
             network, loading = UNet2DConditionModel.from_pretrained(
                 source, subfolder=part, local_files_only=True, output_loading_info=True
             )
-        check_loaded(network, loading)
-    except TavError as error:
-        raise TavError(f"{source}: {part}: {error}") from None
     except Exception as error:  # Damaged files make diffusers raise errors of any type.
         raise TavError(f"{source}: no {part} can be loaded from it ({reason(error)})") from error
+    check_loaded(f"{source}: {part}", network, loading)
     return network
 
 

@@ -107,6 +107,22 @@ def test_every_preset_renders_something_else(project, monkeypatch, name):
     assert not np.array_equal(frames_of(batch_of(project, row(preset=name)), monkeypatch), plain)
 
 
+@pytest.mark.parametrize(
+    ("params", "off"),
+    [
+        ({"guidance_start": 0.5}, {"guidance_start": 0.0}),
+        ({"guidance_end": 0.5}, {"guidance_end": 1.0}),
+        ({"feature_reuse_interval": 2}, {"feature_reuse_interval": 1}),
+    ],
+)
+def test_cheaper_sampling_is_another_video_and_off_the_same(project, monkeypatch, params, off):
+    assert identity(project, **off) == identity(project)
+    assert source_arguments(row(), EditParams(**params)) == ("tune-a-video", params)
+    assert identity(project, **params) != identity(project)
+    plain = frames_of(batch_of(project, row()), monkeypatch)
+    assert not np.array_equal(frames_of(batch_of(project, row(), **params), monkeypatch), plain)
+
+
 def test_preset_of_the_paper_is_no_preset(project):
     assert identity(project, row(preset="tune-a-video")) == identity(project, row())
 

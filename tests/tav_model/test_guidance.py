@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tav_model.guidance import guided_prediction, soft_threshold
+from tav_model.guidance import guided_prediction, guided_steps, soft_threshold
 from tests.support.models import noise, relative
 
 SHAPE = (2, 4, 3, 5, 5)
@@ -42,3 +42,18 @@ def test_threshold_of_a_video_does_not_depend_on_the_batch():
     together = soft_threshold(difference, 0.7)
     for i in range(2):
         assert torch.equal(together[i : i + 1], soft_threshold(difference[i : i + 1], 0.7))
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "num_steps", "steps"),
+    [
+        (0.0, 1.0, 5, [0, 1, 2, 3, 4]),
+        (0.2, 1.0, 5, [1, 2, 3, 4]),
+        (0.0, 0.7, 10, [0, 1, 2, 3, 4, 5, 6]),
+        (0.3, 0.3, 10, []),
+        (0.6, 0.4, 10, []),
+        (0.0, 0.5, 1, []),
+    ],
+)
+def test_guided_steps(start, end, num_steps, steps):
+    assert list(guided_steps(start, end, num_steps)) == steps

@@ -63,6 +63,37 @@ def test_sampling_is_ddim_with_guidance(pipe, guidance, negative):
     assert relative(ours, sampling_by_hand(pipe, "a man", negative, LATENTS, 3, guidance)) < 1e-4
 
 
+@pytest.mark.parametrize(("start", "end"), [(0.0, 0.5), (0.5, 1.0), (0.25, 0.75)])
+def test_guidance_in_a_part_of_the_steps(pipe, start, end):
+    """Steps outside of it are those of a sampling without guidance."""
+    options = {"num_inference_steps": 4, "output_type": "latent"}
+    expected, rows = LATENTS, []
+    for step in range(4):
+        kept = []
+
+        def keep(pipe, i, timestep, tensors, at=step, kept=kept, start=expected):
+            if i == at:
+                kept.append(tensors["latents"])
+            return {"latents": start} if i == at - 1 else {}
+
+        scale = 7.5 if start <= step / 4 < end else 1.0
+        pipe(
+            "a cat",
+            latents=expected if step == 0 else LATENTS,
+            guidance_scale=scale,
+            callback_on_step_end=keep,
+            **options,
+        )
+        expected = kept[0]
+    hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
+    frames = pipe(
+        "a cat", latents=LATENTS, guidance_scale=7.5, guidance_start=start, guidance_end=end, **options
+    ).frames
+    hook.remove()
+    assert torch.equal(frames, expected)
+    assert rows == [2 if start <= step / 4 < end else 1 for step in range(4)]
+
+
 def test_without_guidance_the_network_runs_on_one_video(pipe):
     batches = []
     hook = pipe.unet.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
