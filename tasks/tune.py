@@ -119,6 +119,8 @@ def tune(
             logger.warning("out of memory: retrying with runtime.gradient_checkpointing: true")
             progress.resume_at(0)
             tuner = attempt(True)
+    if tuner.is_flat:
+        logger.info("the loss on held-out noise is flat: tuning ends after step %d", len(tuner.history))
     with atomic_folder(out) as folder:
         tuner.unet.save_tuned(
             folder,
@@ -126,7 +128,7 @@ def tune(
             base_model=base_name,
             base_digest=base_identity,
             clip_digest=clip,
-            steps=tuner.config.steps,
+            steps=len(tuner.history),
             seed=seed,
         )
         columns = ["step", "loss", "learning_rate", "gradient_norm", "timestep"]

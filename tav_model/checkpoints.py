@@ -79,6 +79,7 @@ def save_checkpoint(path: Path, state: dict[str, Any], identity: str) -> None:
         "param_groups": state["optimizer"]["param_groups"],
         "schedule": state["schedule"],
         "scaler": state["scaler"],
+        "held_out": state["held_out"],
         "config": state["config"],
     }
     save_tensors(path, tensors, {"stage": "tune", "state": json.dumps(rest)})
@@ -109,5 +110,6 @@ def load_checkpoint(path: Path, identity: str) -> dict[str, Any] | None:
         "scaler": rest["scaler"],
         "generators": groups["random"],
         "history": tensors["history"].tolist(),
+        "held_out": rest.get("held_out", []),
         "config": rest["config"],
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch.nn import functional
 from tav_model.checkpoints import Checkpoints
 from tav_model.errors import TavError
 from tav_model.low_rank import add_low_rank
+from tav_model.muon import Muon
 from tav_model.tuned_weights import TRAINABLE_MODULES
 
 if TYPE_CHECKING:
@@ -27,6 +28,12 @@ if TYPE_CHECKING:
 
 # A loss so many times the first one's means that tuning has failed: a prediction of zero has a loss of about 1.
 EXPLODED = 1000
+OPTIMIZERS = ("adamw", "muon")
+TIMESTEP_SAMPLINGS = ("uniform", "stratified", "cubic", "logit-normal")
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+# The held-out loss, for early stopping: steps between two measurements, draws in each, and the share by which a loss must be
+# lower than the lowest before to count as an improvement.
+HELD_OUT_EVERY, HELD_OUT_DRAWS, IMPROVEMENT = 20, 8, 0.01
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,6 +44,14 @@ class TuningConfig:
     `precision` is that of matrix products and convolutions, and of frozen matrices and kernels in memory. Trained weights,
     their gradients and the loss stay in float32. A step is one update, after `accumulation_steps` backward passes. With a
     `lora_rank`, low-rank updates of the trained modules are trained instead, see `tav_model.low_rank`.
+
+    Attributes:
+        optimizer: "adamw"; or "muon", for which the learning rate has the same scale, see `tav_model.muon`.
+        timestep_sampling: "uniform"; "stratified": evenly spread over any number of consecutive steps; "cubic": more at high
+            noise, as in the training of T2I-Adapters (arXiv 2302.08453); "logit-normal": more in the middle (Esser et al.,
+            arXiv 2403.03206).
+        motion_weight: share of the loss that is the one of motion alone, see `diffusion_loss`.
+        early_stopping: steps without a lower loss on held-out noise after which tuning ends; 0: it never ends early.
     """
 
     steps: int = 500
@@ -53,6 +68,10 @@ class TuningConfig:
     adam_epsilon: float = 1e-8
     trainable: tuple[str, ...] = TRAINABLE_MODULES
     lora_rank: int = 0
+    optimizer: str = "adamw"
+    timestep_sampling: str = "uniform"
+    motion_weight: float = 0.0
+    early_stopping: int = 0
     seed: int = 33
 
 
@@ -78,11 +97,17 @@ def diffusion_loss(
     timesteps: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
     control: ControlSignal | None = None,
+    motion_weight: float = 0.0,
+    anchor: int = 0,
 ) -> torch.Tensor:
     """Return `|| target - prediction(sqrt(a_t) x + sqrt(1 - a_t) e, t, text) ||^2`, averaged over all elements, in float32.
 
     The target is the noise `e` (Ho et al., arXiv 2006.11239) or the velocity `sqrt(a_t) e - sqrt(1 - a_t) x` (Salimans
     and Ho, arXiv 2202.00512), depending on the scheduler's `prediction_type`.
+
+    With a `motion_weight` w it is `(1 - w)` times that plus w times the same loss of `sqrt(2) y - y_anchor` in place of target
+    and prediction y: the difference from an anchor frame has little of what all frames share, their appearance (MotionDirector,
+    arXiv 2310.08465, equation 7, with beta = 1).
 
     Args:
         unet: the model.
@@ -92,6 +117,8 @@ def diffusion_loss(
         timesteps: `(b,)`.
         encoder_hidden_states: `b n c`.
         control: steers the prediction, at the timesteps of its interval.
+        motion_weight: w, from 0 to 1.
+        anchor: index of the anchor frame.
 
     Raises:
         TavError: the scheduler has another prediction type.
@@ -110,7 +137,12 @@ def diffusion_loss(
         steps = limit - 1 - timesteps.cpu()
         residuals = control.residuals(noisy, timesteps, encoder_hidden_states, steps, limit)
     prediction = unet(noisy, timesteps, encoder_hidden_states, **residuals).sample
-    return functional.mse_loss(prediction.float(), target.float())
+    prediction, target = prediction.float(), target.float()
+    loss = functional.mse_loss(prediction, target)
+    if motion_weight:
+        prediction, target = (2**0.5 * y - y[:, :, anchor : anchor + 1] for y in (prediction, target))
+        loss = torch.lerp(loss, functional.mse_loss(prediction, target), motion_weight)
+    return loss
 
 
 class Tuner:
@@ -123,6 +155,7 @@ class Tuner:
     Attributes:
         parameters: the trained parameters by name.
         history: the records of the steps so far.
+        held_out: the loss on held-out noise after some of the steps, as (step, loss), with early stopping.
     """
 
     def __init__(
@@ -132,8 +165,13 @@ class Tuner:
         config: TuningConfig,
         control: ControlSignal | None = None,
     ) -> None:
-        if config.precision not in PRECISIONS:
-            raise TavError(f"precision: {config.precision!r} must be one of {', '.join(PRECISIONS)}")
+        for name, value, allowed in (
+            ("precision", config.precision, tuple(PRECISIONS)),
+            ("optimizer", config.optimizer, OPTIMIZERS),
+            ("timestep_sampling", config.timestep_sampling, TIMESTEP_SAMPLINGS),
+        ):
+            if value not in allowed:
+                raise TavError(f"{name}: {value!r} must be one of {', '.join(allowed)}")
         self.unet, self.scheduler, self.config, self.control = unet, scheduler, config, control
         self.device = unet.device
         unet.train().requires_grad_(False)
@@ -148,14 +186,7 @@ class Tuner:
             unet.enable_gradient_checkpointing()
         self.dtype = PRECISIONS[config.precision]
         _cast(unet, self.dtype)
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            weight_decay=config.weight_decay,
-            eps=config.adam_epsilon,
-            fused=True,
-        )
+        self.optimizer = self._make_optimizer()
         self._allocate()
         self.schedule = get_scheduler(
             config.learning_rate_schedule,
@@ -165,11 +196,28 @@ class Tuner:
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.history: list[StepRecord] = []
+        self.held_out: list[tuple[int, float]] = []
+        self._draws = 0
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        config, parameters = self.config, self.parameters.values()
+        if config.optimizer == "muon":
+            return Muon(parameters, config.learning_rate, config.weight_decay)
+        return torch.optim.AdamW(
+            parameters,
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            weight_decay=config.weight_decay,
+            eps=config.adam_epsilon,
+            fused=True,
+        )
 
     def _allocate(self) -> None:
         """Allocate gradients and moments before the first step, whose activations would otherwise fragment the memory."""
         for parameter in self.parameters.values():
             parameter.grad = torch.zeros_like(parameter)
+            if self.config.optimizer != "adamw":
+                continue  # It allocates its moments itself.
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -180,9 +228,25 @@ class Tuner:
         """Draw a sample of the posterior, noise of the same shape, and a timestep for each video, `(b,)`."""
         latents = mean + deviation * torch.randn(mean.shape, generator=self.generator).to(mean)
         noise = torch.randn(mean.shape, generator=self.generator).to(mean)
-        limit = self.scheduler.config.num_train_timesteps
-        timesteps = torch.randint(0, limit, (mean.shape[0],), generator=self.generator).to(mean.device)
-        return latents, noise, timesteps
+        return latents, noise, self._draw_timesteps(mean.shape[0]).to(mean.device)
+
+    def _draw_timesteps(self, number: int) -> torch.Tensor:
+        limit, sampling = self.scheduler.config.num_train_timesteps, self.config.timestep_sampling
+        if sampling == "uniform":
+            return torch.randint(0, limit, (number,), generator=self.generator)
+        if sampling == "stratified":
+            # Multiples of the golden ratio, modulo 1, are evenly spread however many there are.
+            start = torch.rand((), generator=torch.Generator().manual_seed(self.config.seed), dtype=torch.float64)
+            shares = (start + GOLDEN_RATIO * torch.arange(self._draws, self._draws + number)) % 1
+            self._draws += number
+        elif sampling == "cubic":
+            shares = 1 - torch.rand(number, generator=self.generator) ** 3
+        else:
+            shares = torch.randn(number, generator=self.generator).sigmoid()
+        return (shares * limit).long().clamp(max=limit - 1)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
 
     def backward(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
@@ -192,11 +256,11 @@ class Tuner:
         Raises:
             TavError: the loss is not finite, or has exploded.
         """
-        half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
-            loss = diffusion_loss(
-                self.unet, self.scheduler, latents, noise, timesteps, encoder_hidden_states, self.control
-            )
+        weight = self.config.motion_weight
+        anchor = int(torch.randint(0, latents.shape[2], (), generator=self.generator)) if weight else 0
+        with self._autocast():
+            inputs = (latents, noise, timesteps, encoder_hidden_states, self.control, weight, anchor)
+            loss = diffusion_loss(self.unet, self.scheduler, *inputs)
         value = loss.item()
         limit = EXPLODED * max(1.0, self.history[0].loss) if self.history else math.inf
         if not math.isfinite(value) or value > limit:
@@ -242,6 +306,36 @@ class Tuner:
             timesteps.append(drawn.float().mean().item())
         return self.update(sum(losses) / len(losses), sum(timesteps) / len(timesteps))
 
+    @torch.no_grad()
+    def measure_held_out(self, mean: torch.Tensor, encoder_hidden_states: torch.Tensor) -> float:
+        """Return the loss on noise and timesteps that are the same each time, and that no step is trained on.
+
+        The timesteps are evenly spread, which takes most of the variance out of the loss.
+        """
+        generator = torch.Generator().manual_seed(self.config.seed + 1)
+        limit = self.scheduler.config.num_train_timesteps
+        losses = []
+        self.unet.eval()
+        for i in range(HELD_OUT_DRAWS):
+            noise = torch.randn(mean.shape, generator=generator).to(mean)
+            timesteps = torch.full((mean.shape[0],), int((i + 0.5) / HELD_OUT_DRAWS * limit), device=mean.device)
+            with self._autocast():
+                inputs = (mean, noise, timesteps, encoder_hidden_states, self.control)
+                losses.append(diffusion_loss(self.unet, self.scheduler, *inputs).item())
+        self.unet.train()
+        return sum(losses) / len(losses)
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the loss on held-out noise has not improved within the last `early_stopping` steps."""
+        if not self.config.early_stopping or not self.held_out:
+            return False
+        best_step, best = self.held_out[0]
+        for step, loss in self.held_out[1:]:
+            if loss < best * (1 - IMPROVEMENT):
+                best_step, best = step, loss
+        return self.held_out[-1][0] - best_step >= self.config.early_stopping
+
     def check_finite(self) -> None:
         """Check the trained weights and the optimizer's state.
 
@@ -267,6 +361,7 @@ class Tuner:
             "scaler": self.scaler.state_dict(),
             "generators": generators,
             "history": [list(record) for record in self.history],
+            "held_out": [list(measured) for measured in self.held_out],
             "config": asdict(self.config),
         }
 
@@ -283,6 +378,8 @@ class Tuner:
         if self.device.type == "cuda" and "cuda" in state["generators"]:
             torch.cuda.set_rng_state(state["generators"]["cuda"], self.device)
         self.history = [StepRecord(int(step), *rest) for step, *rest in state["history"]]
+        self.held_out = [(int(step), float(loss)) for step, loss in state["held_out"]]
+        self._draws = len(self.history) * self.config.accumulation_steps
 
     def fit(
         self,
@@ -305,7 +402,8 @@ class Tuner:
             on_resume: called once, before the first step, with the records of the steps before an interruption, if any.
 
         Returns:
-            The records of all steps, including those before an interruption.
+            The records of all steps, including those before an interruption. With `early_stopping`, they may be fewer than
+            the config's `steps`.
 
         Raises:
             TavError: the loss, its gradient or a weight is not finite, or the loss has exploded. Earlier checkpoints are
@@ -315,8 +413,10 @@ class Tuner:
             checkpoints.restore(self)
         if on_resume is not None and self.history:
             on_resume(tuple(self.history))
-        while len(self.history) < self.config.steps:
+        while len(self.history) < self.config.steps and not self.is_flat:
             record = self.step(mean, deviation, encoder_hidden_states)
+            if self.config.early_stopping and record.step % HELD_OUT_EVERY == 0:
+                self.held_out.append((record.step, self.measure_held_out(mean, encoder_hidden_states)))
             interruption: BaseException | None = None
             try:
                 if on_step is not None:

@@ -151,6 +151,20 @@ class TuneParams(Section):
     lora_rank: int = Field(
         0, ge=0, le=256, description="rank of low-rank updates (LoRA) that are trained in their place; 0: their weights"
     )
+    optimizer: Literal["adamw", "muon"] = Field(
+        "adamw", description="muon: orthogonalized updates of matrices; the learning rate means the same"
+    )
+    timestep_sampling: Literal["uniform", "stratified", "cubic", "logit-normal"] = Field(
+        "uniform",
+        description="timesteps to train on; stratified: evenly spread; cubic: more at high noise; logit-normal: more in the "
+        "middle",
+    )
+    motion_weight: Share = Field(
+        0.0, description="share of the loss that compares frames with one another rather than alone (MotionDirector)"
+    )
+    early_stopping: int = Field(
+        0, ge=0, le=100000, description="steps without a lower loss on held-out noise after which tuning ends; 0: never"
+    )
 
 
 class InvertParams(Section):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from tav_model import TavError, Tuner, TuningConfig
+from tav_model import TavError, Tuner, TuningConfig, tuning
+from tav_model.checkpoints import Checkpoints
 from tav_model.tuning import diffusion_loss
 from tests.support.models import CONTEXT_DIM, SCHEDULER, SD2, noise, relative, scheduler, seeded, video_unet
 
@@ -303,3 +304,131 @@ def test_float16_that_overflows_at_any_scale_ends_the_tuning():
     next(iter(one.parameters.values())).grad.fill_(math.inf)
     with pytest.raises(TavError, match=r"\Atune: float16 overflows .*bfloat16 or float32\Z"):
         one.update(1.0, 1.0)
+
+
+# Less work: optimizers, timesteps, the loss of motion, early stopping
+
+
+def drawn(sampling, number=2000, **config):
+    one = tuner(timestep_sampling=sampling, **config)
+    return torch.cat([one.draw(MEAN[:, :, :1, :1, :1], DEVIATION[:, :, :1, :1, :1])[2] for _ in range(number)])
+
+
+def test_timesteps_more_at_high_noise_or_in_the_middle():
+    uniform, cubic, middle = (drawn(name).double() / 1000 for name in ("uniform", "cubic", "logit-normal"))
+    assert uniform.mean() == pytest.approx(0.5, abs=0.03) and uniform.std() == pytest.approx(12**-0.5, abs=0.02)
+    assert cubic.mean() == pytest.approx(0.75, abs=0.03)  # The mean of 1 - u^3.
+    assert middle.mean() == pytest.approx(0.5, abs=0.03) and middle.std() == pytest.approx(0.208, abs=0.02)
+    for timesteps in (uniform, cubic, middle):
+        assert timesteps.min() >= 0 and timesteps.max() < 1
+
+
+@pytest.mark.parametrize(("number", "seed"), [(10, 0), (50, 1), (100, 2)])
+def test_stratified_timesteps_are_evenly_spread_however_many_there_are(number, seed):
+    timesteps = drawn("stratified", number, seed=seed).sort().values
+    gaps = torch.diff(timesteps, prepend=timesteps[-1:] - 1000)
+    assert gaps.max() < 3 * 1000 / number and gaps.min() > 0.3 * 1000 / number - 1
+
+
+def test_stratified_timesteps_of_a_batch_and_of_accumulated_steps_follow_one_another():
+    alone = drawn("stratified", 6)
+    one = tuner(timestep_sampling="stratified")
+    assert torch.equal(torch.cat([one.draw(MEAN.repeat(3, 1, 1, 1, 1), DEVIATION)[2] for _ in range(2)]), alone)
+    accumulated = tuner(timestep_sampling="stratified", accumulation_steps=3)
+    records = [accumulated.step(MEAN, DEVIATION, CAPTION) for _ in range(2)]
+    means = [alone[:3].double().mean().item(), alone[3:].double().mean().item()]
+    assert [record.timestep for record in records] == pytest.approx(means)
+
+
+@torch.no_grad()
+def test_loss_of_motion_leaves_out_what_all_frames_share():
+    unet, base, timesteps = video_unet(), scheduler(), torch.tensor([400])
+    added = noise(1, 4, 3, 8, 8, seed=1)
+    prediction = unet(base.add_noise(MEAN, added, timesteps), timesteps, CAPTION).sample
+    error = added - prediction
+
+    def loss(weight, anchor=0):
+        inputs = (unet, base, MEAN, added, timesteps, CAPTION, None, weight, anchor)
+        return diffusion_loss(*inputs).item()
+
+    plain = error.square().mean().item()
+    motion = (math.sqrt(2) * error - error[:, :, 2:3]).square().mean().item()
+    assert loss(0.0) == pytest.approx(plain, rel=1e-5)
+    assert loss(1.0, 2) == pytest.approx(motion, rel=1e-5)
+    assert loss(0.25, 2) == pytest.approx(0.75 * plain + 0.25 * motion, rel=1e-5)
+
+
+def resumed(folder, **config):
+    """A tuning that was stopped after its second step and resumed, and one that was not."""
+    whole = tuner(steps=5, **config)
+    whole.fit(MEAN, DEVIATION, CAPTION)
+
+    class Stop(BaseException):
+        pass
+
+    def stop(record):
+        if record.step == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        tuner(steps=5, **config).fit(MEAN, DEVIATION, CAPTION, Checkpoints(folder), on_step=stop)
+    again = tuner(steps=5, **config)
+    again.fit(MEAN, DEVIATION, CAPTION, Checkpoints(folder))
+    return whole, again
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"optimizer": "muon"},
+        {"optimizer": "muon", "precision": "float16", "lora_rank": 2},
+        {"timestep_sampling": "stratified", "accumulation_steps": 2},
+        {"timestep_sampling": "cubic", "motion_weight": 0.5},
+        {"early_stopping": 100, "held_out_every": 1},
+    ],
+    ids=str,
+)
+def test_resumed_tuning_is_bit_identical_with_every_option(tmp_path, monkeypatch, config):
+    monkeypatch.setattr(tuning, "HELD_OUT_EVERY", config.pop("held_out_every", 20))
+    whole, again = resumed(tmp_path, **config)
+    assert whole.history == again.history and whole.held_out == again.held_out
+    assert all(torch.equal(value, again.parameters[name]) for name, value in whole.parameters.items())
+    assert bool(whole.held_out) == ("early_stopping" in config)
+
+
+def test_muon_lowers_the_loss():
+    one = tuner(optimizer="muon", steps=8, learning_rate=1e-2)
+    before = one.measure_held_out(MEAN, CAPTION)
+    one.fit(MEAN, DEVIATION, CAPTION)
+    assert one.measure_held_out(MEAN, CAPTION) < before
+
+
+def test_held_out_loss_is_the_same_each_time_and_draws_nothing():
+    one, other = tuner(), tuner()
+    assert one.measure_held_out(MEAN, CAPTION) == one.measure_held_out(MEAN, CAPTION)
+    one.fit(MEAN, DEVIATION, CAPTION)
+    other.fit(MEAN, DEVIATION, CAPTION)
+    assert one.history == other.history
+
+
+@pytest.mark.parametrize(
+    ("losses", "stops"),
+    [
+        ([1.0, 0.5, 0.4, 0.3, 0.2], None),
+        ([1.0, 0.5, 0.499, 0.498, 0.497], 4),
+        ([1.0, 0.5, 0.6, 0.48, 0.5], None),
+        ([1.0, 1.1, 1.2, 0.1, 0.1], 3),
+    ],
+)
+def test_tuning_ends_where_the_held_out_loss_is_flat(monkeypatch, losses, stops):
+    monkeypatch.setattr(tuning, "HELD_OUT_EVERY", 1)
+    one, measured = tuner(steps=5, early_stopping=2), iter(losses)
+    monkeypatch.setattr(one, "measure_held_out", lambda *_: next(measured))
+    one.fit(MEAN, DEVIATION, CAPTION)
+    assert len(one.history) == (stops or 5) and one.is_flat == (stops is not None)
+
+
+@pytest.mark.parametrize("setting", ["precision", "optimizer", "timestep_sampling"])
+def test_settings_that_do_not_exist_are_named(setting):
+    with pytest.raises(TavError, match=rf"\A{setting}: 'none' must be one of "):
+        tuner(**{setting: "none"})

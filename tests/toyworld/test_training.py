@@ -8,8 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from transformers import CLIPTokenizer
 
 from tav_model.errors import TavError
@@ -19,7 +17,6 @@ from toyworld.captions import random_caption
 from toyworld.samples import random_scene
 from toyworld.training import unet
 from toyworld.training.loop import Part, Settings, Training
-from toyworld.training.muon import Muon, orthogonalized
 from toyworld.training.text import MAX_TOKENS, Tokens, save_tokenizer
 from toyworld.training.vae import VaePart, psnr, unseen_pictures
 
@@ -150,29 +147,6 @@ def test_mlflow_has_one_run_of_a_training_that_was_stopped(tmp_path: Path):
         [mlflow.MlflowClient(uri).get_experiment_by_name("toyworld").experiment_id]
     )
     assert run.data.params["steps"] == "60" and {"loss", "learning_rate", "error"} <= set(run.data.metrics)
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.integers(1, 12), st.integers(1, 40), st.integers(0, 99))
-def test_orthogonalized_is_near_the_polar_factor(rows: int, columns: int, seed: int):
-    matrix = torch.randn((rows, columns), generator=torch.Generator().manual_seed(seed))
-    u, singular, v = torch.linalg.svd(matrix, full_matrices=False)
-    result = u.T @ orthogonalized(matrix) @ v.T
-    large = singular > 0.1 * singular.max()
-    assert ((result.diagonal()[large] > 0.6) & (result.diagonal()[large] < 1.3)).all()
-    assert (result - torch.diag(result.diagonal())).abs().max() < 1e-3
-
-
-def test_muon_leaves_tables_and_vectors_to_adam():
-    table, matrix, vector = (torch.nn.Parameter(torch.zeros(shape)) for shape in ((5, 3), (4, 4), (3,)))
-    optimizer = Muon([table, matrix, vector], 0.1, embeddings=[table])
-    for parameter in (table, matrix, vector):
-        parameter.grad = torch.full(parameter.shape, 1e-3)
-    optimizer.step()
-    # The first step of Adam is the learning rate along each gradient's sign.
-    assert torch.allclose(table, torch.full_like(table, -0.1), atol=1e-3)
-    assert torch.allclose(vector, torch.full_like(vector, -0.1), atol=1e-3)
-    assert torch.linalg.matrix_rank(matrix.detach()) == 1 and 0 < matrix.abs().max() < 0.1
 
 
 def test_remembered_tokens_are_the_tokenizers(tmp_path: Path):

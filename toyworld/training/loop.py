@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tav_model.errors import TavError
+from tav_model.muon import Muon
 from tav_model.tensors import load_tensors, read_metadata, save_tensors
-from toyworld.training.muon import Muon
 
 if TYPE_CHECKING:
     import numpy as np
