@@ -1,0 +1,101 @@
+"""The benchmark of work: its variants, what it counts, its targets and exit code, and a small run of the real stages."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.measures import ROOT
+from benchmarks.scenes import EditResult
+from benchmarks.toyworld import SCORES
+from benchmarks.work import (
+    CANDIDATE,
+    TODAY,
+    VARIANTS,
+    Work,
+    differences_table,
+    main,
+    plot,
+    targets,
+    tuned_in,
+    work_table,
+    worse_scores,
+)
+from tav.config import EditParams, TuneParams
+from toyworld.scenes import load_truth, save_truth
+
+TINY = ("decode.frames=3", "tune.steps=4", "invert.steps=2", "edit.steps=2", 'runtime.device="cpu"')
+
+
+def edits(**scores: float) -> list[EditResult]:
+    usual = {score.key: 0.5 for score in SCORES}
+    return [EditResult(str(scene), "a", "colour", 33, usual | scores) for scene in range(4)]
+
+
+def work(share: float = 1.0) -> Work:
+    return Work(share * 8e12, share * 1e12, share * 3e12, share * 400, share * 60)
+
+
+def test_variants_are_parameters_that_exist_and_tune_on_their_own_where_they_change_it():
+    for name, changes in VARIANTS.items():
+        for key, value in changes.items():
+            section, field = key.split(".")
+            ({"tune": TuneParams, "edit": EditParams}[section])(**{field: value})
+        assert tuned_in(name) == (None if name == TODAY or any(key.startswith("tune.") for key in changes) else TODAY)
+
+
+def test_targets_are_a_quarter_of_the_operations_and_no_score_that_is_worse():
+    today = edits()
+    for candidate, share, reached in (
+        (edits(), 0.24, [True, True]),
+        (edits(), 0.26, [False, True]),
+        (edits(track_error=0.6), 0.1, [True, False]),
+        (edits(track_error=0.4, psnr_to_truth=0.6), 0.1, [True, True]),
+        (edits(attributes_kept=0.4), 0.1, [True, False]),
+    ):
+        measures = targets({TODAY: today, CANDIDATE: candidate}, {TODAY: work(), CANDIDATE: work(share)})
+        assert [one.reached for one in measures] == reached
+    assert worse_scores(edits(attributes_kept=0.4, track_error=0.6), today) == ["track error", "kept"]
+
+
+def test_tables_and_plot_have_every_variant(tmp_path: Path):
+    results, works = {TODAY: edits(), "other": edits(track_error=0.6)}, {TODAY: work(), "other": work(0.5)}
+    lines = work_table(results, works).splitlines()
+    assert [cell.strip() for cell in lines[2].split("|")[1:9]] == [
+        *(TODAY, "400", "8.00", "1.00", "3.00", "12.00", "100 %", "60")
+    ]
+    assert [cell.strip() for cell in lines[3].split("|")[6:9]] == ["6.00", "50 %", "30"]
+    assert "other, minus today" in differences_table(results) and "*" in differences_table(results)
+    plot(results, works, tmp_path / "work.png")
+    assert (tmp_path / "work.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_unknown_variants_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["magic", "--out", str(tmp_path)]) == 2
+    assert "variant 'magic': must be one of today; 100 DDIM steps; " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_work_is_counted_in_runs_of_the_real_stages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    changes = {"tune.steps": 2, "tune.optimizer": "muon", "edit.guidance_end": 0.5, "tune.early_stopping": 20}
+    monkeypatch.setitem(VARIANTS, CANDIDATE, changes)
+    truth = load_truth(ROOT / "data" / "scenes" / "ball.json")
+    save_truth(tmp_path / "scenes" / "ball.json", truth.scene, truth.frames, {"blue-ball": {"colour": "blue"}})
+    arguments = ["--scenes", str(tmp_path / "scenes"), "--seeds", "1", "--out", str(tmp_path / "out"), "--set", *TINY]
+    variants = [CANDIDATE, "features of every 2nd step"]
+    assert main([*variants, *arguments]) in (0, 1)
+    works = {name: Work(**one) for name, one in json.loads((tmp_path / "out" / "work.json").read_text()).items()}
+    today, candidate, reused = works[TODAY], works[CANDIDATE], works["features of every 2nd step"]
+    assert (today.tuning_steps, candidate.tuning_steps, reused.tuning_steps) == (4, 2, 4)
+    assert 0.4 < candidate.tuning / today.tuning < 0.7  # Muon multiplies matrices.
+    assert reused.tuning == today.tuning
+    assert candidate.inversion == today.inversion == reused.inversion
+    assert candidate.edits < today.edits and reused.edits < today.edits
+    assert today.seconds > 0 and reused.seconds > 0
+    assert (tmp_path / "out" / "work.png").exists()
+    assert capfd.readouterr().out.count("| operations, share of today's ") == 1
+    assert main([*variants, *arguments]) in (0, 1)  # From the cache.
+    assert json.loads((tmp_path / "out" / "work.json").read_text())[TODAY]["edits"] == today.edits
