@@ -11,11 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.tune import BASE_FILE, _identity, resume_step
-from tav.config import AttentionParams, TuneParams
+from tasks.edit import edit
+from tasks.invert import invert
+from tasks.rows import RowBatch
+from tasks.tune import BASE_FILE, _identity, resume_step, tune
+from tav.config import AttentionParams, EditParams, InvertParams, TuneParams
+from tav.config.prompts import PromptRow
+from tav.runtime.events import EventStream
+from tav.runtime.progress import Progress
 from tav_model.digests import digest
-from tav_model.files import write_json, write_text
-from tav_model.tensors import save_tensors
+from tav_model.files import read_json, write_json, write_text
+from tav_model.tensors import read_shapes, save_tensors
+from tests.support.models import CONTEXT_DIM, noise, small_base
 from tests.support.projects import ROOT
 
 SETTINGS: dict[str, Any] = {
@@ -86,3 +93,53 @@ print(step, sorted({{"torch", "dvc", "numpy"}} & sys.modules.keys()))
 """
     output = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert output == "40 []\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        ({}, {"weight", "bias"}),
+        ({"lora_rank": 2}, {"lora_down", "lora_up"}),
+        ({"optimizer": "muon", "timestep_sampling": "stratified", "motion_weight": 0.5}, {"weight", "bias"}),
+    ],
+    ids=["weights", "low-rank updates", "muon"],
+)
+def test_what_is_tuned_is_inverted_and_edited(tmp_path: Path, settings: dict[str, Any], names: set[str]) -> None:
+    base, latents = str(small_base(tmp_path / "base")), tmp_path / "latents"
+    posterior = {"mean": noise(1, 4, 2, 8, 8), "deviation": 0.1 * noise(1, 4, 2, 8, 8, seed=1).abs()}
+    save_tensors(latents / "latents.safetensors", posterior, {"scale": "1", "fps": "8"})
+    text = {"caption": noise(1, 77, CONTEXT_DIM), "empty": noise(1, 77, CONTEXT_DIM, seed=1)}
+    save_tensors(latents / "text.safetensors", text, {})
+    shared: dict[str, Any] = {"base": base, "attention": AttentionParams(), "device": "cpu"}
+    tune(
+        latents,
+        tmp_path / "tuned",
+        base_name="base",
+        params=TuneParams(steps=2, learning_rate=1e-2, **settings),
+        seed=1,
+        gradient_checkpointing=False,
+        checkpoints=tmp_path / "checkpoints",
+        checkpoint_every=10,
+        progress=Progress(EventStream(), stage="tune", total=2),
+        **shared,
+    )
+    shapes, _ = read_shapes(tmp_path / "tuned/tuned.safetensors")
+    assert {name.rpartition(".")[2] for name in shapes} == names
+    assert read_json(tmp_path / "tuned/tuned.json")["steps"] == 2
+    progress = Progress(EventStream(), stage="invert", total=2)
+    folders = (latents, tmp_path / "tuned", tmp_path / "inverted")
+    invert(*folders, params=InvertParams(steps=2), progress=progress, **shared)
+    rows = [PromptRow(line=2, prompt="a red ball", name="red")]
+    batch = RowBatch(
+        rows,
+        tmp_path / "inverted",
+        tmp_path / "tuned",
+        tmp_path / "edits",
+        root=tmp_path,
+        params=EditParams(steps=2),
+        seed=1,
+        store=tmp_path / "store",
+        **shared,
+    )
+    edit(batch, EventStream())
+    assert (tmp_path / "edits/red.mp4").exists()
