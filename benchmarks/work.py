@@ -54,7 +54,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "tune 100, motion": {**SHORT, "tune.motion_weight": 0.5},
     "LoRA of rank 16": {"tune.lora_rank": 16},
     "early stopping": {**STRATIFIED, "tune.early_stopping": 60},
-    CANDIDATE: {"tune.steps": 80, **STRATIFIED, "tune.optimizer": "muon", **FEW_STEPS, "edit.guidance_end": 0.6},
+    CANDIDATE: {"tune.steps": 70, **STRATIFIED, "tune.optimizer": "muon", **FEW_STEPS, "edit.guidance_end": 0.6},
 }
 
 

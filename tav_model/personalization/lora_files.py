@@ -171,7 +171,7 @@ def _update(
     down, up = parts["down"], parts["up"]
     weight = _weight(networks[target.network], target.module)
     rank = down.shape[0]
-    fits = down.ndim in (2, 4) and up.ndim in (2, 4) and up.flatten(1).shape[1] == rank
+    fits = rank > 0 and down.ndim in (2, 4) and up.ndim in (2, 4) and up.flatten(1).shape[1] == rank
     shape = (up.shape[0], math.prod(down.shape[1:]))
     expected = (weight.shape[0], math.prod(weight.shape[1:]))
     if not fits or shape != expected:

@@ -198,3 +198,28 @@ def test_a_base_without_a_part_is_refused(base: Path, tmp_path: Path, part: str)
     with pytest.raises(TavError, match=rf"broken: (no {part} can be loaded|{part})"):
         make_base(tmp_path / "new", str(broken), "broken", loras=[Lora(tmp_path / "style.safetensors")])
     assert not (tmp_path / "new").exists()
+
+
+def test_a_base_from_the_hub_is_downloaded_without_pickles(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        asked.append((name, allow_patterns))
+        return str(base)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    save_file({"<cat>": noise(CONTEXT_DIM)}, tmp_path / "cat.safetensors")
+    inversions = [TextualInversion(tmp_path / "cat.safetensors")]
+    make_base(tmp_path / "new", "someone/model", "someone/model", textual_inversions=inversions)
+    ((name, patterns),) = asked
+    assert name == "someone/model" and not [pattern for pattern in patterns if ".bin" in pattern]
+    assert json.loads((tmp_path / "new/origin.json").read_text())["base_digest"] == "hub:someone/model"
+
+    def offline(*_: object, **__: object) -> None:
+        raise ConnectionError("no network\nmore")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(TavError, match=r"\Asomeone/model: cannot be downloaded \(no network\)\Z"):
+        make_base(tmp_path / "other", "someone/model", "someone/model", textual_inversions=inversions)

@@ -100,6 +100,12 @@ FIRST = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
         (lambda t: t.pop(f"{FIRST}.lora_up.weight"), "incomplete: .*attn1.to_q has no up matrix"),
         (lambda t: t.update({f"{FIRST}.lora_up.weight": torch.ones(9, 2)}), r"does not fit the base model's weight"),
         (lambda t: t.update({f"{FIRST}.lora_down.weight": torch.ones(3, 8)}), r"does not fit the base model's weight"),
+        (
+            lambda t: t.update(
+                {f"{FIRST}.lora_down.weight": torch.ones(0, 8), f"{FIRST}.lora_up.weight": torch.ones(8, 0)}
+            ),
+            r"does not fit the base model's weight",
+        ),
         (lambda t: t.update({f"{FIRST}.lora_down.weight": torch.full((2, 8), math.nan)}), "values that are not finite"),
         (lambda t: t.update({f"{FIRST}.alpha": torch.ones(2)}), "alpha must be one number"),
         (lambda t: t.update({"lora_unet_x.lora_up.weight": torch.ones(2)}), "no module lora_unet_x; a LoRA of another"),
