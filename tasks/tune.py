@@ -130,6 +130,7 @@ def tune(
             clip_digest=clip,
             steps=len(tuner.history),
             seed=seed,
+            **({"held_out_loss": tuner.held_out} if tuner.held_out else {}),
         )
         columns = ["step", "loss", "learning_rate", "gradient_norm", "timestep"]
         pd.DataFrame(tuner.history, columns=StepRecord._fields)[columns].to_csv(folder / "loss.csv", index=False)

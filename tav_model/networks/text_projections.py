@@ -53,8 +53,12 @@ def text_projected_once(unet: nn.Module) -> Iterator[None]:
     """Keep the keys and values of texts in the cross-attention of a network until the context ends.
 
     Where the network gets the same tensor as its text again, they are not computed again. Nothing else changes, not a bit.
-    It is for inference: kept values belong to one state of the weights.
+    It is for inference: kept values belong to one state of the weights. A compiled network is left as it is, because it would
+    be compiled again for every text.
     """
+    if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
+        yield
+        return
     from tav_model.networks.transformer import BasicTransformerBlock
 
     layers = [module.attn2 for module in unet.modules() if isinstance(module, BasicTransformerBlock)]

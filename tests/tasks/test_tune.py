@@ -19,6 +19,7 @@ from tav.config import AttentionParams, EditParams, InvertParams, TuneParams
 from tav.config.prompts import PromptRow
 from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
+from tav_model import tuning
 from tav_model.digests import digest
 from tav_model.files import read_json, write_json, write_text
 from tav_model.tensors import read_shapes, save_tensors
@@ -100,11 +101,14 @@ print(step, sorted({{"torch", "dvc", "numpy"}} & sys.modules.keys()))
     [
         ({}, {"weight", "bias"}),
         ({"lora_rank": 2}, {"lora_down", "lora_up"}),
-        ({"optimizer": "muon", "timestep_sampling": "stratified", "motion_weight": 0.5}, {"weight", "bias"}),
+        ({"optimizer": "muon", "timestep_sampling": "stratified", "early_stopping": 1}, {"weight", "bias"}),
     ],
     ids=["weights", "low-rank updates", "muon"],
 )
-def test_what_is_tuned_is_inverted_and_edited(tmp_path: Path, settings: dict[str, Any], names: set[str]) -> None:
+def test_what_is_tuned_is_inverted_and_edited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], names: set[str]
+) -> None:
+    monkeypatch.setattr(tuning, "HELD_OUT_EVERY", 1)
     base, latents = str(small_base(tmp_path / "base")), tmp_path / "latents"
     posterior = {"mean": noise(1, 4, 2, 8, 8), "deviation": 0.1 * noise(1, 4, 2, 8, 8, seed=1).abs()}
     save_tensors(latents / "latents.safetensors", posterior, {"scale": "1", "fps": "8"})
@@ -125,7 +129,9 @@ def test_what_is_tuned_is_inverted_and_edited(tmp_path: Path, settings: dict[str
     )
     shapes, _ = read_shapes(tmp_path / "tuned/tuned.safetensors")
     assert {name.rpartition(".")[2] for name in shapes} == names
-    assert read_json(tmp_path / "tuned/tuned.json")["steps"] == 2
+    info = read_json(tmp_path / "tuned/tuned.json")
+    assert info["steps"] == 2
+    assert [step for step, _ in info.get("held_out_loss", [])] == ([1, 2] if "early_stopping" in settings else [])
     progress = Progress(EventStream(), stage="invert", total=2)
     folders = (latents, tmp_path / "tuned", tmp_path / "inverted")
     invert(*folders, params=InvertParams(steps=2), progress=progress, **shared)

@@ -61,6 +61,14 @@ def test_the_layers_are_ordinary_ones_after_an_error():
     assert all("project_context" not in vars(layer) for layer in layers(unet))
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_compiled_network_is_left_as_it_is(in_place):
+    unet = video_unet()
+    compiled = unet.compile(backend="eager") if in_place else torch.compile(unet, backend="eager")
+    with text_projected_once(compiled or unet):
+        assert all("project_context" not in vars(layer) for layer in layers(unet))
+
+
 def test_the_same_texts_make_the_same_batch():
     batches, a, b = TextBatches(), noise(1, 2, 3), noise(2, 2, 3, seed=1)
     both = batches([a, b])
