@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,6 +16,10 @@ from torch.nn import functional
 
 from tav_model.checkpoints import Checkpoints
 from tav_model.errors import TavError
+from tav_model.freed_memory import FreedMemory
+from tav_model.networks.memory_efficient import is_large
+from tav_model.networks.resnet import ResnetBlock3D
+from tav_model.networks.transformer import Transformer3DModel
 from tav_model.tuned_weights import TRAINABLE_MODULES
 
 if TYPE_CHECKING:
@@ -159,12 +163,12 @@ class Tuner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         # Drawn on the CPU, so that a seed means the same on every device.
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.freed_memory = FreedMemory()
         self.history: list[StepRecord] = []
 
     def _allocate(self) -> None:
-        """Allocate gradients and moments before the first step, whose activations would otherwise fragment the memory."""
+        """Allocate the moments before the first step, whose activations would otherwise fragment the memory."""
         for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
             self.optimizer.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
                 "exp_avg": torch.zeros_like(parameter),
@@ -188,7 +192,9 @@ class Tuner:
             TavError: the loss is not finite, or has exploded.
         """
         half = self.dtype != torch.float32
-        with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
+        # Each trained weight is cast for one product: a cache of casts would only keep them until the end of the pass.
+        autocast = torch.autocast(self.device.type, self.dtype, cache_enabled=False) if half else nullcontext()
+        with autocast, self._without_holes_in_the_heap():
             loss = diffusion_loss(
                 self.unet, self.scheduler, latents, noise, timesteps, encoder_hidden_states, self.control
             )
@@ -202,12 +208,40 @@ class Tuner:
         self.scaler.scale(loss / self.config.accumulation_steps).backward()
         return value
 
+    @contextmanager
+    def _without_holes_in_the_heap(self) -> Iterator[None]:
+        """Return freed memory to the system after each large layer of the network, and before its backward pass."""
+        if self.device.type != "cpu":
+            yield
+            return
+
+        def after(_: nn.Module, __: Any, hidden_states: torch.Tensor) -> None:
+            if is_large(hidden_states):
+                self.freed_memory.give_back()
+                if hidden_states.requires_grad:
+                    hidden_states.register_hook(before_backward)
+
+        def before_backward(_: torch.Tensor) -> None:
+            self.freed_memory.give_back()
+
+        layers = (module for module in self.unet.modules() if isinstance(module, ResnetBlock3D | Transformer3DModel))
+        handles = [layer.register_forward_hook(after) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def update(self, loss: float, timestep: float) -> StepRecord:
         """Clip the gradient, update the weights, and advance the learning-rate schedule.
 
         Raises:
             TavError: the gradient is not finite, in float16 at any scale of the loss.
         """
+        for parameter in self.parameters.values():
+            # A weight that took no part, as the temporal attention where that is off, decays all the same.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_gradient_norm).item()
         learning_rate = self.schedule.get_last_lr()[0]
@@ -218,7 +252,7 @@ class Tuner:
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-14:
             raise TavError("tune: float16 overflows at any scale; set tune.precision to bfloat16 or float32")
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()  # Frees the gradients, which nothing needs until the next backward pass.
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"
