@@ -7,11 +7,6 @@ import sys
 from functools import cache
 from pathlib import Path
 
-# Return memory when freed tensors hold so large a share of what is used. Less is not worth the page faults that it costs to
-# use the memory again.
-LEAST_SHARE = 1 / 32
-LEAST_BYTES = 2**26
-
 
 class _MallInfo(ctypes.Structure):
     """The result of `mallinfo2`: bytes in use, in the heap (`uordblks`) and in blocks of their own (`hblkhd`), and others."""
@@ -59,11 +54,13 @@ class FreedMemory:
     of a forward pass of Stable Diffusion's UNet. Only glibc is asked; elsewhere this does nothing.
 
     Args:
-        least: bytes of holes below which nothing is returned.
+        share: the holes that are worth it, as a share of what is used. Each return costs page faults when the memory is used
+            again.
+        least: the same in bytes.
     """
 
-    def __init__(self, least: int = LEAST_BYTES) -> None:
-        self.least = least
+    def __init__(self, share: float, least: int = 2**25) -> None:
+        self.share, self.least = share, least
         # What is resident besides tensors and holes, such as Python's own heap: the smallest difference seen so far.
         self._others = sys.maxsize
 
@@ -76,7 +73,7 @@ class FreedMemory:
         used = heap.uordblks + heap.hblkhd
         unused = _resident_bytes() - used
         self._others = min(self._others, unused)
-        if unused - self._others < max(self.least, LEAST_SHARE * used):
+        if unused - self._others < max(self.least, self.share * used):
             return False
         library.malloc_trim(0)
         return True

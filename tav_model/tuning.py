@@ -163,7 +163,8 @@ class Tuner:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         # Drawn on the CPU, so that a seed means the same on every device.
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.freed_memory = FreedMemory()
+        # With checkpointing, memory matters more than time.
+        self.freed_memory = FreedMemory(share=1 / 128 if config.gradient_checkpointing else 1 / 16)
         self.history: list[StepRecord] = []
 
     def _allocate(self) -> None:

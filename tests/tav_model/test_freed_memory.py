@@ -17,7 +17,7 @@ from tav_model.freed_memory import FreedMemory
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-memory = FreedMemory(least=2**24)
+memory = FreedMemory(share=0.0, least=2**24)
 nothing_yet = memory.give_back()
 blocks = [bytearray(b"1" * 60_000) for _ in range(1000)]
 in_use = memory.give_back()
@@ -37,4 +37,4 @@ def test_returns_freed_memory():
 
 def test_does_nothing_with_another_c_library(monkeypatch):
     monkeypatch.setattr(freed_memory, "_glibc", lambda: None)
-    assert not FreedMemory(least=0).give_back()
+    assert not FreedMemory(share=0.0, least=0).give_back()
