@@ -33,8 +33,7 @@ install: $(VENV)/.installed
 WAIT_POLICY = $$($(BIN)/python -c 'import psutil; print("ACTIVE" if psutil.cpu_percent(1) < 15 else "PASSIVE")')
 
 demo: install
-	@$(RUN) OMP_WAIT_POLICY=$(WAIT_POLICY) dvc repro score@ball
-	@$(RUN) python -m tasks show --clip ball
+	@$(RUN) OMP_WAIT_POLICY=$(WAIT_POLICY) python -m tasks all --clip ball
 
 up: install
 	@$(RUN) tav up

@@ -145,15 +145,16 @@ def build_unet(setting: Setting, dtype: torch.dtype) -> UNet3DConditionModel:
     return unet.eval()
 
 
-def scheduler() -> Any:
-    """Return the DDIM scheduler of the embedded base model."""
+def scheduler(config: dict[str, Any] | None = None) -> Any:
+    """Return a DDIM scheduler, by default that of the embedded base model."""
     from diffusers import DDIMScheduler
 
-    return DDIMScheduler.from_config(read_json(ROOT / "toyworld" / "weights" / "scheduler" / "scheduler_config.json"))
+    embedded = ROOT / "toyworld" / "weights" / "scheduler" / "scheduler_config.json"
+    return DDIMScheduler.from_config(read_json(embedded) if config is None else config)
 
 
-def make_part(part: str, setting: Setting) -> Callable[[], Any]:
-    """Return a function that runs the part once, on a model that is ready."""
+def make_part(part: str, setting: Setting, backend: str = "inductor") -> Callable[[], Any]:
+    """Return a function that runs the part once, on a model that is ready; `backend` is that of `torch.compile`."""
     import torch
 
     from tav_model.tuning import Tuner, TuningConfig
@@ -170,11 +171,11 @@ def make_part(part: str, setting: Setting) -> Callable[[], Any]:
         config = TuningConfig(precision=setting.dtype, gradient_checkpointing=setting.checkpointing)
         tuner = Tuner(unet, scheduler(), config)
         if setting.compile:
-            tuner.unet.compile()
+            tuner.unet.compile(backend=backend)
         deviation = torch.full_like(latents, 0.1)
         return lambda: tuner.step(latents, deviation, text)
     if setting.compile:
-        unet.compile()
+        unet.compile(backend=backend)
     text = text.to(dtype)
     if part == "forward":
         sample = latents.to(dtype)
@@ -184,11 +185,20 @@ def make_part(part: str, setting: Setting) -> Callable[[], Any]:
 
         return lambda: ddim_inversion(unet, scheduler(), latents, text, 1)
     prompts = 4 if part.endswith("4 prompts") else 1
-    return _edit_step(unet, latents, text.expand(prompts, -1, -1), setting.device)
+    return make_edit(unet, latents, text.expand(prompts, -1, -1), setting.device, steps=1)
 
 
-def _edit_step(unet: UNet3DConditionModel, latents: torch.Tensor, text: torch.Tensor, device: str) -> Callable[[], Any]:
-    """Return one step of the pipeline's sampling with guidance; the VAE and the text encoder are loaded but not used."""
+def make_edit(
+    unet: UNet3DConditionModel,
+    latents: torch.Tensor,
+    text: torch.Tensor,
+    device: str,
+    steps: int,
+    negative: torch.Tensor | None = None,
+    guidance_scale: float = 7.5,
+    scheduler_config: dict[str, Any] | None = None,
+) -> Callable[[], Any]:
+    """Return the pipeline's sampling with guidance; the VAE and the text encoder are loaded but not used."""
     from tav_model import TuneAVideoPipeline
     from tav_model.base_models import load_part
 
@@ -198,15 +208,15 @@ def _edit_step(unet: UNet3DConditionModel, latents: torch.Tensor, text: torch.Te
         text_encoder=load_part(base, "text_encoder").to(device),
         tokenizer=load_part(base, "tokenizer"),
         unet=unet,
-        scheduler=scheduler(),
+        scheduler=scheduler(scheduler_config),
     )
     pipeline.set_progress_bar_config(disable=True)
     return lambda: pipeline(
         prompt_embeds=text,
-        negative_prompt_embeds=text,
+        negative_prompt_embeds=text if negative is None else negative,
         latents=latents,
-        num_inference_steps=1,
-        guidance_scale=7.5,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
         output_type="latent",
     )
 
@@ -216,19 +226,42 @@ def _edit_step(unet: UNet3DConditionModel, latents: torch.Tensor, text: torch.Te
 
 def measure(part: str, setting: Setting, repeats: int) -> Timing:
     """Measure the part after a warm-up run (two if compiled), each run between two measurements of the matrix rate."""
-    run = make_part(part, setting)
-    for _ in range(2 if setting.compile else 1):
+    return measure_run(part, make_part(part, setting), setting, repeats, warm_ups=2 if setting.compile else 1)
+
+
+def measure_run(
+    part: str,
+    run: Callable[[], Any],
+    setting: Setting,
+    repeats: int,
+    warm_ups: int = 1,
+    flop: float | None = None,
+    matrix_side: int | None = None,
+) -> Timing:
+    """Measure a function, each run between two measurements of the matrix rate.
+
+    Args:
+        part: the name of the timing.
+        run: what to measure.
+        setting: the device that it runs on, and its precision.
+        repeats: number of runs.
+        warm_ups: number of runs before.
+        flop: floating-point operations of a run; None: they are counted in one more run.
+        matrix_side: see `matrix_rate`.
+    """
+    for _ in range(warm_ups):
         run()
     reset_peak(setting.device)
     seconds, rates = [], []
-    rate = matrix_rate(setting.device, setting.dtype)
+    rate = matrix_rate(setting.device, setting.dtype, matrix_side)
     for _ in range(repeats):
         taken = timed(run, setting.device)
-        before, rate = rate, matrix_rate(setting.device, setting.dtype)
+        before, rate = rate, matrix_rate(setting.device, setting.dtype, matrix_side)
         seconds.append(taken)
         rates.append((before + rate) / 2)
     peak = peak_gib(setting.device)
-    flop = count_flop(run)  # Last, because the counter itself holds memory.
+    if flop is None:
+        flop = count_flop(run)  # Last, because the counter itself holds memory.
     del run
     gc.collect()
     return Timing(
@@ -258,22 +291,20 @@ def timed(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-_matrices: dict[tuple[str, str], torch.Tensor] = {}
+def matrix_rate(device: str, dtype: str, side: int | None = None) -> float:
+    """Return the FLOP/s of a product of two square matrices of size `side`, by default 4096 (on a GPU, 8192).
 
-
-def matrix_rate(device: str, dtype: str) -> float:
-    """Return the FLOP/s of a product of two square matrices of size 4096 (on a GPU, 8192)."""
+    The matrix is made anew each time. Otherwise it would be part of the peak memory.
+    """
     import torch
 
     cuda = device.startswith("cuda")
-    side = 8192 if cuda else 4096
-    if (device, dtype) not in _matrices:
-        matrix = torch.randn(side, side).to(device, getattr(torch, dtype))
-        _matrices[device, dtype] = matrix
-        timed(lambda: matrix @ matrix, device)
-    matrix = _matrices[device, dtype]
-    times = 20 if cuda else 1
-    return times * 2 * side**3 / timed(lambda: [matrix @ matrix for _ in range(times)], device)
+    side, times = side or (8192 if cuda else 4096), 20 if cuda else 1
+    matrix = torch.randn(side, side, device=device).to(getattr(torch, dtype))
+    product = torch.empty_like(matrix)
+    warm_up = side if cuda else side // 4
+    torch.mm(matrix[:warm_up], matrix, out=product[:warm_up])
+    return times * 2 * side**3 / timed(lambda: [torch.mm(matrix, matrix, out=product) for _ in range(times)], device)
 
 
 def count_flop(run: Callable[[], Any]) -> float:

@@ -10,9 +10,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed
 
+from tasks.all_stages import why_not_run
 from tasks.clip_stages import ClipStages
 from tav.runtime.devices import DevicePool, is_out_of_memory
-from tav.runtime.events import EventStream, StageRestored, StageUpToDate
+from tav.runtime.events import EventStream
 from tav.versioning.dvc_pipeline import DvcPipeline
 
 if TYPE_CHECKING:
@@ -80,10 +81,4 @@ class PipelineRun:
         Raises:
             TavError: DVC cannot read the project, or an input is missing.
         """
-        if self.dvc.is_current(stage, clip):
-            self.events.publish(StageUpToDate(clip=clip, stage=stage))
-            return "up to date"
-        if self.dvc.restore(stage, clip):
-            self.events.publish(StageRestored(clip=clip, stage=stage))
-            return "restored from DVC's cache"
-        return None
+        return why_not_run(self.dvc, self.events, stage, clip)

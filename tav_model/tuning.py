@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,8 +16,12 @@ from torch.nn import functional
 
 from tav_model.checkpoints import Checkpoints
 from tav_model.errors import TavError
+from tav_model.freed_memory import FreedMemory
 from tav_model.low_rank import add_low_rank
 from tav_model.muon import Muon
+from tav_model.networks.memory_efficient import is_large
+from tav_model.networks.resnet import ResnetBlock3D
+from tav_model.networks.transformer import Transformer3DModel
 from tav_model.tuned_weights import TRAINABLE_MODULES
 
 if TYPE_CHECKING:
@@ -195,6 +199,8 @@ class Tuner:
             num_training_steps=config.steps,
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        # With checkpointing, memory matters more than time.
+        self.freed_memory = FreedMemory(share=1 / 128 if config.gradient_checkpointing else 1 / 16)
         self.history: list[StepRecord] = []
         self.held_out: list[tuple[int, float]] = []
         self._draws = 0
@@ -213,9 +219,8 @@ class Tuner:
         )
 
     def _allocate(self) -> None:
-        """Allocate gradients and moments before the first step, whose activations would otherwise fragment the memory."""
+        """Allocate the moments before the first step, whose activations would otherwise fragment the memory."""
         for parameter in self.parameters.values():
-            parameter.grad = torch.zeros_like(parameter)
             if self.config.optimizer != "adamw":
                 continue  # It allocates its moments itself.
             self.optimizer.state[parameter] = {
@@ -246,7 +251,10 @@ class Tuner:
         return (shares * limit).long().clamp(max=limit - 1)
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.dtype == torch.float32 else torch.autocast(self.device.type, self.dtype)
+        if self.dtype == torch.float32:
+            return nullcontext()
+        # Each trained weight is cast for one product: a cache of casts would only keep them until the end of the pass.
+        return torch.autocast(self.device.type, self.dtype, cache_enabled=False)
 
     def backward(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
@@ -258,7 +266,7 @@ class Tuner:
         """
         weight = self.config.motion_weight
         anchor = int(torch.randint(0, latents.shape[2], (), generator=self.generator)) if weight else 0
-        with self._autocast():
+        with self._autocast(), self._without_holes_in_the_heap():
             inputs = (latents, noise, timesteps, encoder_hidden_states, self.control, weight, anchor)
             loss = diffusion_loss(self.unet, self.scheduler, *inputs)
         value = loss.item()
@@ -271,12 +279,40 @@ class Tuner:
         self.scaler.scale(loss / self.config.accumulation_steps).backward()
         return value
 
+    @contextmanager
+    def _without_holes_in_the_heap(self) -> Iterator[None]:
+        """Return freed memory to the system after each large layer of the network, and before its backward pass."""
+        if self.device.type != "cpu":
+            yield
+            return
+
+        def after(_: nn.Module, __: Any, hidden_states: torch.Tensor) -> None:
+            if is_large(hidden_states):
+                self.freed_memory.give_back()
+                if hidden_states.requires_grad:
+                    hidden_states.register_hook(before_backward)
+
+        def before_backward(_: torch.Tensor) -> None:
+            self.freed_memory.give_back()
+
+        layers = (module for module in self.unet.modules() if isinstance(module, ResnetBlock3D | Transformer3DModel))
+        handles = [layer.register_forward_hook(after) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def update(self, loss: float, timestep: float) -> StepRecord:
         """Clip the gradient, update the weights, and advance the learning-rate schedule.
 
         Raises:
             TavError: the gradient is not finite, in float16 at any scale of the loss.
         """
+        for parameter in self.parameters.values():
+            # A weight that took no part, as the temporal attention where that is off, decays all the same.
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.max_gradient_norm).item()
         learning_rate = self.schedule.get_last_lr()[0]
@@ -287,7 +323,7 @@ class Tuner:
         self.scaler.update()
         if self.scaler.is_enabled() and self.scaler.get_scale() < 2.0**-14:
             raise TavError("tune: float16 overflows at any scale; set tune.precision to bfloat16 or float32")
-        self.optimizer.zero_grad(set_to_none=False)
+        self.optimizer.zero_grad()  # Frees the gradients, which nothing needs until the next backward pass.
         with warnings.catch_warnings():
             warnings.simplefilter(
                 "ignore"

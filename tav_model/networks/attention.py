@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import nn
 
 from tav_model.networks.attention_plan import TUNE_A_VIDEO, attention_plan, check_attention_frames
-from tav_model.networks.dot_product_attention import attend, attend_to_frames
+from tav_model.networks.dot_product_attention import attend, attend_to_frames, select_frames
 
 
 class Attention(nn.Module):
@@ -93,7 +93,7 @@ class SparseCausalAttention(Attention):
         plan = attention_plan(self.attention, num_frames)
         # Only the frames that some frame attends to are projected to keys and values, each of them once.
         frames = rearrange(hidden_states, "(b f) n c -> b f n c", f=num_frames)
-        context = _select(frames, plan.projected).flatten(1, 2)
+        context = select_frames(frames, plan.projected).flatten(1, 2)
         query = rearrange(self.to_q(hidden_states), "(b f) n (h d) -> b f h n d", f=num_frames, h=self.heads)
         key, value = (
             rearrange(projected, "b (k n) (h d) -> b k h n d", k=len(plan.projected), h=self.heads)
@@ -101,11 +101,3 @@ class SparseCausalAttention(Attention):
         )
         out = attend_to_frames(query, key, value, plan, self.upcast)
         return self.project_out(rearrange(out, "b f h n d -> (b f) n (h d)"))
-
-
-def _select(frames: torch.Tensor, chosen: Sequence[int]) -> torch.Tensor:
-    """Return the chosen frames of `b f n c`, as a view where they are consecutive."""
-    first, last = chosen[0], chosen[-1]
-    if last - first + 1 == len(chosen):
-        return frames[:, first : last + 1]
-    return frames[:, list(chosen)]

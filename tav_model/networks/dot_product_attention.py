@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from torch.nn.functional import scaled_dot_product_attention
@@ -72,11 +74,11 @@ def _attend_to_shared_frames(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, plan: AttentionPlan, upcast: bool
 ) -> torch.Tensor:
     """Attend from all frames, as one sequence, to the same keys."""
-    shared = list(plan.sources[0])
+    shared = plan.sources[0]
     out = attend(
         rearrange(query, "b f heads n d -> b heads (f n) d"),
-        rearrange(key[:, shared], "b k heads n d -> b heads (k n) d"),
-        rearrange(value[:, shared], "b k heads n d -> b heads (k n) d"),
+        rearrange(select_frames(key, shared), "b k heads n d -> b heads (k n) d"),
+        rearrange(select_frames(value, shared), "b k heads n d -> b heads (k n) d"),
         upcast,
     )
     return rearrange(out, "b heads (f n) d -> b f heads n d", f=query.shape[1])
@@ -89,14 +91,40 @@ def _attend_to_copied_frames(
     order: list[int] = []
     parts = []
     for frames, sources in plan.equal_lengths:
-        index = torch.tensor(sources, device=query.device)
         part = attend(
-            rearrange(query[:, list(frames)], "b f heads n d -> (b f) heads n d"),
-            rearrange(key[:, index], "b f k heads n d -> (b f) heads (k n) d"),
-            rearrange(value[:, index], "b f k heads n d -> (b f) heads (k n) d"),
+            select_frames(query, frames).flatten(0, 1),
+            _joined_frames(key, sources).flatten(0, 1),
+            _joined_frames(value, sources).flatten(0, 1),
             upcast,
         )
         order += frames
         parts.append(rearrange(part, "(b f) heads n d -> b f heads n d", f=len(frames)))
     out = torch.cat(parts, dim=1)
-    return out if order == sorted(order) else out[:, sorted(range(len(order)), key=order.__getitem__)]
+    return select_frames(out, sorted(range(len(order)), key=order.__getitem__))
+
+
+def _joined_frames(tokens: torch.Tensor, sources: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Return the tokens of each list of equally many frames as one sequence, `b k heads n d` -> `b f heads (s n) d`."""
+    return torch.cat([select_frames(tokens, column) for column in zip(*sources, strict=True)], dim=-2)
+
+
+def select_frames(tokens: torch.Tensor, frames: Sequence[int]) -> torch.Tensor:
+    """Return the chosen frames of `b k ...`; as a view where they are consecutive, or the same one again and again.
+
+    Slices take the place of an index, which would be copied to a GPU in every call. That would keep the call out of a CUDA
+    graph, and an index is slow in the backward pass.
+    """
+    runs: list[tuple[int, int, int]] = []  # first frame, how many, and the step from each to the next: 0 or 1
+    for frame in frames:
+        first, count, step = runs[-1] if runs else (frame, 0, 0)
+        if count == 1 and frame - first in (0, 1):
+            runs[-1] = first, 2, frame - first
+        elif count > 1 and frame == first + step * count:
+            runs[-1] = first, count + 1, step
+        else:
+            runs.append((frame, 1, 1))
+    parts = [
+        tokens[:, first : first + count] if step else tokens[:, first : first + 1].expand(-1, count, *tokens.shape[2:])
+        for first, count, step in runs
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)

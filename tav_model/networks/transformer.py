@@ -7,6 +7,7 @@ Diffusion UNet, plus `attn_temp` and `norm_temp`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import nn
 
 from tav_model.networks.attention import Attention, SparseCausalAttention
 from tav_model.networks.attention_plan import TUNE_A_VIDEO
-from tav_model.networks.memory_efficient import Conv2d, FeedForward, GroupNorm, LayerNorm
+from tav_model.networks.memory_efficient import Conv2d, FeedForward, GroupNorm, LayerNorm, is_frozen, recomputed
 
 
 class BasicTransformerBlock(nn.Module):
@@ -24,6 +25,8 @@ class BasicTransformerBlock(nn.Module):
     The image model has no temporal attention. Its output projection starts at zero, weight and bias, so that an
     inflated model at first computes what the image model does. `temporal=False` leaves it out of the computation.
     """
+
+    gradient_checkpointing = False  # diffusers sets it
 
     def __init__(
         self,
@@ -54,15 +57,32 @@ class BasicTransformerBlock(nn.Module):
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor, num_frames: int
     ) -> torch.Tensor:
         """Return `(b f) n c` for tokens `(b f) n c` and the text of each video, `b m c'`."""
-        hidden_states = hidden_states + self.attn1(self.norm1(hidden_states), num_frames)
-        hidden_states = hidden_states + self.attn2(self.norm2(hidden_states), encoder_hidden_states)
-        hidden_states = hidden_states + self.ff(self.norm3(hidden_states))
+        normed = self.norm1(hidden_states)
+        with self._recomputed(normed, self.norm1, hidden_states):
+            hidden_states = hidden_states + self.attn1(normed, num_frames)
+        normed = self.norm2(hidden_states)
+        with self._recomputed(normed, self.norm2, hidden_states):
+            hidden_states = hidden_states + self.attn2(normed, encoder_hidden_states)
+        hidden_states = hidden_states + self.ff(hidden_states, self.norm3)
         if self.temporal:
             positions = rearrange(hidden_states, "(b f) n c -> (b n) f c", f=num_frames)
-            positions = positions + self.attn_temp(self.norm_temp(positions))
+            normed = self.norm_temp(positions)
+            with self._recomputed(normed, self.norm_temp, positions):
+                positions = positions + self.attn_temp(normed)
             n = hidden_states.shape[1]
             hidden_states = rearrange(positions, "(b n) f c -> (b f) n c", n=n)
         return hidden_states
+
+    def _recomputed(
+        self, normed: torch.Tensor, norm: LayerNorm, hidden_states: torch.Tensor
+    ) -> AbstractContextManager[Any]:
+        """Keep no normed tokens for the weights of the products after the norm: the norm is computed again.
+
+        A checkpointed block keeps nothing that could be left out.
+        """
+        if self.gradient_checkpointing or not is_frozen(norm):
+            return nullcontext()
+        return recomputed(normed, norm, hidden_states)
 
 
 class Transformer3DModel(nn.Module):

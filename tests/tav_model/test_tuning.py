@@ -8,6 +8,10 @@ from diffusers import DDPMScheduler
 
 from tav_model import TavError, Tuner, TuningConfig, tuning
 from tav_model.checkpoints import Checkpoints
+from tav_model.freed_memory import FreedMemory
+from tav_model.networks import memory_efficient
+from tav_model.networks.resnet import ResnetBlock3D
+from tav_model.networks.transformer import Transformer3DModel
 from tav_model.tuning import diffusion_loss
 from tests.support.models import CONTEXT_DIM, SCHEDULER, SD2, noise, relative, scheduler, seeded, video_unet
 
@@ -432,3 +436,37 @@ def test_tuning_ends_where_the_held_out_loss_is_flat(monkeypatch, losses, stops)
 def test_settings_that_do_not_exist_are_named(setting):
     with pytest.raises(TavError, match=rf"\A{setting}: 'none' must be one of "):
         tuner(**{setting: "none"})
+
+
+# Memory
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_large_models_are_tuned_in_less_memory_with_the_same_bits(monkeypatch, precision, checkpointing):
+    def tuned():
+        one = tuner(video_unet(), precision=precision, gradient_checkpointing=checkpointing, accumulation_steps=2)
+        for _ in range(2):
+            one.step(MEAN, DEVIATION, CAPTION)
+        return one.history, [value.detach().clone() for value in one.parameters.values()]
+
+    history, weights = tuned()
+    returned = []
+    monkeypatch.setattr(memory_efficient, "LARGE_BYTES", 0)
+    monkeypatch.setattr(FreedMemory, "give_back", lambda _: returned.append(1))
+    same_history, same_weights = tuned()
+    assert history == same_history
+    assert all(torch.equal(one, other) for one, other in zip(weights, same_weights, strict=True))
+    layers = [module for module in video_unet().modules() if isinstance(module, ResnetBlock3D | Transformer3DModel)]
+    # Two steps of two passes, after and before each layer. Before the first one, nothing is trained.
+    assert 2 * 2 * (2 * len(layers) - 1) <= len(returned) <= 2 * 2 * 2 * len(layers)
+
+
+def test_weights_that_took_no_part_decay():
+    one = tuner(weight_decay=0.1, learning_rate=0.1)
+    value = next(iter(one.parameters.values()))
+    before = value.detach().clone()
+    loss = one.backward(*one.draw(MEAN, DEVIATION), CAPTION)
+    value.grad = None
+    one.update(loss, 1.0)
+    torch.testing.assert_close(value.detach(), 0.99 * before)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tav_model.networks import cpu_kernels, dot_product_attention
-from tav_model.networks.dot_product_attention import FEW_KEYS, attend, splits_keys
+from tav_model.networks.dot_product_attention import FEW_KEYS, attend, select_frames, splits_keys
 from tests.support.models import noise
 from tests.tav_model.networks.reference import spatial_attention
 
@@ -63,3 +65,15 @@ def test_without_the_cpu_kernels_keys_are_copied(monkeypatch, attention):
     expected = values_and_gradients()
     monkeypatch.setattr(cpu_kernels, "_aten", object())  # as in a version of torch without these operators
     torch.testing.assert_close(values_and_gradients(), expected)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=12))
+def test_chosen_frames_are_those_of_an_index(frames):
+    tokens = noise(2, 6, 3)
+    assert torch.equal(select_frames(tokens, frames), tokens[:, frames])
+
+
+@pytest.mark.parametrize("frames", [[1, 2, 3], [4, 4, 4], [0]])
+def test_consecutive_and_repeated_frames_are_views(frames):
+    tokens = noise(2, 6, 3)
+    assert select_frames(tokens, frames).untyped_storage().data_ptr() == tokens.untyped_storage().data_ptr()

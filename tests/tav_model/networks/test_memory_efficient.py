@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
+from tav_model.networks import memory_efficient
 from tav_model.networks.memory_efficient import GEGLU, Conv2d, FeedForward, GroupNorm, LayerNorm, recompute
+from tav_model.networks.transformer import BasicTransformerBlock
 from tests.support.models import noise
 
 
@@ -25,7 +27,8 @@ class Activated(nn.Module):
 
 def bytes_kept(module, *inputs):
     """Bytes of the tensors that the backward pass keeps, other than inputs and weights."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (*inputs, *module.parameters())}
+    tensors = [value for value in inputs if isinstance(value, torch.Tensor)]
+    known = {tensor.untyped_storage().data_ptr() for tensor in (*tensors, *module.parameters())}
     kept = {}
 
     def pack(tensor):
@@ -124,3 +127,49 @@ def test_norms_stay_in_the_precision_of_their_input_with_statistics_in_float32(l
 def test_recomputing_gives_the_gradients_of_each_input():
     a, b = (noise(4, 3, seed=seed).double().requires_grad_() for seed in (0, 1))
     torch.autograd.gradcheck(lambda a, b: recompute(lambda x, y: x.sin() * y, a, b), (a, b))
+
+
+# Large tensors on a CPU
+
+
+@pytest.fixture
+def all_large(monkeypatch):
+    """Return a function that makes every tensor large from then on."""
+    return lambda: monkeypatch.setattr(memory_efficient, "LARGE_BYTES", 0)
+
+
+def block_results(autocast, trained):
+    """The output of a transformer block and the gradients of its input and trained weights, and the bytes that it keeps."""
+    torch.manual_seed(0)
+    block = BasicTransformerBlock(8, 2, 4, 6)
+    dtype = torch.bfloat16 if autocast else torch.float32
+    for name, parameter in block.named_parameters():
+        parameter.data = torch.randn_like(parameter)  # The temporal attention has an effect.
+        parameter.requires_grad_(any(module in name for module in trained))
+        if not parameter.requires_grad and "norm" not in name:
+            parameter.data = parameter.data.to(dtype)  # as the tuner casts them
+    tokens, text = noise(6, 16, 8).to(dtype).requires_grad_(), noise(2, 3, 6).to(dtype)
+    weights = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        kept = bytes_kept(block, tokens, text, 3)
+        out = block(tokens, text, 3)
+    return kept, [out.detach(), *torch.autograd.grad(out.float().square().sum(), [tokens, *weights])]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(
+    "trained", [("attn1.to_q", "attn2.to_q", "attn_temp"), ("norm", "ff")], ids=["attention", "norms and feed-forward"]
+)
+def test_large_tensors_are_computed_again_with_bit_identical_gradients(all_large, autocast, trained):
+    kept, expected = block_results(autocast, trained)
+    all_large()
+    less_kept, results = block_results(autocast, trained)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(results, expected, strict=True))
+    assert less_kept < 0.6 * kept or "ff" in trained
+
+
+def test_a_large_feed_forward_keeps_nothing_but_its_input(all_large):
+    all_large()
+    tokens = noise(1, 64, 6).requires_grad_()
+    norm, layer = (module.requires_grad_(False) for module in (LayerNorm(6), GEGLU(6, 24)))
+    assert bytes_kept(Activated(layer, norm), tokens) == 0

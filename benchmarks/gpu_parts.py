@@ -1,0 +1,554 @@
+"""The parts of `python -m benchmarks.gpu`. Each runs in a process of its own, and records figures as it goes along.
+
+python -m benchmarks.gpu_parts NAME --record FILE --setting JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.measures import ROOT, Measure
+from benchmarks.speed import (
+    TEXT_SHAPES,
+    Setting,
+    Timing,
+    build_unet,
+    count_flop,
+    machine,
+    make_edit,
+    make_part,
+    matrix_rate,
+    measure_run,
+    peak_gib,
+    reset_peak,
+    timed,
+)
+from tav_model.errors import first_line
+from tav_model.files import read_json
+
+if TYPE_CHECKING:
+    import torch
+
+    from tav_model import UNet3DConditionModel
+
+# The GPUs that the goals of speed were set for.
+MEASURED_GPUS = ("H100", "H200")
+FORWARD_SHARE = 0.5
+TUNING_STEPS, TUNING_SECONDS = 500, 60.0
+EDIT_STEPS, EDIT_SECONDS = 50, 6.0
+
+# The largest relative errors that count as parity, by precision: ||a - b|| / ||b||, and |a - b| / |b| of losses. Those of
+# float32 are the ones of tests/golden/README.md; a GPU adds in another order than a CPU. Half precision rounds each
+# activation to 8 (bfloat16) or 11 (float16) bits.
+PARITY_LIMITS = {
+    "float32": {"forward": 1e-4, "inversion": 1e-4, "edit": 1e-4, "losses": 1e-5, "gradients": 1e-3, "tuned": 1e-3},
+    "bfloat16": {"forward": 3e-2, "inversion": 3e-2, "edit": 6e-2, "losses": 2e-3, "gradients": 5e-2, "tuned": 1e-2},
+    "float16": {"forward": 5e-3, "inversion": 5e-3, "edit": 1e-2, "losses": 5e-4, "gradients": 1e-2, "tuned": 5e-3},
+}
+# Side of the matrices that small computations are compared with.
+SMALL_MATRIX = 256
+# Of another execution of the same operations in half precision.
+SAME_COMPUTATION = 2e-2
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a part.
+
+    Attributes:
+        setting: the model, its input, the device and the precision.
+        golden: folder of the golden tensors.
+        full: measure at full size: repeated runs, complete edits, and the embedded model's complete tuning.
+        record: file that figures are appended to, as lines of JSON.
+    """
+
+    setting: Setting
+    golden: Path
+    full: bool
+    record: Path
+
+    @property
+    def repeats(self) -> int:
+        """Return how often a computation is timed."""
+        return 5 if self.full else 1
+
+    def measure(self, part: str, call: Callable[[], Any], warm_ups: int = 1, flop: float | None = None) -> Timing:
+        """Measure a computation of the setting's device and precision."""
+        side = None if self.full else SMALL_MATRIX
+        return measure_run(part, call, self.setting, self.repeats, warm_ups, flop, side)
+
+    @property
+    def is_cuda(self) -> bool:
+        """Return whether the device is a GPU of Nvidia (or, by ROCm, of AMD)."""
+        return self.setting.device.startswith("cuda")
+
+    def write(self, value: dict[str, Any]) -> None:
+        """Append a line to the record. What was written stays, however the process ends."""
+        with self.record.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def figure(
+        self,
+        part: str,
+        name: str,
+        value: float,
+        target: float | None = None,
+        at_most: bool = False,
+        percent: bool = False,
+    ) -> None:
+        """Record a figure."""
+        measure = Measure(part, name, value, target, at_most, percent)
+        self.write({"measure": dataclasses.asdict(measure) | {"value": value if math.isfinite(value) else None}})
+
+    def timing(self, timing: Timing, share_target: float | None = None) -> None:
+        """Record the seconds, the share of the matrix rate and the memory of a timing."""
+        self.write({"timing": dataclasses.asdict(timing)})
+        self.figure(timing.part, "seconds", timing.seconds)
+        self.figure(timing.part, "share of matrix rate", timing.share, share_target, percent=True)
+        self.figure(timing.part, "peak, GiB", timing.peak_gib)
+
+    def goal(self, value: float) -> float | None:
+        """Return a goal of speed where it applies: on the GPUs and at the size that it was set for."""
+        if not (self.full and self.is_cuda):
+            return None
+        import torch
+
+        setting = self.setting
+        fits = (setting.config, setting.frames, setting.size, setting.dtype) == ("sd15", 24, 512, "bfloat16")
+        name = torch.cuda.get_device_name(setting.device)
+        return value if fits and any(known in name for known in MEASURED_GPUS) else None
+
+
+def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Return `||a - b|| / ||b||`; infinity where `a` has a value that is NaN or infinite."""
+    ours, theirs = ours.detach().float().cpu(), theirs.detach().float().cpu()
+    error = ((ours - theirs).norm() / theirs.norm()).item()
+    return error if math.isfinite(error) else math.inf
+
+
+# Parity
+
+
+def parity(run: Run) -> None:
+    """Compare with what the original Tune-A-Video computed, in three precisions."""
+    import torch
+
+    # By default, convolutions on a GPU round their factors to 10 bits (TF32), which is not what float32 means here.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    for precision, limits in PARITY_LIMITS.items():
+        for name, error in parity_errors(run.golden, run.setting.device, precision).items():
+            run.figure(f"parity, {precision}", name, error, limits[name], at_most=True)
+    if run.is_cuda:
+        torch.backends.cudnn.allow_tf32 = True
+        for name, error in parity_errors(run.golden, run.setting.device, "float32").items():
+            run.figure("parity, float32 with TF32 convolutions", name, error)
+
+
+def parity_errors(folder: Path, device: str, precision: str) -> dict[str, float]:
+    """Return the relative errors of a forward pass, an inversion, an edit and four steps of tuning.
+
+    Of several tensors, the largest error counts; of gradients and tuned weights, that of all of them together: single
+    tensors may be almost zero.
+    """
+    import torch
+    from diffusers import DDIMScheduler, DDPMScheduler
+    from safetensors.torch import load_file
+
+    from tav_model import Tuner, TuningConfig, ddim_inversion
+
+    golden = {name: tensor.to(device) for name, tensor in load_file(folder / "tensors.safetensors").items()}
+    config = read_json(folder / "scheduler_config.json")
+    dtype = getattr(torch, precision)
+    unet = _golden_unet(folder).to(device, dtype).eval()
+
+    with torch.no_grad():
+        output = unet(
+            golden["forward.sample"].to(dtype), golden["forward.timestep"], golden["forward.context"].to(dtype)
+        ).sample
+    errors = {"forward": relative(output, golden["forward.output"])}
+
+    inverted = ddim_inversion(unet, DDIMScheduler.from_config(config), golden["x0"], golden["uncond"], num_steps=6)
+    pairs = zip(inverted, golden["inversion.trajectory"], strict=True)
+    errors["inversion"] = max(relative(ours, theirs) for ours, theirs in pairs)
+
+    edit = make_edit(
+        unet,
+        golden["inversion.trajectory"][-1],
+        golden["cond"],
+        device,
+        steps=6,
+        negative=golden["uncond"],
+        guidance_scale=float(golden["edit.guidance_scale"]),
+        scheduler_config=config,
+    )
+    errors["edit"] = relative(edit().frames, golden["edit.trajectory"][-1])
+
+    tuning = TuningConfig(steps=4, learning_rate=1e-3, precision=precision)
+    tuner = Tuner(_golden_unet(folder).to(device), DDPMScheduler.from_config(config), tuning)
+    losses, gradients = [], {}
+    for noise, timestep in zip(golden["tune.noise"], golden["tune.timesteps"], strict=True):
+        losses.append(tuner.backward(golden["x0"], noise, timestep[None], golden["cond"]))
+        scale = tuner.scaler.get_scale() if tuner.scaler.is_enabled() else 1.0
+        gradients = gradients or {name: value.grad / scale for name, value in tuner.parameters.items()}
+        tuner.update(losses[-1], float(timestep))
+    pairs = zip(losses, golden["tune.losses"].tolist(), strict=True)
+    errors["losses"] = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
+    for name, prefix, ours in (("gradients", "grad.", gradients), ("tuned", "after.", tuner.parameters)):
+        theirs = {
+            key.removeprefix(prefix): value
+            for key, value in load_file(folder / "tune.safetensors").items()
+            if key.startswith(prefix)
+        }
+        errors[name] = relative(_joined(ours, theirs), _joined(theirs, theirs))
+    return errors
+
+
+def _joined(tensors: dict[str, Any], names: dict[str, Any]) -> torch.Tensor:
+    import torch
+
+    return torch.cat([tensors[name].detach().float().cpu().flatten() for name in names])
+
+
+def _golden_unet(folder: Path) -> UNet3DConditionModel:
+    from safetensors.torch import load_file
+
+    from tav_model import UNet3DConditionModel
+
+    unet = UNet3DConditionModel.from_pretrained_2d(folder)
+    unet.load_state_dict(load_file(folder / "temporal.safetensors"), strict=False)
+    return unet
+
+
+# Speed and memory
+
+
+def inputs(setting: Setting, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return random latents `1 4 f h w` in float32, and text embeddings `1 n c` in the given precision."""
+    import torch
+
+    shape = (1, 4, setting.frames, setting.latent_size, setting.latent_size)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(shape, generator=generator).to(setting.device)
+    text = torch.randn((1, *TEXT_SHAPES[setting.config]), generator=generator).to(setting.device, dtype)
+    return latents, text
+
+
+def random_unet(setting: Setting) -> tuple[UNet3DConditionModel, torch.dtype]:
+    """Return the UNet with random weights, and its precision."""
+    import torch
+
+    dtype = getattr(torch, setting.dtype)
+    return build_unet(setting, dtype), dtype
+
+
+def rates(run: Run) -> None:
+    """Measure what the device can do: the rate of matrix products in each precision, and that of copies."""
+    import torch
+
+    device, side = run.setting.device, None if run.full else SMALL_MATRIX
+    for precision in ("bfloat16", "float16", "float32") if run.is_cuda else (run.setting.dtype,):
+        rate = statistics.median(matrix_rate(device, precision, side) for _ in range(run.repeats))
+        run.figure("device", f"matrix products in {precision}, TFLOP/s", rate / 1e12)
+    source = torch.empty(2**31 if run.is_cuda else 2**24, dtype=torch.uint8, device=device).random_()
+    target = torch.empty_like(source)
+    target.copy_(source)
+    seconds = min(timed(lambda: target.copy_(source), device) for _ in range(5))
+    run.figure("device", "copies, bytes read and written, TB/s", 2 * source.numel() / seconds / 1e12)
+
+
+def forward(run: Run) -> None:
+    """Measure a forward pass: as the pipeline runs it, and under other settings of torch."""
+    import torch
+
+    setting = run.setting
+    unet, dtype = random_unet(setting)
+    latents, text = inputs(setting, dtype)
+    sample, timestep = latents.to(dtype), torch.tensor(500, device=setting.device)
+    call = torch.no_grad()(lambda: unet(sample, timestep, text).sample)
+    timing = run.measure("forward", call)
+    run.timing(timing, run.goal(FORWARD_SHARE))
+    if run.is_cuda:
+        mode = torch.get_deterministic_debug_mode()
+        torch.set_deterministic_debug_mode("default")
+        run.timing(run.measure("forward, not deterministic", call, flop=timing.flop))
+        torch.backends.cudnn.benchmark = True
+        run.timing(run.measure("forward, cuDNN's fastest", call, 3, flop=timing.flop))
+        torch.backends.cudnn.benchmark = False
+        torch.set_deterministic_debug_mode(mode)
+    unet.to(memory_format=torch.channels_last)
+    run.timing(run.measure("forward, channels last", call, flop=timing.flop))
+
+
+def edits(run: Run) -> None:
+    """Measure edits of one, two and four prompts: sampling with guidance, without the VAE."""
+    setting = run.setting
+    unet, dtype = random_unet(setting)
+    latents, text = inputs(setting, dtype)
+    for prompts in (1, 2, 4):
+        # A complete edit of one prompt; the others take long, and their steps are all alike.
+        steps = (EDIT_STEPS if prompts == 1 else 10) if run.full else 2
+        edit = make_edit(unet, latents, text.expand(prompts, -1, -1), setting.device, steps)
+        if prompts > 1 or not run.full:
+            edit()
+        else:
+            make_edit(unet, latents, text, setting.device, steps=2)()
+        reset_peak(setting.device)
+        seconds = timed(edit, setting.device) * EDIT_STEPS / steps
+        name = f"edit, {prompts} prompt{'s' if prompts > 1 else ''}"
+        goal = run.goal(EDIT_SECONDS) if prompts == 1 else None
+        run.figure(name, f"seconds for {EDIT_STEPS} steps", seconds, goal, at_most=True)
+        run.figure(name, "peak, GiB", peak_gib(setting.device))
+
+
+def tuning(run: Run) -> None:
+    """Measure a tuning step, without and with gradient checkpointing."""
+    for checkpointing in (False, True):
+        setting = dataclasses.replace(run.setting, checkpointing=checkpointing)
+        name = f"tuning step{', checkpointed' if checkpointing else ''}"
+        timing = run.measure(name, make_part("tuning step", setting))
+        run.timing(timing)
+        goal = None if checkpointing else run.goal(TUNING_SECONDS)
+        run.figure(name, f"seconds for {TUNING_STEPS} steps", TUNING_STEPS * timing.seconds, goal, at_most=True)
+
+
+def cuda_graph(run: Run) -> None:
+    """Measure a forward pass and an edit whose forward passes replay a CUDA graph."""
+    import torch
+
+    from tav_model.networks.unet import UNet3DConditionOutput
+
+    setting = run.setting
+    unet, dtype = random_unet(setting)
+    latents, text = inputs(setting, dtype)
+    pair, texts = latents.to(dtype).expand(2, -1, -1, -1, -1).clone(), text.expand(2, -1, -1).clone()
+    timestep = torch.tensor(500, device=setting.device)
+    eager = torch.no_grad()(lambda: unet(pair, timestep, texts).sample)
+    expected = eager()
+    flop = count_flop(eager)
+    timing = run.measure("forward of 2 videos", eager, flop=flop)
+    run.timing(timing)
+    if not run.is_cuda:
+        return
+    replay, output = captured(eager)
+    replay()
+    run.figure("CUDA graph", "difference from eager", relative(output, expected), SAME_COMPUTATION, at_most=True)
+    run.timing(run.measure("forward of 2 videos, CUDA graph", replay, flop=flop))
+
+    def replayed(sample: torch.Tensor, step: Any, text: torch.Tensor, **_: Any) -> UNet3DConditionOutput:
+        pair.copy_(sample)
+        timestep.copy_(torch.as_tensor(step))
+        texts.copy_(text)
+        replay()
+        return UNet3DConditionOutput(sample=output.clone())
+
+    edit = make_edit(unet, latents, text, setting.device, EDIT_STEPS if run.full else 2)
+    unet.forward = replayed  # type: ignore[method-assign]
+    seconds = timed(edit, setting.device)
+    run.figure("edit, 1 prompt, CUDA graph", f"seconds for {EDIT_STEPS} steps", seconds)
+
+
+def captured(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], None], torch.Tensor]:
+    """Return a function that replays the CUDA graph of `function`, and the tensor that it writes to."""
+    import torch
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        output = function()
+    return graph.replay, output
+
+
+def compiled_forward(run: Run) -> None:
+    """Measure a forward pass under `torch.compile`."""
+    import torch
+
+    setting = run.setting
+    unet, dtype = random_unet(setting)
+    latents, text = inputs(setting, dtype)
+    sample, timestep = latents.to(dtype), torch.tensor(500, device=setting.device)
+    call = torch.no_grad()(lambda: unet(sample, timestep, text).sample)
+    expected = call()
+    flop = count_flop(call)
+    unet.compile(backend="inductor" if run.full else "eager")
+    seconds = timed(call, setting.device)
+    run.figure("forward, compiled", "seconds to compile", seconds)
+    run.figure("forward, compiled", "difference from eager", relative(call(), expected), SAME_COMPUTATION, at_most=True)
+    run.timing(run.measure("forward, compiled", call, flop=flop))
+
+
+def compiled_tuning(run: Run) -> None:
+    """Measure a tuning step under `torch.compile`."""
+    setting = run.setting
+    step = make_part("tuning step", setting)
+    step()
+    flop = count_flop(step)
+    del step
+    backend = "inductor" if run.full else "eager"
+    step = make_part("tuning step", dataclasses.replace(setting, compile=True), backend)
+    seconds = timed(step, setting.device)
+    run.figure("tuning step, compiled", "seconds to compile", seconds)
+    run.timing(run.measure("tuning step, compiled", step, flop=flop))
+
+
+# The embedded model, from a rendered clip to scored edits
+
+
+def embedded_model(run: Run) -> None:
+    """Tune the embedded model on a sample clip, invert the clip and render its edits, and score them against the truth."""
+    import torch
+
+    from tav_model import (
+        TuneAVideoPipeline,
+        Tuner,
+        TuningConfig,
+        UNet3DConditionModel,
+        ddim_inversion,
+        encode_frames,
+        encode_prompts,
+    )
+    from tav_model.base_models import load_part
+    from tav_model.latents import to_frames
+    from tav_model.metrics.clip import ClipScorer
+    from toyworld import WEIGHTS
+    from toyworld.captions import caption
+    from toyworld.judge import Judge
+    from toyworld.renderer import render_clip, times
+    from toyworld.scenes import load_truth
+
+    device, part = run.setting.device, "toyworld"
+    num_frames, tuning_steps, num_steps = (8, 400, 20) if run.full else (2, 2, 1)
+    truth = load_truth(ROOT / "data" / "scenes" / "ball.json")
+    edits = truth.edits if run.full else dict(list(truth.edits.items())[:1])
+    frames = render_clip(truth.scene, num_frames)
+    torch.manual_seed(33)  # For the first weights of the temporal attention.
+    base = str(WEIGHTS)
+    unet = UNet3DConditionModel.from_pretrained_2d(base).to(device)
+    pipe = TuneAVideoPipeline(
+        vae=load_part(base, "vae").to(device),
+        text_encoder=load_part(base, "text_encoder").to(device),
+        tokenizer=load_part(base, "tokenizer"),
+        unet=unet,
+        scheduler=load_part(base, "scheduler"),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    started = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal started
+        if run.is_cuda:
+            torch.cuda.synchronize(device)
+        run.figure(part, f"{name}, seconds", time.perf_counter() - started)
+        started = time.perf_counter()
+
+    mean, deviation = encode_frames(pipe.vae, frames)
+    text, empty = encode_prompts(pipe.tokenizer, pipe.text_encoder, [caption(truth.scene), ""]).split(1)
+    lap("encode")
+    config = TuningConfig(steps=tuning_steps, learning_rate=1e-3, learning_rate_schedule="cosine")
+    history = Tuner(unet, pipe.scheduler, config).fit(mean, deviation, text)
+    lap(f"tune, {tuning_steps} steps")
+    last = [record.loss for record in history[-100:]]
+    run.figure(part, "loss, mean of the last 100 steps", sum(last) / len(last))
+    inverted = ddim_inversion(unet, pipe.scheduler, mean, empty, num_steps=num_steps)[-1]
+    lap(f"invert, {num_steps} steps")
+    videos = {
+        name: to_frames(
+            pipe(
+                prompt=caption(edited),
+                latents=inverted,
+                num_inference_steps=num_steps,
+                guidance_scale=3.5,
+                output_type="pt",
+            ).frames[0]
+        )
+        for name, edited in edits.items()
+    }
+    lap(f"{len(videos)} edit{'s' if len(videos) > 1 else ''}, {num_steps} steps")
+    judge = Judge(ClipScorer(WEIGHTS / "scorer"))
+    moments = list(times(num_frames))
+    verdicts = [judge.verdict(video, truth.scene, edits[name], moments) for name, video in videos.items()]
+    for metric, limit, at_most in (
+        ("track_error", 0.1, True),
+        ("attributes_edited", 0.6, False),
+        ("attributes_kept", 0.9, False),
+        ("psnr_to_truth", None, False),
+    ):
+        value = statistics.mean(getattr(verdict, metric) for verdict in verdicts)
+        run.figure(part, metric.replace("_", " "), value, limit if run.full else None, at_most=at_most)
+    sample, prompt = mean.expand(2, -1, -1, -1, -1).clone(), torch.cat([empty, text])
+    timestep = torch.tensor(500, device=device)
+    call = torch.no_grad()(lambda: unet(sample, timestep, prompt).sample)
+    run.figure(part, "forward, seconds", _median_seconds(call, run))
+    if run.is_cuda:
+        replay, output = captured(call)
+        replay()
+        run.figure(part, "CUDA graph, difference", relative(output, call()), 1e-4, at_most=True)
+        run.figure(part, "forward, CUDA graph, seconds", _median_seconds(replay, run))
+
+
+def _median_seconds(call: Callable[[], Any], run: Run) -> float:
+    call()
+    return statistics.median(timed(call, run.setting.device) for _ in range(4 * run.repeats))
+
+
+PARTS: dict[str, Callable[[Run], None]] = {
+    "parity": parity,
+    "device": rates,
+    "forward": forward,
+    "edits": edits,
+    "tuning": tuning,
+    "toyworld": embedded_model,
+    "cuda-graph": cuda_graph,
+    "compiled-forward": compiled_forward,
+    "compiled-tuning": compiled_tuning,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one part; 0 if it has completed, 1 if not. Its failure is the last line of the record."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_parts")
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--record", type=Path, required=True)
+    parser.add_argument("--golden", type=Path, required=True)
+    parser.add_argument("--setting", type=json.loads, required=True)
+    parser.add_argument("--full", action="store_true")
+    chosen = parser.parse_args(arguments)
+    setting = Setting(**chosen.setting | {"attention": tuple(chosen.setting["attention"])})
+    run = Run(setting, chosen.golden, chosen.full, chosen.record)
+    try:
+        from diffusers.utils import logging
+
+        from tav.runtime.devices import choose_device
+
+        logging.set_verbosity_error()
+        choose_device(setting.device)
+        if chosen.part == "device":
+            run.write({"machine": machine()})
+        PARTS[chosen.part](run)
+    except Exception as error:
+        traceback.print_exc()
+        run.write({"failure": f"{type(error).__name__}: {first_line(error)}"})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
