@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,9 +35,11 @@ from tav_model.networks.feature_reuse import FeatureReuse
 from tav_model.networks.text_projections import TextBatches, text_projected_once
 from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.sampling import SAMPLERS
+from tav_model.tensors import StoredTensor
 from tav_model.text import encode_prompts
 from tav_model.trajectory import Trajectory, inversion_timesteps
 from tav_model.weight_checks import without_torchvision_advice
+from tav_model.windows import Window, WindowOptions, predict_in_windows, select
 
 WORDS = "words"
 """The value of `mask` that derives it from the words that the prompts change."""
@@ -137,7 +140,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         controlnet_chunk_size: int = 16,
         sampler: str = "ddim",
         num_inversion_steps: int | None = None,
-        trajectory: torch.Tensor | None = None,
+        trajectory: torch.Tensor | StoredTensor | None = None,
         layout_strength: float | None = None,
         source_prompt: str | None = None,
         source_prompt_embeds: torch.Tensor | None = None,
@@ -153,6 +156,10 @@ class TuneAVideoPipeline(DiffusionPipeline):
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         feature_reuse_interval: int = 1,
+        context_length: int | None = None,
+        context_stride: int | None = None,
+        context_anchor: bool = True,
+        context_weighting: str = "pyramid",
     ) -> TuneAVideoPipelineOutput | tuple[Any]:
         """Render one video for each prompt.
 
@@ -210,6 +217,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
             guidance_end: share of the steps after which it ends.
             feature_reuse_interval: steps from one computation of the deep features to the next, see
                 `tav_model.networks.feature_reuse`; 1: they are computed in each step.
+            context_length: frames that the network sees at a time; longer clips are divided into windows, see
+                `tav_model.windows`. None: it sees all frames. The inversion must have had the same windows.
+            context_stride: frames from the start of a window to that of the next; by default half of a window.
+            context_anchor: frame 0 comes before every window.
+            context_weighting: "pyramid" or "uniform", of the predictions of windows that overlap.
 
         Raises:
             ValueError: arguments that contradict each other or the model.
@@ -265,6 +277,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             check_share(name, share)
         if feature_reuse_interval < 1:
             raise ValueError(f"feature_reuse_interval: {feature_reuse_interval} must be 1 or more")
+        window = None
+        if context_length is not None:
+            window = WindowOptions(context_length, context_stride, context_anchor, context_weighting)
         device = self._execution_device
 
         # 2. Encode prompts
@@ -276,6 +291,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
         latents = self.prepare_latents(len(prompt_embeds), num_frames, height, width, device, generator, latents)
         if control_signal is not None:
             control_signal.check_size(len(latents), *latents.shape[2:])
+        if feature_reuse_interval > 1 and window is not None and not window.fits(latents.shape[2]):
+            raise ValueError(
+                f"feature_reuse_interval: {feature_reuse_interval} must be 1 where a clip is divided into windows: "
+                "the features of all of them would be kept"
+            )
 
         # 4. Prepare timesteps, and what is taken over from the source
         first_timestep = inversion_timesteps(self.scheduler, num_inversion_steps)[-1] if num_inversion_steps else None
@@ -318,16 +338,20 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 if source is not None and source_prompt_embeds is not None and attention_control.needs_source(step):
                     rows = [source.at(schedule.timesteps[step]).to(latents), *rows]
                     embeds = [source_prompt_embeds, *embeds]
-                sample, text = torch.cat(rows).to(self.unet.dtype), text_batches(embeds)
-                residuals: dict[str, Any] = {}
-                if control_signal is not None:
-                    others = len(sample) - len(latents)  # The source and the negative prompts.
-                    residuals = control_signal.residuals(
-                        sample, timestep, text, step, num_inference_steps, num_unconditional=others
-                    )
-                attention_control.begin_step(step, len(sample))
-                kinds = (len(rows), step in guided)
-                noise_pred = predict(sample, timestep, text, kinds, **residuals).float()
+                # A long clip is denoised window by window; see `tav_model.windows`.
+                predict_window = partial(
+                    self._predict,
+                    predict=predict,
+                    kinds=(len(rows), step in guided),
+                    rows=rows,
+                    text=text_batches(embeds),
+                    timestep=timestep,
+                    step=step,
+                    num_inference_steps=num_inference_steps,
+                    attention_control=attention_control,
+                    control_signal=control_signal,
+                )
+                noise_pred = predict_in_windows(predict_window, latents.shape[2], window)
                 *others_pred, noise_pred = noise_pred.split([len(one) for one in rows])
                 if step in guided and negative_prompt_embeds is not None:
                     noise_pred = guided_prediction(others_pred[-1], noise_pred, guidance_scale, proximal_quantile)
@@ -364,6 +388,31 @@ class TuneAVideoPipeline(DiffusionPipeline):
             masks = blending.current_mask((latents.shape[-2], latents.shape[-1])).expand(len(latents), -1, -1, -1)
         self.maybe_free_model_hooks()
         return TuneAVideoPipelineOutput(frames=frames, masks=masks) if return_dict else (frames,)
+
+    def _predict(
+        self,
+        window: Window | None,
+        *,
+        predict: FeatureReuse,
+        kinds: tuple[int, bool],
+        rows: Sequence[torch.Tensor],
+        text: torch.Tensor,
+        timestep: torch.Tensor,
+        step: int,
+        num_inference_steps: int,
+        attention_control: AttentionControl,
+        control_signal: ControlSignal | None,
+    ) -> torch.Tensor:
+        """Return the network's prediction for the frames of a window, all rows in one batch."""
+        sample = torch.cat([select(one, window) for one in rows]).to(self.unet.dtype)
+        residuals: dict[str, Any] = {}
+        if control_signal is not None:
+            others = len(sample) - len(rows[-1])  # The source and the negative prompts.
+            residuals = control_signal.residuals(
+                sample, timestep, text, step, num_inference_steps, num_unconditional=others, window=window
+            )
+        attention_control.begin_step(step, len(sample), window)
+        return predict(sample, timestep, text, kinds, **residuals).float()
 
     def check_inputs(
         self,
