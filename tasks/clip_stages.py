@@ -234,7 +234,7 @@ class ClipStages:
             params=self.params.encode,
             device=device,
             chunk=self.params.runtime.decode_chunk,
-            progress=self._progress("encode", self.params.decode.frames, "frame"),
+            progress=self._progress("encode", None, "frame"),
         )
 
     def annotate(self, device: str) -> None:
@@ -279,6 +279,7 @@ class ClipStages:
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),
                 control=self.control("tune"),
+                window=params.window,
             )
 
     def resume_step(self) -> int | None:
@@ -293,6 +294,7 @@ class ClipStages:
             params=self.params.tune,
             seed=self.params.seed,
             control=self.control("tune"),
+            window=self.params.window,
         )
 
     def invert(self, device: str) -> None:
@@ -309,6 +311,7 @@ class ClipStages:
             device=device,
             progress=self._progress("invert", self.params.invert.steps, "step"),
             control=self.control("invert"),
+            window=self.params.window,
         )
 
     def edit(self, device: str) -> None:
@@ -379,6 +382,7 @@ class ClipStages:
             decode_chunk=self.params.runtime.decode_chunk,
             source=self._source(),
             control=self.control("edit"),
+            window=self.params.window,
             **others,
         )
 
@@ -484,7 +488,9 @@ class ClipStages:
         if not run.tracked:
             return
         tuned, inverted = self.project.tuned(self.clip), self.project.inverted(self.clip)
-        sections = self.params.model_dump_json(include={"base_model", "seed", "attention"})
+        # Models of clips that are not divided keep their identity.
+        windows = {"window"} if self.params.window.context_length else set()
+        sections = self.params.model_dump_json(include={"base_model", "seed", "attention", *windows})
         control = self.control("edit")
         identity = digest(tuned / "tuned.json", inverted, sections, *([control.identity] if control else []))
         if run.link_model(identity):

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tav.media.decoding import read_frames, read_measured_frames
-from tav.media.frame_readers import IMAGE_SUFFIXES, Frames
+from tav.media.decoding import Frames, read_frames, read_measured_frames
+from tav.media.frame_readers import IMAGE_SUFFIXES
+from tav.media.frame_selection import select_frames
 from tav.media.masks import read_image
 from tav_model.errors import TavError
 
@@ -39,14 +40,15 @@ def read_given_frames(path: Path, video: Path, decode: DecodeParams) -> np.ndarr
     given = read_image(path, first) if is_image else read_measured_frames(path, first)
     clip = read_measured_frames(video, first)
     _check_shape(path, given, clip, decode)
+    wanted = len(select_frames(decode, clip.available))
     if is_image:
-        return np.repeat(given.frames, decode.frames, axis=0)
+        return np.repeat(given.frames, wanted, axis=0)
     if given.available == clip.available:
         return read_frames(path, decode)[0]
-    if given.available == decode.frames:
+    if given.available == wanted:
         return read_frames(path, everything)[0]
     raise TavError(
-        f"{path}: has {given.available} frames; must have {clip.available}, as the clip, or {decode.frames}, as decode.frames"
+        f"{path}: has {given.available} frames; must have {clip.available}, as the clip, or {wanted}, as decode.frames"
     )
 
 

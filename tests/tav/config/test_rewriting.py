@@ -245,6 +245,7 @@ def test_clips_of_earlier_versions_are_completed(path: Path, text: str) -> None:
     complete_keys(path)
     completed = path.read_bytes().decode()
     content = YAML(typ="safe", pure=True).load(completed)
+    assert content["window"] == {"context_length": None}
     clips = content["clips"]
     assert content["control"] == [] and all(no_own_settings().keys() <= clip.keys() for clip in clips.values())
     assert load_params(path) == before
