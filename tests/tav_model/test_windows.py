@@ -179,6 +179,14 @@ def test_sampling_leads_back_through_windows(pipe):
     assert relative(edited(pipe, trajectory, "a man", guidance_scale=1.0), trajectory[0]) > 1e-3
 
 
+def test_feature_reuse_is_refused_with_windows(pipe):
+    trajectory = inverted(pipe)
+    with pytest.raises(ValueError, match="feature_reuse_interval: 2 must be 1 where a clip is divided into windows"):
+        edited(pipe, trajectory, feature_reuse_interval=2, **SMALL)
+    reused = edited(pipe, trajectory, feature_reuse_interval=2, context_length=FRAMES)
+    assert torch.equal(reused, edited(pipe, trajectory, feature_reuse_interval=2))
+
+
 INJECTIONS = {
     "attention": {"n_self_replace": 1.0, "self_replace_layers": "all"},
     "features": {"n_residual_replace": 1.0},
