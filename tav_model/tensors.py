@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from tav_model.errors import TavError
 from tav_model.files import atomic_file
@@ -141,13 +142,29 @@ def load_tensors(path: str | Path, device: str = "cpu") -> tuple[dict[str, torch
     Raises:
         TavError: the file is missing, truncated or not safetensors.
     """
+    with _open_tensors(path, device) as file:
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+
+
+def check_tensors(path: str | Path) -> None:
+    """Check the header of a safetensors file as strictly as a load does, without reading its tensors.
+
+    Raises:
+        TavError: the file is missing, damaged or not safetensors.
+    """
+    with _open_tensors(path, "cpu"):
+        pass
+
+
+@contextlib.contextmanager
+def _open_tensors(path: str | Path, device: str) -> Iterator[Any]:
     from safetensors import SafetensorError, safe_open
 
     _check_is_file(path)
     try:
         with safe_open(str(path), framework="pt", device=device) as file:
-            names = file.keys()
-            return {name: file.get_tensor(name) for name in names}, dict(file.metadata() or {})
+            yield file
     except (SafetensorError, OSError) as error:
         raise TavError(f"{path}: not a complete safetensors file ({error})") from None
 
