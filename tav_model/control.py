@@ -20,6 +20,7 @@ from PIL import Image
 
 from tav_model.control_networks import control_networks, pixels_per_latent
 from tav_model.errors import TavError
+from tav_model.windows import Window, select
 
 if TYPE_CHECKING:
     from torch import nn
@@ -120,6 +121,7 @@ class ControlSignal:
         step: int | torch.Tensor,
         num_steps: int,
         num_unconditional: int = 0,
+        window: Window | None = None,
     ) -> dict[str, Any]:
         """Return the arguments of `UNet3DConditionModel.forward` that add the control, none where no network acts.
 
@@ -131,6 +133,7 @@ class ControlSignal:
             num_steps: how many sampling steps there are.
             num_unconditional: how many videos at the beginning of the batch are not under prompts. In guess mode,
                 their residuals are zero.
+            window: the frames that `sample` has of the video; None: all.
         """
         down: list[torch.Tensor] = []
         mid: torch.Tensor | None = None
@@ -141,11 +144,11 @@ class ControlSignal:
                 continue
             scale = scale.to(sample.device, sample.dtype).view(-1, 1, 1, 1, 1)
             if isinstance(network, T2IAdapter):
-                maps = [scale * _for_batch(one, len(sample)).to(sample) for one in self._maps(i)]
+                maps = [scale * _for_batch(one, len(sample)).to(sample) for one in self._maps(i, window)]
                 intrablock = _sum(intrablock, maps)
                 continue
             *others, middle = self._controlnet_residuals(
-                i, sample, timestep, encoder_hidden_states, scale, num_unconditional
+                i, sample, timestep, encoder_hidden_states, scale, num_unconditional, window
             )
             down = _sum(down, others)
             mid = middle if mid is None else mid + middle
@@ -163,16 +166,23 @@ class ControlSignal:
         inside = (steps / num_steps >= start) & ((steps + 1) / num_steps <= end)
         return self.scales[i] * inside
 
-    def _maps(self, i: int) -> list[torch.Tensor]:
-        """Return the maps of adapter i, each `n c f h w`. They do not depend on the timestep, so they are kept."""
+    def _maps(self, i: int, window: Window | None = None) -> list[torch.Tensor]:
+        """Return the maps of adapter i, each `n c f h w`.
+
+        They do not depend on the timestep, so they are kept, except for those of windows, which together would be large.
+        """
+        if window is not None:
+            return self._computed_maps(i, select(self.conditions[i], window))
         if i not in self._adapter_maps:
-            condition = self.conditions[i]
-            chunks = [self.networks[i](chunk) for chunk in _folded(condition).split(self.chunk_size)]
-            self._adapter_maps[i] = [
-                rearrange(torch.cat(parts), "(n f) c h w -> n c f h w", n=len(condition))
-                for parts in zip(*chunks, strict=True)
-            ]
+            self._adapter_maps[i] = self._computed_maps(i, self.conditions[i])
         return self._adapter_maps[i]
+
+    def _computed_maps(self, i: int, condition: torch.Tensor) -> list[torch.Tensor]:
+        chunks = [self.networks[i](chunk) for chunk in _folded(condition).split(self.chunk_size)]
+        return [
+            rearrange(torch.cat(parts), "(n f) c h w -> n c f h w", n=len(condition))
+            for parts in zip(*chunks, strict=True)
+        ]
 
     def _controlnet_residuals(
         self,
@@ -182,6 +192,7 @@ class ControlSignal:
         encoder_hidden_states: torch.Tensor,
         scale: torch.Tensor,
         num_unconditional: int,
+        window: Window | None,
     ) -> Iterator[torch.Tensor]:
         """Yield the scaled residuals of ControlNet i, `b c f h w`: of the skip connections, then of the middle."""
         network: ControlNetModel = self.networks[i]
@@ -192,7 +203,7 @@ class ControlSignal:
         videos, text = sample[left_out:], encoder_hidden_states[left_out:]
         b, f = videos.shape[0], videos.shape[2]
         frames = _folded(videos).to(network.dtype)
-        condition = _folded(_for_batch(self.conditions[i], b))
+        condition = _folded(_for_batch(select(self.conditions[i], window), b))
         text = text.to(network.dtype).repeat_interleave(f, 0)
         timesteps = timesteps.repeat_interleave(f, 0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,9 +33,11 @@ from tav_model.inversion import ddim_overrides
 from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.sampling import SAMPLERS
+from tav_model.tensors import StoredTensor
 from tav_model.text import encode_prompts
 from tav_model.trajectory import Trajectory, inversion_timesteps
 from tav_model.weight_checks import without_torchvision_advice
+from tav_model.windows import Window, WindowOptions, predict_in_windows, select
 
 WORDS = "words"
 """The value of `mask` that derives it from the words that the prompts change."""
@@ -135,7 +138,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         controlnet_chunk_size: int = 16,
         sampler: str = "ddim",
         num_inversion_steps: int | None = None,
-        trajectory: torch.Tensor | None = None,
+        trajectory: torch.Tensor | StoredTensor | None = None,
         layout_strength: float | None = None,
         source_prompt: str | None = None,
         source_prompt_embeds: torch.Tensor | None = None,
@@ -148,6 +151,10 @@ class TuneAVideoPipeline(DiffusionPipeline):
         mask_feather: float = 8.0,
         video: np.ndarray | None = None,
         proximal_quantile: float | None = None,
+        context_length: int | None = None,
+        context_stride: int | None = None,
+        context_anchor: bool = True,
+        context_weighting: str = "pyramid",
     ) -> TuneAVideoPipelineOutput | tuple[Any]:
         """Render one video for each prompt.
 
@@ -201,6 +208,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
             video: the source's frames, `f H W 3` in uint8. With a `mask` in pixels, frames are exactly these beyond the
                 feather.
             proximal_quantile: of proximal guidance, see `tav_model.guidance`; None: plain guidance.
+            context_length: frames that the network sees at a time; longer clips are divided into windows, see
+                `tav_model.windows`. None: it sees all frames. The inversion must have had the same windows.
+            context_stride: frames from the start of a window to that of the next; by default half of a window.
+            context_anchor: frame 0 comes before every window.
+            context_weighting: "pyramid" or "uniform", of the predictions of windows that overlap.
 
         Raises:
             ValueError: arguments that contradict each other or the model.
@@ -252,6 +264,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("proximal_quantile", proximal_quantile or 0),
         ):
             check_share(name, share)
+        window = None
+        if context_length is not None:
+            window = WindowOptions(context_length, context_stride, context_anchor, context_weighting)
         device = self._execution_device
 
         # 2. Encode prompts
@@ -297,15 +312,18 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 if source is not None and source_prompt_embeds is not None and attention_control.needs_source(step):
                     rows = [source.at(schedule.timesteps[step]).to(latents), *rows]
                     embeds = [source_prompt_embeds.to(prompt_embeds), *embeds]
-                sample, text = torch.cat(rows).to(self.unet.dtype), torch.cat(embeds)
-                residuals: dict[str, Any] = {}
-                if control_signal is not None:
-                    others = len(sample) - len(latents)  # The source and the negative prompts.
-                    residuals = control_signal.residuals(
-                        sample, timestep, text, step, num_inference_steps, num_unconditional=others
-                    )
-                attention_control.begin_step(step, len(sample))
-                noise_pred = self.unet(sample, timestep, text, **residuals).sample.float()
+                # A long clip is denoised window by window; see `tav_model.windows`.
+                predict = partial(
+                    self._predict,
+                    rows=rows,
+                    text=torch.cat(embeds),
+                    timestep=timestep,
+                    step=step,
+                    num_inference_steps=num_inference_steps,
+                    attention_control=attention_control,
+                    control_signal=control_signal,
+                )
+                noise_pred = predict_in_windows(predict, latents.shape[2], window)
                 *others_pred, noise_pred = noise_pred.split([len(one) for one in rows])
                 if do_classifier_free_guidance and negative_prompt_embeds is not None:
                     noise_pred = guided_prediction(others_pred[-1], noise_pred, guidance_scale, proximal_quantile)
@@ -342,6 +360,29 @@ class TuneAVideoPipeline(DiffusionPipeline):
             masks = blending.current_mask((latents.shape[-2], latents.shape[-1])).expand(len(latents), -1, -1, -1)
         self.maybe_free_model_hooks()
         return TuneAVideoPipelineOutput(frames=frames, masks=masks) if return_dict else (frames,)
+
+    def _predict(
+        self,
+        window: Window | None,
+        *,
+        rows: Sequence[torch.Tensor],
+        text: torch.Tensor,
+        timestep: torch.Tensor,
+        step: int,
+        num_inference_steps: int,
+        attention_control: AttentionControl,
+        control_signal: ControlSignal | None,
+    ) -> torch.Tensor:
+        """Return the network's prediction for the frames of a window, all rows in one batch."""
+        sample = torch.cat([select(one, window) for one in rows]).to(self.unet.dtype)
+        residuals: dict[str, Any] = {}
+        if control_signal is not None:
+            others = len(sample) - len(rows[-1])  # The source and the negative prompts.
+            residuals = control_signal.residuals(
+                sample, timestep, text, step, num_inference_steps, num_unconditional=others, window=window
+            )
+        attention_control.begin_step(step, len(sample), window)
+        return self.unet(sample, timestep, text, **residuals).sample.float()
 
     def check_inputs(
         self,

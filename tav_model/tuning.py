@@ -17,6 +17,7 @@ from torch.nn import functional
 from tav_model.checkpoints import Checkpoints
 from tav_model.errors import TavError
 from tav_model.tuned_weights import TRAINABLE_MODULES
+from tav_model.windows import Window, WindowOptions, select, without_anchor
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -34,7 +35,8 @@ class TuningConfig:
     """Settings of a tuning. The defaults are the paper's.
 
     `precision` is that of matrix products and convolutions, and of frozen matrices and kernels in memory. Trained weights,
-    their gradients and the loss stay in float32. A step is one update, after `accumulation_steps` backward passes.
+    their gradients and the loss stay in float32. A step is one update, after `accumulation_steps` backward passes. With
+    `window`, each pass of a longer clip sees a window drawn at random.
     """
 
     steps: int = 500
@@ -51,6 +53,7 @@ class TuningConfig:
     adam_epsilon: float = 1e-8
     trainable: tuple[str, ...] = TRAINABLE_MODULES
     seed: int = 33
+    window: WindowOptions | None = None
 
 
 class StepRecord(NamedTuple):
@@ -75,6 +78,7 @@ def diffusion_loss(
     timesteps: torch.Tensor,
     encoder_hidden_states: torch.Tensor,
     control: ControlSignal | None = None,
+    window: Window | None = None,
 ) -> torch.Tensor:
     """Return `|| target - prediction(sqrt(a_t) x + sqrt(1 - a_t) e, t, text) ||^2`, averaged over all elements, in float32.
 
@@ -89,6 +93,7 @@ def diffusion_loss(
         timesteps: `(b,)`.
         encoder_hidden_states: `b n c`.
         control: steers the prediction, at the timesteps of its interval.
+        window: the frames that these latents are of a longer clip. The loss leaves out its anchor, as sampling does.
 
     Raises:
         TavError: the scheduler has another prediction type.
@@ -105,8 +110,9 @@ def diffusion_loss(
         # Sampling in as many steps as there are timesteps: its first step is at the last timestep.
         limit = scheduler.config.num_train_timesteps
         steps = limit - 1 - timesteps.cpu()
-        residuals = control.residuals(noisy, timesteps, encoder_hidden_states, steps, limit)
+        residuals = control.residuals(noisy, timesteps, encoder_hidden_states, steps, limit, window=window)
     prediction = unet(noisy, timesteps, encoder_hidden_states, **residuals).sample
+    prediction, target = (without_anchor(one, window) for one in (prediction, target))
     return functional.mse_loss(prediction.float(), target.float())
 
 
@@ -171,6 +177,11 @@ class Tuner:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
+    def draw_window(self, num_frames: int) -> Window | None:
+        """Draw the frames of a pass; None: all of them, and nothing is drawn."""
+        options = self.config.window
+        return None if options is None or options.fits(num_frames) else options.draw(num_frames, self.generator)
+
     def draw(self, mean: torch.Tensor, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw a sample of the posterior, noise of the same shape, and a timestep for each video, `(b,)`."""
         latents = mean + deviation * torch.randn(mean.shape, generator=self.generator).to(mean)
@@ -180,7 +191,12 @@ class Tuner:
         return latents, noise, timesteps
 
     def backward(
-        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        window: Window | None = None,
     ) -> float:
         """Add the gradient of one loss, divided by `accumulation_steps`, and return the loss.
 
@@ -190,7 +206,7 @@ class Tuner:
         half = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype) if half else nullcontext():
             loss = diffusion_loss(
-                self.unet, self.scheduler, latents, noise, timesteps, encoder_hidden_states, self.control
+                self.unet, self.scheduler, latents, noise, timesteps, encoder_hidden_states, self.control, window
             )
         value = loss.item()
         limit = EXPLODED * max(1.0, self.history[0].loss) if self.history else math.inf
@@ -232,8 +248,9 @@ class Tuner:
         """Update the weights once on a clip, given its posterior (each `b c f h w`) and its caption's embeddings `b n c`."""
         losses, timesteps = [], []
         for _ in range(self.config.accumulation_steps):
-            latents, noise, drawn = self.draw(mean, deviation)
-            losses.append(self.backward(latents, noise, drawn, encoder_hidden_states))
+            window = self.draw_window(mean.shape[2])
+            latents, noise, drawn = self.draw(select(mean, window), select(deviation, window))
+            losses.append(self.backward(latents, noise, drawn, encoder_hidden_states, window))
             timesteps.append(drawn.float().mean().item())
         return self.update(sum(losses) / len(losses), sum(timesteps) / len(timesteps))
 
