@@ -230,7 +230,7 @@ class ClipStages:
             params=self.params.encode,
             device=device,
             chunk=self.params.runtime.decode_chunk,
-            progress=self._progress("encode", self.params.decode.frames, "frame"),
+            progress=self._progress("encode", None, "frame"),
         )
 
     def tune(self, device: str) -> None:
@@ -252,6 +252,7 @@ class ClipStages:
                 checkpoints=self.project.work / "checkpoints" / self.clip,
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),
+                window=params.window,
             )
 
     def resume_step(self) -> int | None:
@@ -265,6 +266,7 @@ class ClipStages:
             attention=self.params.attention,
             params=self.params.tune,
             seed=self.params.seed,
+            window=self.params.window,
         )
 
     def invert(self, device: str) -> None:
@@ -280,6 +282,7 @@ class ClipStages:
             params=self.params.invert,
             device=device,
             progress=self._progress("invert", self.params.invert.steps, "step"),
+            window=self.params.window,
         )
 
     def edit(self, device: str) -> None:
@@ -349,6 +352,7 @@ class ClipStages:
             batch_size=self.params.runtime.edit_batch,
             decode_chunk=self.params.runtime.decode_chunk,
             source=self._source(),
+            window=self.params.window,
             **others,
         )
 
@@ -454,7 +458,9 @@ class ClipStages:
         if not run.tracked:
             return
         tuned, inverted = self.project.tuned(self.clip), self.project.inverted(self.clip)
-        sections = self.params.model_dump_json(include={"base_model", "seed", "attention"})
+        # Models of clips that are not divided keep their identity.
+        windows = {"window"} if self.params.window.context_length else set()
+        sections = self.params.model_dump_json(include={"base_model", "seed", "attention", *windows})
         identity = digest(tuned / "tuned.json", inverted, sections)
         if run.link_model(identity):
             return

@@ -7,21 +7,23 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.model_loading import MODEL_LOADING
-from tav.config import AttentionParams, TuneParams
+from tav.config import AttentionParams, TuneParams, WindowParams
 from tav.runtime.devices import is_out_of_memory, release_memory
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
 from tav_model.digests import canonical_json, digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, read_json, write_json
-from tav_model.tensors import load_tensors, read_metadata
+from tav_model.tensors import load_tensors, read_metadata, read_shape
 
 if TYPE_CHECKING:
     from tav_model.tuning import StepRecord
+    from tav_model.windows import WindowOptions
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ def tune(
     checkpoints: Path,
     checkpoint_every: int,
     progress: Progress,
+    window: WindowParams | None = None,
 ) -> None:
     """Write `tuned.safetensors`, `tuned.json` and `loss.csv` into `out`.
 
@@ -63,6 +66,7 @@ def tune(
         checkpoints: a folder for checkpoints, outside of the results.
         checkpoint_every: steps between two checkpoints.
         progress: counts the steps; its records are `tav_model.tuning.StepRecord`.
+        window: the section `window` of params.yaml; None: no windows.
     """
     import pandas as pd
     import torch
@@ -75,7 +79,8 @@ def tune(
     text, _ = load_tensors(latents / "text.safetensors", device)
     settings = params.model_dump()
     clip, base_identity = digest(latents), base_digest(base)
-    identity = _identity(clip, base_identity, attention, params, seed)
+    windows = _windows(latents, window)
+    identity = _identity(clip, base_identity, attention, params, seed, windows)
     write_json(checkpoints / BASE_FILE, {"base_model": base_name, "base_digest": base_identity})
 
     def on_step(record: StepRecord) -> None:
@@ -91,7 +96,7 @@ def tune(
                 base, attention=tuple(attention.spatial), temporal=attention.temporal
             ).to(device)
             scheduler = load_part(base, "scheduler")
-        config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing)
+        config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing, window=windows)
         tuner = Tuner(unet, scheduler, config)
         tuner.fit(
             tensors["mean"],
@@ -124,6 +129,7 @@ def tune(
             clip_digest=clip,
             steps=tuner.config.steps,
             seed=seed,
+            **({"window": asdict(windows)} if windows else {}),
         )
         columns = ["step", "loss", "learning_rate", "gradient_norm", "timestep"]
         pd.DataFrame(tuner.history, columns=StepRecord._fields)[columns].to_csv(folder / "loss.csv", index=False)
@@ -131,7 +137,14 @@ def tune(
 
 
 def resume_step(
-    latents: Path, checkpoints: Path, *, base_name: str, attention: AttentionParams, params: TuneParams, seed: int
+    latents: Path,
+    checkpoints: Path,
+    *,
+    base_name: str,
+    attention: AttentionParams,
+    params: TuneParams,
+    seed: int,
+    window: WindowParams | None = None,
 ) -> int | None:
     """Return the step of the checkpoint that `tune` would resume from with the same arguments; None where it would begin.
 
@@ -143,7 +156,8 @@ def resume_step(
         base = read_json(checkpoints / BASE_FILE)
         if base["base_model"] != base_name:
             return None
-        identity = _identity(digest(latents), base["base_digest"], attention, params, seed)
+        windows = _windows(latents, window)
+        identity = _identity(digest(latents), base["base_digest"], attention, params, seed, windows)
     except (TavError, OSError, LookupError, TypeError):
         return None  # Damaged, or gone since, because another process tunes.
     for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
@@ -153,6 +167,21 @@ def resume_step(
     return None
 
 
-def _identity(clip: str, base_identity: str, attention: AttentionParams, params: TuneParams, seed: int) -> str:
+def _windows(latents: Path, window: WindowParams | None) -> WindowOptions | None:
+    """Return the windows of the clip; None where it is not divided."""
+    if window is None or window.context_length is None:
+        return None
+    return window.options(read_shape(latents / "latents.safetensors", "mean")[2])
+
+
+def _identity(
+    clip: str,
+    base_identity: str,
+    attention: AttentionParams,
+    params: TuneParams,
+    seed: int,
+    windows: WindowOptions | None = None,
+) -> str:
     """Return what a checkpoint belongs to: everything that the tuning depends on."""
-    return digest(clip, base_identity, canonical_json([params.model_dump(), attention.model_dump(), seed]))
+    settings = [params.model_dump(), attention.model_dump(), seed]
+    return digest(clip, base_identity, canonical_json([*settings, asdict(windows)] if windows else settings))

@@ -198,8 +198,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             source_prompt: describes the source; the prompt of the source branch. By default the empty prompt.
             source_prompt_embeds: embeddings `1 n c` in place of those of `source_prompt`.
             cross_attention_kwargs: see `tav_model.attention_control.AttentionControlOptions`.
-            mask: where the video is generated, `f H W` or `b f H W` from 0 to 1 in pixels: elsewhere the latents stay the
-                source's. "words": where attention to the words is strong that differ from those of `source_prompt`.
+            mask: where the video is generated, `f H W` or `b f H W` from 0 to 1 in pixels, with one frame for all or one
+                for each: elsewhere the latents stay the source's. "words": where attention to the words is strong that
+                differ from those of `source_prompt`.
             mask_inverted: generate outside of the mask instead.
             mask_start: share of the steps after which the mask applies; by default 0, and 0.2 for masks from words.
             mask_end: share of the steps after which it does not apply any more.
@@ -353,6 +354,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
             decoded = self.decode_latents(latents, "pt", decode_chunk_size)
             if video is not None and isinstance(mask, torch.Tensor | np.ndarray):
                 generated = torch.as_tensor(mask, dtype=torch.float32).cpu().numpy()
+                if len(generated) == 1 and generated.ndim == 3:
+                    generated = np.broadcast_to(generated, video.shape[:3])
                 decoded = paste(decoded, video, 1 - generated if mask_inverted else generated, mask_feather)
             frames = _as_output(decoded, output_type)
         masks = None
@@ -571,19 +574,25 @@ class TuneAVideoPipeline(DiffusionPipeline):
     def prepare_mask(self, mask: torch.Tensor | np.ndarray | str | None, latents: torch.Tensor) -> torch.Tensor:
         """Return a mask in pixels, `f H W` or `b f H W`, reduced to latents: `1 f h w` or `b f h w`.
 
+        f is 1 for a mask that is the same in all frames, or their number.
+
         Raises:
             ValueError: a mask of another size than the video, or numbers that are not from 0 to 1.
         """
-        pixels = torch.as_tensor(mask, dtype=torch.float32, device=latents.device)
+        pixels = torch.as_tensor(mask)
         if pixels.ndim == 3:
             pixels = pixels[None]
         b, _, f, h, w = latents.shape
         shape = (f, h * self.vae_scale_factor, w * self.vae_scale_factor)
-        if pixels.ndim != 4 or pixels.shape[1:] != shape or len(pixels) not in (1, b):
+        if pixels.ndim != 4 or pixels.shape[1:] not in (shape, (1, *shape[1:])) or len(pixels) not in (1, b):
             raise ValueError(f"mask: {tuple(pixels.shape)} must be {shape}, or {b} of them")
-        if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(f"mask: numbers from {pixels.min():g} to {pixels.max():g} must be from 0 to 1")
-        return latent_mask(pixels, self.vae_scale_factor)
+        reduced = []
+        for part in pixels.split(16, dim=1):  # A long one is much larger in float32.
+            numbers = part.to(latents.device, torch.float32)
+            if not (numbers.min() >= 0 and numbers.max() <= 1):
+                raise ValueError(f"mask: numbers from {numbers.min():g} to {numbers.max():g} must be from 0 to 1")
+            reduced.append(latent_mask(numbers, self.vae_scale_factor))
+        return torch.cat(reduced, dim=1).expand(-1, f, -1, -1)
 
     def decode_latents(self, latents: torch.Tensor, output_type: str = "np", decode_chunk_size: int = 8) -> Any:
         """Return the frames of latents `b c f h w`: "np" `b f h w c`, "pt" `b c f h w`, or "pil", lists of images."""

@@ -22,6 +22,7 @@ from tav.config.schema import (
     ScoreParams,
     TrackingParams,
     TuneParams,
+    WindowParams,
 )
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "ScoreParams",
     "TrackingParams",
     "TuneParams",
+    "WindowParams",
     "add_clip",
     "complete_clips",
     "load_params",

@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tav.config.clip_settings import no_own_settings
+from tav.config.clip_settings import LATER_SECTIONS, no_own_settings
 from tav.config.loading import load_params, parse_params, validate_params
 from tav.config.overrides import apply_overrides
 from tav.config.schema import Params
@@ -47,7 +47,7 @@ def write_overrides(path: Path, overrides: Mapping[str, Any]) -> Params:
 
 
 def complete_clips(path: Path) -> None:
-    """Give each clip in params.yaml the keys for its own settings that it lacks, with nothing in them.
+    """Give params.yaml the sections that it lacks, and each clip the keys for its own settings, with nothing in them.
 
     DVC looks for them in the file, although to this project a missing key is the same. Files of earlier versions lack them.
 
@@ -58,10 +58,15 @@ def complete_clips(path: Path) -> None:
         TavError: the file is not allowed.
     """
     text = read_yaml_text(path)
-    clips = parse_params(path.name, text).clips
-    if all(no_own_settings().keys() <= clip.model_fields_set for clip in clips.values()):
+    params = parse_params(path.name, text)
+    if LATER_SECTIONS.keys() <= params.model_fields_set and all(
+        no_own_settings().keys() <= clip.model_fields_set for clip in params.clips.values()
+    ):
         return
     content = parse_with_comments(_with_newlines(text))
+    for key, value in LATER_SECTIONS.items():
+        if key not in content:
+            content.insert(list(content).index("encode"), key, styled(value))
     for clip in content["clips"].values():
         for key, value in no_own_settings().items():
             if key not in clip:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tav.media.frame_selection import fit_image, select_frames
-from tav_model.errors import TavError, first_line
+from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.video import playback_rate
 
 if TYPE_CHECKING:
@@ -34,42 +34,67 @@ FOLDER_FPS = Fraction(8)
 PLAYLIST_STARTS = (b"ffconcat", b"#extm3u")
 PLAYLIST_MARKS = (b"<mpd", b"<compositionplaylist")
 HEAD_BYTES = 2**16
+AUDIO_RATES = (16000, 22050, 32000, 44100, 48000)  # hertz, that all players support
 
 
-def read_source(source: Path, decode: DecodeParams, reader: str) -> tuple[np.ndarray, Fraction]:
-    """Return the selected frames, `f h w 3` in uint8, and the frame rate at which they play.
+class FrameSink(Protocol):
+    """Where frames go, one by one, so that they need not fit into memory."""
+
+    def start(self, count: int) -> None:
+        """Begin, with the number of frames to come; those received before are dropped."""
+
+    def add(self, frame: np.ndarray) -> None:
+        """Receive the next frame, `h w 3` in uint8."""
+
+
+class Selection(NamedTuple):
+    """What was read of a source.
+
+    Attributes:
+        fps: the frame rate at which the selected frames play.
+        complete: whether they are all frames of a video file, at its own rate.
+    """
+
+    fps: Fraction
+    complete: bool
+
+
+def read_source(source: Path, decode: DecodeParams, reader: str, sink: FrameSink) -> Selection:
+    """Pass the selected frames to `sink`, in order.
 
     Args:
         source: a video, an animated GIF, or a folder of numbered images.
         decode: which frames, and their size.
         reader: "decord": decord, and PyAV where decord reports an error; "av": only PyAV.
+        sink: receives the frames; from the first again where another reader is tried.
 
     Raises:
         TavError: not a video, broken, too short or too large; a message without the file's name.
+        FullDiskError: the sink has no space for them.
         MemoryError: it needs more memory than the process may use.
     """
     if source.is_dir():
-        return _read_folder(source, decode)
+        return Selection(_read_folder(source, decode, sink), False)
     if source.stat().st_size == 0:
         raise TavError("is empty")
     with source.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith((b"GIF87a", b"GIF89a")):
-        return _read_gif(source, decode)
+        return Selection(_read_gif(source, decode, sink), False)
     text = head.partition(b"\0")[0].lower()
     if text.startswith(PLAYLIST_STARTS) or any(mark in text for mark in PLAYLIST_MARKS):
         raise TavError("is a playlist, a list of other files; use the video itself")
     out_of_memory = False
     if reader == "decord":
         try:
-            return _read_decord(source, decode)
-        except TavError:
+            return _read_decord(source, decode, sink)
+        except (TavError, FullDiskError):
             raise
         except Exception as error:  # PyAV is tried next, and reports what is wrong with the file.
             out_of_memory = isinstance(error, MemoryError)
     try:
-        return _read_av(source, decode)
-    except (TavError, MemoryError):
+        return _read_av(source, decode, sink)
+    except (TavError, FullDiskError, MemoryError):
         raise
     except Exception as error:
         # EAGAIN: no memory for a thread's stack. After decord has run out of memory, PyAV may even fail to load.
@@ -84,24 +109,23 @@ def _check_size(width: int, height: int) -> None:
         raise TavError(f"its frames are {width}x{height}; at most {MAX_PIXELS} pixels are allowed")
 
 
-def _read_decord(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
+def _read_decord(source: Path, decode: DecodeParams, sink: FrameSink) -> Selection:
     """Read with decord, which applies the rotation that the file specifies."""
     import decord
-    import numpy as np
     from PIL import Image
 
     video = decord.VideoReader(str(source), num_threads=1)
     indexes = select_frames(decode, len(video))
-    frames = []
+    sink.start(len(indexes))
     for index in indexes:
         frame = video[index].asnumpy()
         _check_size(frame.shape[1], frame.shape[0])
-        frames.append(fit_image(Image.fromarray(frame), decode))
+        sink.add(fit_image(Image.fromarray(frame), decode))
     rate = Fraction(video.get_avg_fps()).limit_denominator(1001)
-    return np.stack(frames), playback_rate(rate, indexes)
+    return Selection(playback_rate(rate, indexes), len(indexes) == len(video))
 
 
-def _read_av(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
+def _read_av(source: Path, decode: DecodeParams, sink: FrameSink) -> Selection:
     """Read with PyAV in two passes: count the frames, then convert the selected ones and apply their rotation."""
     import av
 
@@ -117,7 +141,8 @@ def _read_av(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
     indexes = select_frames(decode, available)
     with av.open(str(source)) as container:
         frames = container.decode(video=0)
-        return _select(frames, indexes, _upright, decode), playback_rate(rate, indexes)
+        _select(frames, indexes, _upright, decode, sink)
+    return Selection(playback_rate(rate, indexes), len(indexes) == available)
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
@@ -125,7 +150,7 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
     return frame.to_image().rotate(frame.rotation, expand=True)
 
 
-def _read_gif(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
+def _read_gif(source: Path, decode: DecodeParams, sink: FrameSink) -> Fraction:
     from PIL import Image, ImageSequence
 
     with Image.open(source, formats=("GIF",)) as image:
@@ -138,22 +163,26 @@ def _read_gif(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]
             milliseconds += image.info.get("duration", 100) or 100
         rate = Fraction(1000 * available, milliseconds)
         frames = ImageSequence.Iterator(image)
-        return _select(frames, indexes, lambda frame: frame, decode), playback_rate(rate, indexes)
+        _select(frames, indexes, lambda frame: frame, decode, sink)
+        return playback_rate(rate, indexes)
 
 
 def _select(
-    frames: Iterable[Any], indexes: list[int], image: Callable[[Any], Image.Image], decode: DecodeParams
-) -> np.ndarray:
-    """Return the frames at `indexes`, resized. Other frames are not converted; reading stops after the last index."""
-    import numpy as np
-
+    frames: Iterable[Any],
+    indexes: list[int],
+    image: Callable[[Any], Image.Image],
+    decode: DecodeParams,
+    sink: FrameSink,
+) -> None:
+    """Pass on the frames at `indexes`, resized. Other frames are not converted; reading stops after the last index."""
     selected = set(indexes)
-    first_frames = enumerate(islice(frames, indexes[-1] + 1))
-    return np.stack([fit_image(image(frame), decode) for index, frame in first_frames if index in selected])
+    sink.start(len(indexes))
+    for index, frame in enumerate(islice(frames, indexes[-1] + 1)):
+        if index in selected:
+            sink.add(fit_image(image(frame), decode))
 
 
-def _read_folder(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fraction]:
-    import numpy as np
+def _read_folder(source: Path, decode: DecodeParams, sink: FrameSink) -> Fraction:
     from PIL import Image, ImageOps
 
     numbered: dict[int, Path] = {}
@@ -176,7 +205,8 @@ def _read_folder(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fracti
                 f"image number {before + 1} is missing between {numbered[before].name} and {numbered[after].name}"
             )
     selected = set(select_frames(decode, len(numbered)))
-    frames, size = [], None
+    sink.start(len(selected))
+    size = None
     for index, number in enumerate(sorted(numbered)):
         path = numbered[number]
         try:
@@ -190,9 +220,34 @@ def _read_folder(source: Path, decode: DecodeParams) -> tuple[np.ndarray, Fracti
                 if image.mode.startswith(("I", "F")):  # Pillow would clip all values above 255 to white.
                     raise TavError(f"{path.name} has more than 8 bits per channel; only 8 are allowed")
                 if index in selected:
-                    frames.append(fit_image(ImageOps.exif_transpose(image), decode))
-        except (TavError, MemoryError):
+                    sink.add(fit_image(ImageOps.exif_transpose(image), decode))
+        except (TavError, FullDiskError, MemoryError):
             raise
         except Exception as error:  # Pillow raises errors of many types on broken images.
             raise TavError(f"{path.name}: not an image that can be read ({first_line(error)})") from None
-    return np.stack(frames), playback_rate(FOLDER_FPS, sorted(selected))
+    return playback_rate(FOLDER_FPS, sorted(selected))
+
+
+def extract_audio(source: Path, target: Path) -> bool:
+    """Write the first audio stream of a video as AAC in an MP4; return whether the video has any.
+
+    Times count from the start of the video, as they do in the source.
+    """
+    import av
+
+    with av.open(str(source)) as container:
+        if not container.streams.audio or not container.streams.video:
+            return False
+        stream = container.streams.audio[0]
+        rate = min(AUDIO_RATES, key=lambda one: abs(one - stream.rate))
+        layout = "mono" if stream.channels == 1 else "stereo"
+        with av.open(str(target), "w", format="mp4") as out:
+            encoded = out.add_stream("aac", rate=rate, layout=layout)
+            resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+            for frame in container.decode(stream):
+                for resampled in resampler.resample(frame):
+                    out.mux(encoded.encode(resampled))
+            for resampled in resampler.resample(None):
+                out.mux(encoded.encode(resampled))
+            out.mux(encoded.encode(None))
+    return True

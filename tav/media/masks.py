@@ -26,7 +26,7 @@ def load_mask(path: Path, decode: DecodeParams) -> np.ndarray:
     Args:
         path: an image, for all frames; a folder of numbered images or a video, with as many frames as the clip or as the
             section selects; or a JSON file of keyed boxes. All but boxes are fitted to the size as the clip is.
-        decode: the clip's section.
+        decode: the clip's section, with the number of its frames.
 
     Raises:
         TavError: missing, unreadable, too short, or not in the form of keyed boxes.
@@ -38,15 +38,21 @@ def load_mask(path: Path, decode: DecodeParams) -> np.ndarray:
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
         with tempfile.TemporaryDirectory(prefix="tav-") as folder:
             shutil.copyfile(path, Path(folder) / f"0{path.suffix.lower()}")
-            still = decode.model_copy(update={"frames": 1, "sampling": "uniform", "start": 0, "end": None})
+            one = decode.model_copy(update={"frames": 1, "sampling": "uniform", "start": 0, "end": None})
             try:
-                frames, _ = read_frames(Path(folder), still)
+                frames, _ = read_frames(Path(folder), one)
             except TavError as error:
                 raise TavError(str(error).replace(folder, str(path))) from None
-        frames = np.repeat(frames, decode.frames, axis=0)
+        still = frames.mean(axis=-1) > 127.5
+        return np.broadcast_to(still, (_number(decode), *still.shape[1:]))
     else:
         frames = _read_moving(path, decode)
     return frames.mean(axis=-1) > 127.5
+
+
+def _number(decode: DecodeParams) -> int:
+    assert decode.frames != "all"  # noqa: S101 (the caller knows how many frames the clip has)
+    return decode.frames
 
 
 def _read_moving(path: Path, decode: DecodeParams) -> np.ndarray:
@@ -78,7 +84,7 @@ def _boxes(path: Path, decode: DecodeParams) -> np.ndarray:
             raise ValueError
     except (ValueError, TypeError, AttributeError):
         raise TavError(f"{path}: not keyed boxes; must be {BOXES}, in pixels") from None
-    mask = np.zeros((decode.frames, decode.height, decode.width), bool)
+    mask = np.zeros((_number(decode), decode.height, decode.width), bool)
     for number, one in enumerate(mask):
         left, top, right, bottom = (round(float(np.interp(number, frames, side))) for side in corners.T)
         one[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True

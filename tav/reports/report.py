@@ -19,7 +19,7 @@ from tav.config import RESULT_SECTIONS, Params, load_params
 from tav.config.paths import Project
 from tav.config.prompt_words import load_vocabulary
 from tav.config.stages import STAGES
-from tav.reports.figures import LossChart, attention_grid, loss_chart
+from tav.reports.figures import MAX_ROWS, LossChart, attention_grid, loss_chart
 from tav.reports.quick_edits import read_quick_edits
 from tav.reports.remarks import edit_remarks
 from tav.reports.scores import read_clip_scores, read_heat_maps, with_quick_scores
@@ -78,7 +78,8 @@ def write_report(root: Path, clip: str) -> Path:
     scores = with_quick_scores(scores, quick.scores)
     similarities = {name: one.similarities for (name, _), one in quick.scores.items() if one.similarities}
     first = source or (edits[0].video if edits else None)
-    frames = first.frames if first else params.decode.frames
+    planned = params.decode.frames if params.decode.frames != "all" else MAX_ROWS
+    frames = first.frames if first else planned
     tuned = read_info(project.tuned(clip)) if (project.tuned(clip) / INFO_FILE).exists() else {}
     attention = tuned.get("attention", params.attention.model_dump())
     base_model = tuned.get("base_model", params.base_model)

@@ -44,7 +44,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tav.config.clip_settings import effective_settings, is_own_key, no_own_settings
+from tav.config.clip_settings import LATER_SECTIONS, effective_settings, is_own_key, no_own_settings
 from tav.config.dotted_keys import flatten
 from tav.runtime.redaction import redact
 from tav.versioning.recovery import clear_stale_locks, has_stale_locks, remove_partial_copies, repair_lock_file
@@ -168,16 +168,16 @@ def clear_cache(repo: Repo) -> None:
 
 
 def complete_records(project: ProjectFile) -> None:
-    """Complete dvc.lock of a version in which a clip could have own settings of `decode` alone.
+    """Complete dvc.lock of a version that lacked sections, or in which a clip could not have own settings of all.
 
-    The outputs in it were made without others, so that is what is recorded: the stages stay up to date.
+    The outputs in it were made without them, so that is what is recorded: the stages stay up to date.
     """
     from dvc.dependency import ParamsDependency
     from dvc.stage.serialize import to_lockfile
     from dvc.utils.serialize import dump_yaml, parse_yaml_for_update
 
     entries = project.lockfile_contents.get("stages", {})
-    incomplete = [name for name, entry in entries.items() if not any(map(is_own_key, _recorded_parameters(entry)))]
+    incomplete = [name for name, entry in entries.items() if _lacks_parameters(project, name, entry)]
     completed: dict[str, Any] = {}
     for name in incomplete:
         if name not in project.stages:
@@ -185,10 +185,13 @@ def complete_records(project: ProjectFile) -> None:
         stage = project.stages[name]
         for dependency in stage.deps:
             if isinstance(dependency, ParamsDependency) and dependency.hash_info.value is not None:
-                keys = [key for key in dependency.params if is_own_key(key)]
+                keys = [
+                    key for key in dependency.params if _is_completed(key) and key not in dependency.hash_info.value
+                ]
                 if not keys:
-                    continue  # a stage that a user has added
-                dependency.hash_info.value |= {key: no_own_settings()[key.rpartition(".")[2]] for key in keys}
+                    continue
+                current = dependency.read_params()
+                dependency.hash_info.value |= {key: _earlier_value(key, current.get(key)) for key in keys}
                 if all(one.exists for one in stage.deps):  # Otherwise DVC cannot hash them; dvc.lock is enough.
                     stage.repo.stage_cache.save(stage)
                 completed |= to_lockfile(stage)
@@ -198,6 +201,29 @@ def complete_records(project: ProjectFile) -> None:
         content["stages"].update(completed)
         with atomic_file(path) as temporary:
             dump_yaml(temporary, content)
+
+
+def _lacks_parameters(project: ProjectFile, name: str, entry: Mapping[str, Any]) -> bool:
+    """Return whether dvc.lock lacks parameters of a stage; dvc.yaml is read as it is written, which is faster."""
+    stage, _, clip = name.partition("@")
+    definition = project.contents.get("stages", {}).get(stage, {})
+    listed = definition.get("do", definition).get("params", [])
+    keys = [key.replace("${key}", clip) for key in listed if isinstance(key, str)]
+    recorded = _recorded_parameters(entry)
+    return bool(recorded) and any(_is_completed(key) and key not in recorded for key in keys)
+
+
+def _is_completed(key: str) -> bool:
+    return is_own_key(key) or key in LATER_SECTIONS
+
+
+def _earlier_value(key: str, current: Any) -> Any:
+    """Return the value of a key in a version that lacked it: the present one, where that means the same."""
+    if is_own_key(key):
+        return no_own_settings()[key.rpartition(".")[2]]
+    earlier = LATER_SECTIONS[key]
+    is_same = not isinstance(current, Mapping) or all(current.get(name) == value for name, value in earlier.items())
+    return current if is_same else dict(earlier)
 
 
 def _recorded_parameters(entry: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -16,6 +16,7 @@ PARAMS = """\
 base_model: toyworld
 seed: 33
 attention: {spatial: [first, former], temporal: true}
+window: {context_length: null}
 decode: {frames: 8, end: null}
 encode: {precision: float32}
 tune: {steps: 60, learning_rate: 3.0e-5}
@@ -32,6 +33,7 @@ clips:
     base_model: null
     seed: null
     attention: {}
+    window: {}
     encode: {}
     tune: {}
     invert: {}
@@ -45,6 +47,7 @@ clips:
     base_model: null
     seed: null
     attention: {}
+    window: {}
     encode: {}
     tune: {}
     invert: {}
@@ -72,7 +75,7 @@ results = Path("results", clip)
 inputs, sections, outputs = {
     "decode": ([own["video"]], ["decode"], ["frames/frames.safetensors", "frames/source.mp4"]),
     "encode": (["frames"], ["encode"], ["latents/latents.safetensors", "latents/text.safetensors"]),
-    "tune": (["latents"], ["tune", "attention"], ["tuned/tuned.safetensors", "tuned/tuned.json", "tuned/loss.csv"]),
+    "tune": (["latents"], ["tune", "attention", "window"], ["tuned/tuned.safetensors", "tuned/tuned.json", "tuned/loss.csv"]),
     "invert": (["latents", "tuned/tuned.safetensors"], ["invert"], ["inverted/inverted.safetensors"]),
     "edit": ([own["prompts"], "inverted"], ["edit"], ["edits/a.mp4", "edits/b/c.json"]),
     "score": (

@@ -162,7 +162,7 @@ def test_add_does_all_or_nothing(
 
     shutil.copy(new / "data/ball.mp4", tmp_path / "kite.mp4")
     before = contents(new)
-    monkeypatch.setattr(importing, {"probe": "read_frames", "write": "write_text"}[moment], fails)
+    monkeypatch.setattr(importing, {"probe": "decoded_frames", "write": "write_text"}[moment], fails)
     assert tav("add", tmp_path / "kite.mp4", "--caption", "a kite").code == code
     assert contents(new) == before
     monkeypatch.undo()
@@ -173,14 +173,14 @@ def test_add_does_all_or_nothing(
 def test_what_the_user_changes_while_a_video_is_read_stays(
     tav: Tav, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = importing.read_frames
+    real = importing.decoded_frames
 
     def slow(*arguments: Any) -> Any:
         change(new / "params.yaml", "seed: 33", "seed: 34")
         return real(*arguments)
 
     shutil.copy(new / "data/ball.mp4", tmp_path / "kite.mp4")
-    monkeypatch.setattr(importing, "read_frames", slow)
+    monkeypatch.setattr(importing, "decoded_frames", slow)
     assert tav("add", tmp_path / "kite.mp4", "--caption", "a kite").code == 0
     params = read_yaml(new / "params.yaml")
     assert params["seed"] == 34 and "kite" in params["clips"]

@@ -244,7 +244,9 @@ def test_clips_of_earlier_versions_are_completed(path: Path, text: str) -> None:
     before = load_params(path)
     complete_clips(path)
     completed = path.read_bytes().decode()
-    clips = YAML(typ="safe", pure=True).load(completed)["clips"]
+    content = YAML(typ="safe", pure=True).load(completed)
+    assert content["window"] == {"context_length": None}
+    clips = content["clips"]
     assert all(no_own_settings().keys() <= clip.keys() for clip in clips.values())
     assert load_params(path) == before
     for line in text.splitlines():
