@@ -34,11 +34,13 @@ from tav_model.errors import TavError
 from tav_model.files import read_json, write_problem
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tav.config.prompts import EditRow, PromptRow
 
 logger = logging.getLogger(__name__)
 
-SHEET_ROWS = 24  # Larger contact sheets are unreadable.
+SHEET_ROWS, SHEET_COLUMNS = 24, 8  # Larger contact sheets are unreadable.
 
 
 def clip_holder(root: Path, clip: str) -> dict[str, Any] | None:
@@ -440,13 +442,16 @@ class ClipStages:
 
     def _contact_sheet(self) -> None:
         from tav.media.contact_sheet import write_contact_sheet
-        from tav_model.video import read_video
+        from tav_model.video import evenly_spaced, sample_video
+
+        def frames(path: Path) -> np.ndarray:
+            return sample_video(path, lambda available: evenly_spaced(available, min(available, SHEET_COLUMNS)))[0]
 
         edits = self.project.edits(self.clip)
-        rows = [(f"source: {self.settings.caption}", read_video(self.project.frames(self.clip) / "source.mp4")[0])]
+        rows = [(f"source: {self.settings.caption}", frames(self.project.frames(self.clip) / "source.mp4"))]
         for path in sorted(edits.glob("*.mp4"))[:SHEET_ROWS]:
-            rows.append((read_json(path.with_suffix(".json"))["prompt"], read_video(path)[0]))
-        write_contact_sheet(self.project.contact_sheet(self.clip), rows)
+            rows.append((read_json(path.with_suffix(".json"))["prompt"], frames(path)))
+        write_contact_sheet(self.project.contact_sheet(self.clip), rows, SHEET_COLUMNS)
 
     def _log_model(self) -> None:
         """Log the tuned model, with everything that rendering a prompt needs.

@@ -7,7 +7,7 @@ The pipeline decodes the videos of its users in a process of its own (`tav.media
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,28 +41,72 @@ def read_video(
     Raises:
         TavError: missing, damaged, or with fewer frames than asked for.
     """
-    import av
     import numpy as np
+
+    def choose(available: int) -> list[int]:
+        if num_frames is None:
+            return list(range(available))
+        if not 1 <= num_frames <= available:
+            raise TavError(f"{path}: num_frames: {num_frames} must be between 1 and {available}, which it has")
+        return evenly_spaced(available, num_frames)
+
+    if num_frames is None:
+        with _opened(path) as (container, stream, fps):
+            frames = [_prepared(frame, width, height) for frame in container.decode(stream)]
+            return np.stack(frames), fps
+    frames, _, fps, indexes = _selected(path, choose, width, height)
+    return frames, playback_rate(fps, indexes)
+
+
+def sample_video(path: str | Path, choose: Callable[[int], Sequence[int]]) -> tuple[np.ndarray, int, Fraction]:
+    """Return some frames of a trusted video, the number of all of them, and the frame rate.
+
+    Only the chosen frames are in memory, and nothing after the last of them is read.
+
+    Args:
+        path: the video.
+        choose: receives the number of frames, and returns the ascending indexes of those to return.
+
+    Raises:
+        TavError: missing or damaged.
+    """
+    frames, available, fps, _ = _selected(path, choose)
+    return frames, available, fps
+
+
+def _selected(
+    path: str | Path, choose: Callable[[int], Sequence[int]], width: int | None = None, height: int | None = None
+) -> tuple[np.ndarray, int, Fraction, list[int]]:
+    import numpy as np
+
+    with _opened(path) as (container, stream, fps):
+        available = stream.frames
+        if not available:  # The container does not say.
+            available = sum(1 for _ in container.decode(stream))
+            container.seek(0)
+        indexes = list(choose(available))
+        frames: list[np.ndarray] = []
+        for index, frame in enumerate(container.decode(stream)):
+            if len(frames) < len(indexes) and index == indexes[len(frames)]:
+                frames.append(_prepared(frame, width, height))
+            if len(frames) == len(indexes):
+                break
+        if len(frames) < len(indexes):
+            raise TavError(f"{path}: not a complete video; {available} frames are declared")
+        return np.stack(frames), available, fps, indexes
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[tuple[InputContainer, av.VideoStream, Fraction]]:
+    """Open a video, with errors in one line."""
+    import av
 
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             if stream.average_rate is None:
                 raise ValueError("no frame rate")
-            fps, indexes = Fraction(stream.average_rate), None
-            if num_frames is not None:
-                available = sum(1 for _ in container.decode(stream))
-                if not 1 <= num_frames <= available:
-                    raise TavError(f"{path}: num_frames: {num_frames} must be between 1 and {available}, which it has")
-                indexes = evenly_spaced(available, num_frames)
-                fps = playback_rate(fps, indexes)
-                container.seek(0)
-            frames = [
-                _prepared(frame, width, height)
-                for index, frame in enumerate(container.decode(stream))
-                if indexes is None or index in indexes
-            ]
-            return np.stack(frames), fps
+            yield container, stream, Fraction(stream.average_rate)
     except FileNotFoundError:
         raise TavError(f"{path}: no such file") from None
     except (av.error.FFmpegError, IndexError, ValueError) as error:

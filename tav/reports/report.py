@@ -1,5 +1,7 @@
 """The report of a clip: one HTML page that contains everything, including videos, and opens anywhere without a network.
 
+Where the videos are large, the page links them, and needs the folder that it is in.
+
 It shows what the results contain when it is written, and names the command for each part that is missing.
 """
 
@@ -23,7 +25,7 @@ from tav.reports.figures import MAX_ROWS, LossChart, attention_grid, loss_chart
 from tav.reports.quick_edits import read_quick_edits
 from tav.reports.remarks import edit_remarks
 from tav.reports.scores import read_clip_scores, read_heat_maps, with_quick_scores
-from tav.reports.videos import edit_paths, embed_video, mosaic, read_edits
+from tav.reports.videos import edit_paths, embed_video, mosaic, page_of_links, read_edits
 from tav.runtime.logs import stage_log
 from tav.tracking.provenance import environment_tags
 from tav_model.errors import TavError
@@ -69,11 +71,14 @@ def write_report(root: Path, clip: str) -> Path:
     if not any(part.is_dir() and any(part.iterdir()) for part in parts):
         raise TavError(f"results/{clip}: nothing to report yet; run tav run {clip}")
 
-    source = embed_video(project.frames(clip) / "source.mp4")
-    edits = read_edits(root, clip, params, source.fps if source else None)
+    source_path = project.frames(clip) / "source.mp4"
+    videos = [source_path, *edit_paths(project.edits(clip)), *edit_paths(project.quick(clip))]
+    linking = page_of_links(videos, project.report(clip))
+    source = embed_video(source_path, linking)
+    edits = read_edits(root, clip, params, source.fps if source else None, linking)
     scores = read_clip_scores(project.scores(clip))
     scored = [edit.name for edit in edits if scores and scores.of(edit.name, edit.prompt)]
-    quick = read_quick_edits(project.quick(clip), caption, {edit.identity for edit in edits})
+    quick = read_quick_edits(project.quick(clip), caption, {edit.identity for edit in edits}, linking)
     rows, edits = len(edits), edits + quick.edits
     scores = with_quick_scores(scores, quick.scores)
     similarities = {name: one.similarities for (name, _), one in quick.scores.items() if one.similarities}
@@ -104,6 +109,7 @@ def write_report(root: Path, clip: str) -> Path:
         },
         first=first,
         frames=frames,
+        linked=linking is not None,
         scores=scores,
         heat=read_heat_maps(project.scores(clip), scored, similarities),
         base_model=base_model,
