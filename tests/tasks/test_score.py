@@ -136,6 +136,18 @@ def test_each_edit_is_scored_with_its_own_prompt_and_the_source_with_the_caption
         assert values["consecutive_consistency"] == pytest.approx(consecutive_consistency(images), abs=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_scores_do_not_depend_on_how_many_frames_are_in_memory(clip, model, monkeypatch, size):
+    kept = np.zeros((FRAMES, SIZE, SIZE), bool)
+    kept[:-1, :20] = True  # In the last part, nothing stays.
+    whole = run(clip, model, kept=lambda _: kept)
+    monkeypatch.setattr("tasks.score.PART", size)
+    parts = run(clip, model, kept=lambda _: kept)
+    assert whole["edits"]["wild"].keys() >= KEPT
+    for name, scores in {**whole["edits"], "source": whole["source"]}.items():
+        assert (parts["source"] if name == "source" else parts["edits"][name]) == pytest.approx(scores, abs=1e-5)
+
+
 def test_the_caption_as_a_prompt_has_no_gain(clip, model):
     write_json(clip / "edits/steady.json", {"name": "steady", "prompt": "a cat"})
     edits = run(clip, model)["edits"]
