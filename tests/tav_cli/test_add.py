@@ -130,6 +130,7 @@ def test_results_are_copied_not_referred_to(tav: Tav, done: Path) -> None:
         ("data/ball.mp4", {"--name": "fish", "--edit": "a"}, "data/fish.csv: has other prompts already"),
         ("ball.mp4", {"--name": "x", "--frames": 25}, "has 24 frames, but 25 are needed"),
         ("ball.mp4", {"--name": "x", "--frames": 0}, "clips.x.decode.frames: 0 is not allowed"),
+        ("ball.mp4", {"--name": "x", "--frames": "some"}, "'some' is not allowed: must be a whole number between 1"),
         ("ball.mp4", {"--name": "x", "--size": "100x100"}, "clips.x.decode.width: 100 is not allowed"),
         ("ball.mp4", {"--name": "x", "--size": "big"}, "--size: 'big' is not allowed: must be WIDTHxHEIGHT"),
         ("ball.mp4", {"--name": "x", "--caption": " "}, "--caption: must be a string that is not blank"),
@@ -150,6 +151,11 @@ def test_add_refuses_mistakes_and_changes_nothing(
     ended = tav("add", path, *(word for pair in ({"--caption": "a ball"} | options).items() for word in pair))
     assert ended.code == 2 and error in ended.error.replace(f"{new}/", "")
     assert contents(new) == before
+
+
+def test_add_all_frames(tav: Tav, new: Path) -> None:
+    assert "uses 24 frames" in tav("add", new / "data/ball.mp4", "--caption", "a", "--name", "x", "--frames", "all").out
+    assert read_yaml(new / "params.yaml")["clips"]["x"]["decode"] == {"frames": "all"}
 
 
 @pytest.mark.parametrize("moment", ["probe", "write"])
