@@ -30,6 +30,7 @@ PART = 64  # frames in memory at a time
 SMALLEST_KEPT = 0.01  # the share of pixels below which nothing is said of what should stay
 SAME_COLOUR = 2  # of 255; larger differences are seen
 PICTURE_DECIMALS = 4  # of what is looked at and not computed with
+PICTURE_FRAMES = 128  # whose similarities are kept: all pairs of a long clip would be millions
 
 
 def score(
@@ -48,8 +49,9 @@ def score(
 ) -> dict[str, Any]:
     """Write ``metrics.json`` (source and mean) and ``scores.csv`` (each edit) into ``out``, and return what both hold.
 
-    A third file, ``consistency.json``, holds the cosine similarities of all pairs of frames, whose mean is the frame
-    consistency, as ``{"source": ROWS, "edits": {NAME: ROWS}}``. Without a CLIP model: ``{"source": null, "edits": {}}``.
+    A third file, ``consistency.json``, holds the cosine similarities of all pairs of frames (of a long clip: of 128 frames,
+    evenly spaced), whose mean is the frame consistency, as ``{"source": ROWS, "edits": {NAME: ROWS}}``. Without a CLIP
+    model: ``{"source": null, "edits": {}}``.
 
     Args:
         frames: folder of the source clip: ``frames.safetensors``, and ``source.mp4`` with the same frames.
@@ -142,7 +144,7 @@ class Measured:
 
     Attributes:
         scores: by metric.
-        similarities: the cosine similarities of all pairs of frames; None without a CLIP model.
+        similarities: the cosine similarities of all pairs of at most 128 frames; None without a CLIP model.
         images: the frames' embeddings, `f d`; None without a CLIP model.
         path: of the video.
     """
@@ -210,6 +212,7 @@ class Judge:
             TavError: a damaged video, or of another length or size than the source.
         """
         from tav_model.metrics.clip import frame_similarities
+        from tav_model.video import evenly_spaced
 
         try:
             values, embedded = self._of_pixels(path, source)
@@ -217,7 +220,8 @@ class Judge:
             similarities = None
             if self.clip is not None and images is not None:
                 values |= self._of_embeddings(self.clip, images, prompt, source)
-                similarities = frame_similarities(images).round(PICTURE_DECIMALS).tolist()
+                chosen = evenly_spaced(len(images), min(len(images), PICTURE_FRAMES))
+                similarities = frame_similarities(images[chosen]).round(PICTURE_DECIMALS).tolist()
             if self.pickscore is not None:
                 values["pick_score"] = self._pick_score(self.pickscore, embedded["pickscore"], prompt)
             if source is not None:

@@ -111,7 +111,7 @@ def write_report(root: Path, clip: str) -> Path:
         frames=frames,
         linked=linking is not None,
         scores=scores,
-        heat=read_heat_maps(project.scores(clip), scored, similarities),
+        heat=read_heat_maps(project.scores(clip), scored, similarities, frames),
         base_model=base_model,
         charts=_loss_charts(project.tuned(clip) / "loss.csv"),
         tuned=tuned,

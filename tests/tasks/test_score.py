@@ -217,6 +217,15 @@ def test_the_similarities_are_what_the_consistency_is_the_mean_of(clip, model):
         assert similarities.diagonal(1).mean() == pytest.approx(values["consecutive_consistency"], abs=1e-4)
 
 
+def test_similarities_of_a_long_clip_are_those_of_some_frames(clip, model, monkeypatch):
+    whole = run(clip, model)
+    every = json.loads((clip / "scores/consistency.json").read_text())["source"]
+    monkeypatch.setattr("tasks.score.PICTURE_FRAMES", 2)
+    assert run(clip, model) == whole
+    ends = [every[i][j] for i in (0, -1) for j in (0, -1)]
+    assert np.ravel(json.loads((clip / "scores/consistency.json").read_text())["source"]).tolist() == ends
+
+
 def test_without_a_model_there_are_no_similarities(clip):
     run(clip)
     assert json.loads((clip / "scores/consistency.json").read_text()) == {"source": None, "edits": {}}
