@@ -1,4 +1,4 @@
-"""Measure long clips: the memory of every stage by number of frames, and the quality of windows.
+"""Measure long clips: the memory and time of every stage by number of frames, and the quality of windows.
 
 python -m benchmarks.length                     memory, and quality on all scenes
 python -m benchmarks.length memory              memory alone
@@ -127,6 +127,16 @@ def memory_table(measured: Mapping[str, Mapping[int, float]]) -> str:
     lengths = list(next(iter(measured.values())))
     rows = [["memory, MB", *(f"{frames} frames" for frames in lengths)]]
     rows += [[stage, *(f"{values[frames]:.0f}" for frames in lengths)] for stage, values in measured.items()]
+    return markdown(rows)
+
+
+def time_table(out: Path, lengths: Sequence[int]) -> str:
+    """Return the seconds of every stage by number of frames, with the loading of the model, as Markdown."""
+    from tav.config.paths import Project
+
+    timings = {frames: read_json(Project(out / "memory" / str(frames)).timings("clip")) for frames in lengths}
+    rows = [["seconds", *(f"{frames} frames" for frames in lengths)]]
+    rows += [[stage, *(f"{timings[n][stage]:.1f}" for n in lengths)] for stage in timings[lengths[0]]]
     return markdown(rows)
 
 
@@ -312,9 +322,10 @@ def _run(options: argparse.Namespace) -> bool:
     runs = scene_runs(options)
     if not options.parts or "memory" in options.parts:
         scene = runs.scenes[0] if options.scenes else load_scenes([ROOT / "data" / "scenes"])[0]
-        measured = measure_memory(options.out, QUICK_LENGTHS if options.quick else LENGTHS, scene)
+        lengths = QUICK_LENGTHS if options.quick else LENGTHS
+        measured = measure_memory(options.out, lengths, scene)
         measures += memory_targets(measured)
-        texts.append(memory_table(measured))
+        texts += [memory_table(measured), time_table(options.out, lengths)]
     if not options.parts or "quality" in options.parts:
         lengths = QUICK_QUALITY_LENGTHS if options.quick else QUALITY_LENGTHS
         results = measure_quality(runs, lengths)

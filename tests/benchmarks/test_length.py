@@ -24,6 +24,7 @@ from benchmarks.length import (
     quality_targets,
     seam_ratio,
     seams,
+    time_table,
 )
 from benchmarks.scenes import BenchmarkScene, EditResult, SceneRuns
 from tav_model import WindowOptions
@@ -83,6 +84,7 @@ def test_memory_of_the_stages_is_measured(tmp_path) -> None:
     measured = measure_memory(tmp_path, (3,), BenchmarkScene("ball", truth))
     assert set(measured) == {"decode", "encode", "tune", "invert", "edit", "score"}
     assert all(100 < values[3] < 5000 for values in measured.values())
+    assert [line.split()[1] for line in time_table(tmp_path, (3,)).splitlines()[2:]] == list(measured)
     (tmp_path / "memory/3/memory.json").write_text('{"tune": 1}')
     assert measure_memory(tmp_path, (3,), BenchmarkScene("ball", truth))["tune"] == {3: 1}  # It is kept.
 
