@@ -138,7 +138,7 @@ class EditRows:
         row = result.row
         self._results[row.identity] = result
         if result.error is None:
-            self._progress.update(row.steps)
+            self._progress.update(self.batch.steps_of(row))
             self.run.events.publish(RowFinished(clip=self.clip, stage="edit", row=row.name, edit=row))
 
     def _errors(self) -> dict[str, str]:

@@ -35,11 +35,13 @@ from tav_model.errors import TavError
 from tav_model.files import read_json, write_problem
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from tav.config.prompts import EditRow, PromptRow
 
 logger = logging.getLogger(__name__)
 
-SHEET_ROWS = 24  # Larger contact sheets are unreadable.
+SHEET_ROWS, SHEET_COLUMNS = 24, 8  # Larger contact sheets are unreadable.
 
 
 def clip_holder(root: Path, clip: str) -> dict[str, Any] | None:
@@ -234,7 +236,7 @@ class ClipStages:
             params=self.params.encode,
             device=device,
             chunk=self.params.runtime.decode_chunk,
-            progress=self._progress("encode", self.params.decode.frames, "frame"),
+            progress=self._progress("encode", None, "frame"),
         )
 
     def annotate(self, device: str) -> None:
@@ -279,6 +281,7 @@ class ClipStages:
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),
                 control=self.control("tune"),
+                window=params.window,
             )
 
     def resume_step(self) -> int | None:
@@ -293,6 +296,7 @@ class ClipStages:
             params=self.params.tune,
             seed=self.params.seed,
             control=self.control("tune"),
+            window=self.params.window,
         )
 
     def invert(self, device: str) -> None:
@@ -309,6 +313,7 @@ class ClipStages:
             device=device,
             progress=self._progress("invert", self.params.invert.steps, "step"),
             control=self.control("invert"),
+            window=self.params.window,
         )
 
     def edit(self, device: str) -> None:
@@ -379,6 +384,7 @@ class ClipStages:
             decode_chunk=self.params.runtime.decode_chunk,
             source=self._source(),
             control=self.control("edit"),
+            window=self.params.window,
             **others,
         )
 
@@ -466,13 +472,16 @@ class ClipStages:
 
     def _contact_sheet(self) -> None:
         from tav.media.contact_sheet import write_contact_sheet
-        from tav_model.video import read_video
+        from tav_model.video import evenly_spaced, sample_video
+
+        def frames(path: Path) -> np.ndarray:
+            return sample_video(path, lambda available: evenly_spaced(available, min(available, SHEET_COLUMNS)))[0]
 
         edits = self.project.edits(self.clip)
-        rows = [(f"source: {self.settings.caption}", read_video(self.project.frames(self.clip) / "source.mp4")[0])]
+        rows = [(f"source: {self.settings.caption}", frames(self.project.frames(self.clip) / "source.mp4"))]
         for path in sorted(edits.glob("*.mp4"))[:SHEET_ROWS]:
-            rows.append((read_json(path.with_suffix(".json"))["prompt"], read_video(path)[0]))
-        write_contact_sheet(self.project.contact_sheet(self.clip), rows)
+            rows.append((read_json(path.with_suffix(".json"))["prompt"], frames(path)))
+        write_contact_sheet(self.project.contact_sheet(self.clip), rows, SHEET_COLUMNS)
 
     def _log_model(self) -> None:
         """Log the tuned model, with everything that rendering a prompt needs.
@@ -484,7 +493,9 @@ class ClipStages:
         if not run.tracked:
             return
         tuned, inverted = self.project.tuned(self.clip), self.project.inverted(self.clip)
-        sections = self.params.model_dump_json(include={"base_model", "seed", "attention"})
+        # Models of clips that are not divided keep their identity.
+        windows = {"window"} if self.params.window.context_length else set()
+        sections = self.params.model_dump_json(include={"base_model", "seed", "attention", *windows})
         control = self.control("edit")
         identity = digest(tuned / "tuned.json", inverted, sections, *([control.identity] if control else []))
         if run.link_model(identity):

@@ -23,5 +23,5 @@ def edit(batch: RowBatch, events: EventStream, clip: str = "") -> None:
 def edit_progress(batch: RowBatch, events: EventStream, clip: str) -> Progress:
     """Return the progress of all rows that are not done yet, in sampling steps."""
     return Progress(
-        events, stage="edit", clip=clip, total=sum({row.identity: row.steps for row in batch.todo()}.values())
+        events, stage="edit", clip=clip, total=sum({row.identity: batch.steps_of(row) for row in batch.todo()}.values())
     )

@@ -12,7 +12,7 @@ from tav_model.base_models import base_digest, load_part
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder
-from tav_model.tensors import load_tensors, save_tensors
+from tav_model.tensors import StoredTensor, read_metadata, save_tensors
 
 
 def encode(
@@ -38,8 +38,11 @@ def encode(
     from tav_model.latents import encode_frames
     from tav_model.text import encode_prompts
 
-    tensors, metadata = load_tensors(frames / "frames.safetensors")
-    pixels = tensors["frames"].numpy()
+    pixels, metadata = (
+        StoredTensor(frames / "frames.safetensors", "frames"),
+        read_metadata(frames / "frames.safetensors"),
+    )
+    progress.total = len(pixels)
     with MODEL_LOADING:
         vae = load_part(base, "vae", torch_dtype=getattr(torch, params.precision)).to(device)
         text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tasks.model_loading import MODEL_LOADING
 from tasks.stage_control import StageControl
-from tav.config import AttentionParams, InvertParams
+from tav.config import AttentionParams, InvertParams, WindowParams
 from tav.runtime.progress import Progress
 from tav_model.base_models import load_part, load_tuned_unet
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder
-from tav_model.tensors import load_tensors, save_tensors
+from tav_model.tensors import TensorWriter, load_tensors, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,12 @@ def invert(
     device: str,
     progress: Progress,
     control: StageControl | None = None,
+    window: WindowParams | None = None,
 ) -> None:
     """Write `inverted.safetensors` and `trajectory.safetensors`.
 
     The first has `latents`, the last point of the trajectory, `1 c f h w` in float32; the second `trajectory`, from the clean
-    latents to these, `(steps + 1) 1 c f h w`.
+    latents to these, `(steps + 1) 1 c f h w`. `window` is the section of params.yaml; None: no windows.
 
     `control` steers the predictions, as it does in the edits.
 
@@ -42,7 +43,7 @@ def invert(
     """
     import torch
 
-    from tav_model import ddim_inversion
+    from tav_model.inversion import inversion_states
     from tav_model.networks.text_projections import text_projected_once
     from tav_model.text import encode_prompts
 
@@ -60,31 +61,9 @@ def invert(
         text = load_tensors(latents / "text.safetensors", device)[0]["empty"]
     scheduler = load_part(base, "scheduler")
     signal = control.signal(base, device, dtype) if control else None
-    residuals: list[float] = []
-    with progress, text_projected_once(unet):
-        trajectory = ddim_inversion(
-            unet,
-            scheduler,
-            tensors["mean"],
-            text.to(unet.dtype),
-            params.steps,
-            on_step=progress.update,
-            control=signal,
-            iterations=params.iterations if params.method == "fixed-point" else 1,
-            tolerance=params.tolerance,
-            regularization=params.regularization,
-            on_residual=residuals.append,
-        )
-    if not torch.isfinite(trajectory[-1]).all():
-        raise TavError("invert: the inverted latents are not finite; set invert.precision to float32")
-    if residuals and max(residuals) > params.tolerance:
-        logger.warning(
-            "fixed-point inversion: the latents still changed by up to %.2g of their norm; more invert.steps help",
-            max(residuals),
-        )
-    kept = trajectory.to(getattr(torch, params.trajectory)).cpu()
-    if not torch.isfinite(kept).all():
-        raise TavError("invert: the trajectory is not finite; set invert.trajectory to float32")
+    clip = tensors["mean"]
+    windows = window.options(clip.shape[2]) if window is not None else None
+    kept = getattr(torch, params.trajectory)
     described = {
         "stage": "invert",
         "scale": metadata["scale"],
@@ -94,8 +73,38 @@ def invert(
         "latents": digest(latents),
         "tuned": info["sha256"],
     }
-    with atomic_folder(out) as folder:
-        save_tensors(
-            folder / "inverted.safetensors", {"latents": trajectory[-1].cpu()}, {**described, "shape": "b c f h w"}
+    residuals: list[float] = []
+    shape = (params.steps + 1, *clip.shape)
+    with (
+        atomic_folder(out) as folder,
+        TensorWriter(
+            folder / "trajectory.safetensors", "trajectory", shape, kept, {**described, "shape": "n b c f h w"}
+        ) as trajectory,
+        progress,
+        text_projected_once(unet),
+    ):
+        for state in inversion_states(
+            unet,
+            scheduler,
+            clip,
+            text.to(unet.dtype),
+            params.steps,
+            on_step=progress.update,
+            control=signal,
+            iterations=params.iterations if params.method == "fixed-point" else 1,
+            tolerance=params.tolerance,
+            regularization=params.regularization,
+            on_residual=residuals.append,
+            window=windows,
+        ):
+            if not torch.isfinite(state).all():
+                raise TavError("invert: the inverted latents are not finite; set invert.precision to float32")
+            if not torch.isfinite(state.to(kept)).all():
+                raise TavError("invert: the trajectory is not finite; set invert.trajectory to float32")
+            trajectory.write(state[None])  # State by state: together they are large.
+        save_tensors(folder / "inverted.safetensors", {"latents": state.cpu()}, {**described, "shape": "b c f h w"})
+    if residuals and max(residuals) > params.tolerance:
+        logger.warning(
+            "fixed-point inversion: the latents still changed by up to %.2g of their norm; more invert.steps help",
+            max(residuals),
         )
-        save_tensors(folder / "trajectory.safetensors", {"trajectory": kept}, {**described, "shape": "n b c f h w"})

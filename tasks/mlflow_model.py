@@ -53,7 +53,7 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str
         },
         model_config={
             "caption": caption,
-            **{name: sections[name] for name in ("base_model", "seed", "attention", "edit")},
+            **{name: sections[name] for name in ("base_model", "seed", "attention", "window", "edit")},
         },
         signature=ModelSignature(Schema(inputs), Schema(outputs)),
         pip_requirements=["tav", "mlflow"],
@@ -62,7 +62,8 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str
 
 def parameters(params: Params) -> dict[str, Any]:
     """Return what MLflow shows beside the model: how it was tuned, and the settings of edits where a row has none."""
-    shown = {"base_model", "seed", "attention", "tune", "invert", "edit", *(["control"] if params.control else [])}
+    sections = {"base_model", "seed", "attention", "window", "tune", "invert", "edit"}
+    shown = {*sections, *(["control"] if params.control else [])}
     return flatten(params.model_dump(mode="json", include=shown))
 
 
@@ -92,7 +93,7 @@ class TunedClip(PythonModel):
         from tasks.rows import RowBatch, render_rows
         from tasks.source_settings import Source
         from tasks.stage_control import StageControl
-        from tav.config import AttentionParams, EditParams
+        from tav.config import AttentionParams, EditParams, WindowParams
         from tav.config.paths import resolve_model
         from tav.config.prompts import PromptRow
         from tav.runtime.devices import choose_device
@@ -118,6 +119,7 @@ class TunedClip(PythonModel):
                 seed=self._config["seed"],
                 device=choose_device(os.environ.get("TAV_DEVICE", "auto")),
                 store=root / "store",
+                window=WindowParams(**self._config.get("window", {})),  # Older models have none.
                 source=Source(root, self._folders["inverted"], self._config.get("caption", "")),
                 control=StageControl.read(Path.cwd(), folder, "edit")
                 if (folder := self._folders.get("control"))

@@ -9,16 +9,16 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.model_loading import MODEL_LOADING
 from tasks.source_settings import Source, is_pixel_mask, mask_image, source_arguments, uses_trajectory
 from tasks.stage_control import StageControl
-from tav.config import AttentionParams, EditParams
+from tav.config import AttentionParams, EditParams, WindowParams
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
 from tav.runtime.devices import retry_with_smaller_batch
@@ -29,7 +29,7 @@ from tav_model.base_models import base_digest, load_pipeline
 from tav_model.digests import canonical_json, digest
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import atomic_folder, read_json, write_json
-from tav_model.tensors import load_tensors
+from tav_model.tensors import load_tensors, read_metadata, read_shape
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Part of every identity: increase it when the files that a row leaves change.
 FORMAT = "3"
+PARTIAL = ".partial"  # folders in the store of rows that are rendered window by window
 MASK_SETTINGS = ("mask_inverted", "mask_feather")  # that the metrics of what stays need
 OnStep = Callable[[Sequence[EditRow], int], None]
 """Called with the rows sampled together and by how many steps they have advanced, which is negative for a failed attempt."""
@@ -74,6 +75,7 @@ class RowBatch:
         source: the clip that masks and presets read; by default one without caption and frames.
         control: what steers the edits by edges, depth, ...; by default nothing.
         base_identity: the `tav_model.base_models.base_digest` of the base where it is known; otherwise it is computed.
+        window: the section `window` of params.yaml; None: no windows.
         adopt: False only looks: the store is left as it is, and nothing may be rendered.
     """
 
@@ -97,6 +99,7 @@ class RowBatch:
         source: Source | None = None,
         control: StageControl | None = None,
         base_identity: str | None = None,
+        window: WindowParams | None = None,
         adopt: bool = True,
     ) -> None:
         self.inverted, self.tuned, self.out, self.root, self.store = inverted, tuned, out, root, store
@@ -106,6 +109,10 @@ class RowBatch:
         self.source = source or Source(root, inverted)
         self.control = control or StageControl(root)
         self._arguments: dict[str, dict[str, Any]] = {}  # of the pipeline, by identity
+        self.audio = self.source.audio() if params.audio else None
+        self.windows = None
+        if window is not None and window.context_length is not None:
+            self.windows = window.options(read_shape(inverted / "inverted.safetensors", "latents")[2])
         inputs = digest(
             FORMAT,
             inverted / "inverted.safetensors",
@@ -114,6 +121,9 @@ class RowBatch:
             canonical_json(attention.model_dump()),
             params.start,
             params.precision,
+            *([canonical_json(asdict(self.windows))] if self.windows else []),
+            *(["autoregressive"] if self.is_autoregressive else []),
+            *([self.audio] if self.audio else []),
         )
         self.rows = [self._resolve(row, seed, inputs) for row in rows]
         if adopt:
@@ -145,6 +155,17 @@ class RowBatch:
             control_scale=row.control_scale,
             **settings,
         )
+
+    @property
+    def is_autoregressive(self) -> bool:
+        """Whether windows are sampled one after the other."""
+        return self.windows is not None and self.params.autoregressive
+
+    def steps_of(self, row: EditRow) -> int:
+        """Return how many sampling steps the row takes."""
+        if self.windows is None or not self.params.autoregressive:
+            return row.steps
+        return row.steps * len(self.windows.windows(read_shape(self.inverted / "inverted.safetensors", "latents")[2]))
 
     # Which rows are done
 
@@ -213,6 +234,8 @@ class RowBatch:
     def first_group(self, rows: Sequence[EditRow]) -> list[EditRow]:
         """Return the first of the rows, and those of the others that can be sampled in one batch with it."""
         first, *others = rows
+        if self.is_autoregressive:
+            return [first]
         alike = [row for row in others if row.batch_key == first.batch_key]
         return [first, *alike[: self.batch_size - 1]]
 
@@ -223,26 +246,100 @@ class RowBatch:
             rows: rows that agree in `EditRow.batch_key`.
             on_step: called after each sampling step.
         """
-        from tav_model.blending import paste
-        from tav_model.latents import decode_latents, to_frames
-
+        if self.is_autoregressive:
+            self._render_in_order(rows[0], on_step)
+            return [rows[0]]
         arguments = self._pipeline_arguments(rows[0])
         (latents, masks), size = retry_with_smaller_batch(
             lambda size: self._sample(rows[:size], arguments, on_step), len(rows), "prompts at a time"
         )
         if size < len(rows):
             self.batch_size = size
-        vae = self.pipeline.vae
-        videos, self.decode_chunk = retry_with_smaller_batch(
-            lambda chunk: decode_latents(vae, latents, chunk), self.decode_chunk, "frames at a time"
-        )
-        if is_pixel_mask(self._arguments[rows[0].identity]):
-            mask = arguments["mask"] != arguments.get("mask_inverted", False)
-            feather = self._arguments[rows[0].identity]["mask_feather"]
-            videos = paste(videos, self.source.source_frames(), mask, feather)
-        for i, (row, video) in enumerate(zip(rows[:size], videos, strict=True)):
-            self._store(row, to_frames(video), None if masks is None else masks[i])
+        for i, row in enumerate(rows[:size]):
+            frames = self._decoded(row, latents[i : i + 1], arguments)
+            self._store(row, frames, None if masks is None else masks[i])
         return list(rows[:size])
+
+    def _decoded(
+        self, row: EditRow, latents: torch.Tensor, arguments: dict[str, Any], first: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Yield the frames of latents `1 c f h w`, pasted into the source where there is a mask: `f h w 3` in uint8.
+
+        They are decoded a few at a time, so that a long video need not fit into memory.
+
+        Args:
+            row: the row.
+            latents: of the frames.
+            arguments: what `_pipeline_arguments` returns for it.
+            first: index of the first of the frames.
+        """
+        import numpy as np
+
+        from tav_model.blending import paste
+        from tav_model.latents import decode_latents, to_frames
+
+        vae, size, settings = self.pipeline.vae, self.decode_chunk, self._arguments[row.identity]
+        for start in range(0, latents.shape[2], size):
+            part = latents[:, :, start : start + size]
+            video, self.decode_chunk = retry_with_smaller_batch(
+                partial(decode_latents, vae, part), self.decode_chunk, "frames at a time"
+            )
+            if is_pixel_mask(settings):
+                places = slice(first + start, first + start + part.shape[2])
+                source, mask = self.source.source_frames()[places].numpy(), arguments["mask"]
+                generated = (mask if len(mask) == 1 else mask[places]) != settings.get("mask_inverted", False)
+                video = paste(video, source, np.broadcast_to(generated, source.shape[:3]), settings["mask_feather"])
+            yield to_frames(video[0])
+
+    def _render_in_order(self, row: EditRow, on_step: OnStep) -> None:
+        """Render a row window by window. Finished windows are kept until the row is done, so that it resumes there."""
+        import torch
+
+        from tav.media.growing import GrowingVideo
+        from tav_model.autoregressive import edit_autoregressively
+        from tav_model.trajectory import Trajectory
+
+        folder = self.store / f"{row.identity}{PARTIAL}"
+        taken_over = self._pipeline_arguments(row)
+        latents, arguments = self._first_latents([row], taken_over)
+        if latents is None:
+            latents = Trajectory(arguments["trajectory"], self.pipeline.scheduler).start(arguments["layout_strength"])
+        arguments.pop("layout_strength", None)
+        for name in ("context_length", "context_stride", "context_anchor", "context_weighting"):
+            arguments.pop(name)
+
+        def after_step(*_: Any) -> dict[str, Any]:
+            on_step([row], 1)
+            return {}
+
+        assert self.windows is not None  # noqa: S101 (`is_autoregressive`)
+        growing = GrowingVideo(folder, self._fps())
+        masks, parts = [], []
+        for part in edit_autoregressively(
+            self.pipeline,
+            [row.prompt],
+            latents,
+            self.windows,
+            folder,
+            num_inference_steps=row.steps,
+            guidance_scale=row.guidance_scale,
+            negative_prompt=[row.negative_prompt],
+            callback_on_step_end=after_step,
+            **arguments,
+        ):
+            if part.resumed:
+                on_step([row], row.steps)
+            if part.start not in growing:
+                growing.add(part.start, self._decoded(row, part.latents, taken_over, part.start))
+                logger.info("%s: %d of %d frames: %s", row.name, part.stop, latents.shape[2], growing.path)
+            parts.append(part.latents)
+            masks += [] if part.masks is None else [part.masks[0]]
+        # Once more and in one piece, so that the video does not depend on where it was interrupted.
+        self._store(row, self._decoded(row, torch.cat(parts, dim=2), taken_over), torch.cat(masks) if masks else None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _fps(self) -> Fraction:
+        return Fraction(read_metadata(self.inverted / "inverted.safetensors")["fps"])
 
     def _sample(
         self, rows: Sequence[EditRow], taken_over: dict[str, Any], on_step: OnStep
@@ -254,21 +351,7 @@ class RowBatch:
             taken_over: what `_pipeline_arguments` returns for them.
             on_step: called after each step.
         """
-        import torch
-
-        tensors, metadata = load_tensors(self.inverted / "inverted.safetensors")
-        latents: torch.Tensor | None = tensors["latents"]
-        arguments = dict(taken_over)
-        if self.params.start == "inverted":
-            arguments["num_inversion_steps"] = int(metadata["steps"])
-            if "layout_strength" in arguments:
-                latents = None  # They come from the trajectory.
-        else:
-            arguments.pop("layout_strength", None)
-            noise = [
-                torch.randn(tensors["latents"].shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows
-            ]
-            latents = torch.cat(noise)
+        latents, arguments = self._first_latents(rows, taken_over)
         steps = 0
 
         def after_step(*_: Any) -> dict[str, Any]:
@@ -294,6 +377,27 @@ class RowBatch:
                 on_step(rows, -steps)  # They are done again, in a smaller batch.
             raise
 
+    def _first_latents(
+        self, rows: Sequence[EditRow], taken_over: dict[str, Any]
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """Return the latents that sampling starts from, None where they come from the trajectory, and other arguments."""
+        import torch
+
+        tensors, metadata = load_tensors(self.inverted / "inverted.safetensors")
+        latents: torch.Tensor | None = tensors["latents"]
+        arguments = dict(taken_over)
+        if self.params.start == "inverted":
+            arguments["num_inversion_steps"] = int(metadata["steps"])
+            if "layout_strength" in arguments:
+                latents = None
+        else:
+            arguments.pop("layout_strength", None)
+            noise = [
+                torch.randn(tensors["latents"].shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows
+            ]
+            latents = torch.cat(noise)
+        return latents, arguments
+
     def _pipeline_arguments(self, row: EditRow) -> dict[str, Any]:
         """Return the arguments that take something over from the source, or control the edit, with what they read.
 
@@ -303,21 +407,34 @@ class RowBatch:
         if row.control_scale is not None and not self.control:
             raise TavError("control_scale: the clip has no control; set it in params.yaml")
         arguments = self._arguments[row.identity] | self.control.with_scale(row.control_scale).arguments()
+        if self.windows is not None:
+            arguments |= {
+                "context_length": self.windows.context_length,
+                "context_stride": self.windows.context_stride,
+                "context_anchor": self.windows.anchor,
+                "context_weighting": self.windows.weighting,
+            }
         if is_pixel_mask(arguments):
-            arguments["mask"] = self.source.pixel_mask(arguments["mask"])
+            mask = self.source.pixel_mask(arguments["mask"])
+            arguments["mask"] = mask.copy() if mask.strides[0] else mask[:1].copy()  # Of a still image, one is enough.
             arguments.pop("mask_feather")
         if uses_trajectory(arguments):
             arguments |= {"trajectory": self.source.trajectory(), "source_prompt": self.source.caption}
         return arguments
 
-    def _store(self, row: EditRow, frames: np.ndarray, mask: torch.Tensor | None = None) -> None:
-        from tav.media.videos import write_preview
-        from tav_model.video import write_video
+    def _store(self, row: EditRow, parts: Iterator[np.ndarray], mask: torch.Tensor | None = None) -> None:
+        """Write the files of a row, from its frames part by part."""
+        from tav.media.videos import Preview
+        from tav_model.video import video_writer
 
-        fps = Fraction(load_tensors(self.inverted / "inverted.safetensors")[1]["fps"])
+        fps, num_frames = self._fps(), read_shape(self.inverted / "inverted.safetensors", "latents")[2]
+        preview = Preview(num_frames, fps)
         with atomic_folder(self.store / row.identity) as folder:
-            write_video(folder / "edit.mp4", frames, fps)
-            write_preview(folder / "edit.webp", frames, fps)
+            with video_writer(folder / "edit.mp4", fps, self.audio) as video:
+                for frames in parts:
+                    video.write(frames)
+                    preview.add(frames)
+            preview.write(folder / "edit.webp")
             record = {
                 "name": row.name,
                 "prompt": row.prompt,
@@ -331,7 +448,7 @@ class RowBatch:
                 **self._mask_record(row, mask),
                 **self._control_record(row),
                 "identity": row.identity,
-                "frames": len(frames),
+                "frames": num_frames,
                 "height": frames.shape[1],
                 "width": frames.shape[2],
                 "fps": str(fps),
@@ -379,7 +496,7 @@ class RowBatch:
                 write_json(folder / f"{row.name}.json", record | {"name": row.name, "category": row.category})
         wanted = {row.identity for row in self.rows}
         for path in self.store.iterdir():
-            if path.name not in wanted:
+            if path.name.removesuffix(PARTIAL) not in wanted:
                 shutil.rmtree(path)
 
 
@@ -415,7 +532,10 @@ def render_rows(
     while waiting or groups:
         group = groups.pop(0) if groups else batch.first_group(waiting)
         waiting = [row for row in waiting if row not in group]
-        loops = {row.name: Progress(events, stage="edit", clip=clip, row=row.name, total=row.steps) for row in group}
+        loops = {
+            row.name: Progress(events, stage="edit", clip=clip, row=row.name, total=batch.steps_of(row))
+            for row in group
+        }
 
         def on_step(rows: Sequence[EditRow], steps: int, loops: dict[str, Progress] = loops) -> None:
             if progress is not None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tasks.model_loading import MODEL_LOADING
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, read_json, write_json, write_text
-from tav_model.tensors import load_tensors
+from tav_model.tensors import StoredTensor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from toyworld.scenes import Truth
 
 DECIMALS = 6
+PART = 64  # frames in memory at a time
 SMALLEST_KEPT = 0.01  # the share of pixels below which nothing is said of what should stay
 SAME_COLOUR = 2  # of 255; larger differences are seen
 PICTURE_DECIMALS = 4  # of what is looked at and not computed with
+PICTURE_FRAMES = 128  # whose similarities are kept: all pairs of a long clip would be millions
 
 
 def score(
@@ -45,8 +49,9 @@ def score(
 ) -> dict[str, Any]:
     """Write ``metrics.json`` (source and mean) and ``scores.csv`` (each edit) into ``out``, and return what both hold.
 
-    A third file, ``consistency.json``, holds the cosine similarities of all pairs of frames, whose mean is the frame
-    consistency, as ``{"source": ROWS, "edits": {NAME: ROWS}}``. Without a CLIP model: ``{"source": null, "edits": {}}``.
+    A third file, ``consistency.json``, holds the cosine similarities of all pairs of frames (of a long clip: of 128 frames,
+    evenly spaced), whose mean is the frame consistency, as ``{"source": ROWS, "edits": {NAME: ROWS}}``. Without a CLIP
+    model: ``{"source": null, "edits": {}}``.
 
     Args:
         frames: folder of the source clip: ``frames.safetensors``, and ``source.mp4`` with the same frames.
@@ -123,15 +128,14 @@ def load_judge(
         TavError: a model or the source's frames are missing.
     """
     from tav_model.metrics.clip import ClipScorer
-    from tav_model.metrics.temporal import estimate_motion
 
     def load(name: str | None) -> ClipScorer | None:
         return ClipScorer(resolve_model(name), device) if name else None
 
     with MODEL_LOADING:
         clip, pickscore = load(params.clip_model), load(params.pickscore_model)
-    lossless = load_tensors(frames / "frames.safetensors")[0]["frames"].numpy()
-    return Judge(caption, estimate_motion(lossless), clip, pickscore, truth, indexes, kept)
+    motion = SourceMotion(StoredTensor(frames / "frames.safetensors", "frames"))
+    return Judge(caption, motion, clip, pickscore, truth, indexes, kept)
 
 
 @dataclass(frozen=True)
@@ -140,15 +144,47 @@ class Measured:
 
     Attributes:
         scores: by metric.
-        similarities: the cosine similarities of all pairs of frames; None without a CLIP model.
+        similarities: the cosine similarities of all pairs of at most 128 frames; None without a CLIP model.
         images: the frames' embeddings, `f d`; None without a CLIP model.
-        frames: the video, `f h w 3` in uint8.
+        path: of the video.
     """
 
     scores: dict[str, float]
     similarities: list[list[float]] | None
     images: np.ndarray | None
-    frames: np.ndarray
+    path: Path
+
+
+class SourceMotion:
+    """The motion of the source in parts of `PART` frames, each with the last frame of the former part before it.
+
+    It is estimated once. That of a long clip is kept in temporary files, because it is many times as large as the clip.
+    """
+
+    def __init__(self, frames: StoredTensor) -> None:
+        self.frames = frames
+        self._folder = tempfile.TemporaryDirectory(prefix="tav-")
+        self._only: Motion | None = None
+
+    def part(self, start: int) -> Motion:
+        """Return the motion of the part whose first new frame is `start`."""
+        import numpy as np
+
+        from tav_model.metrics.temporal import Motion, estimate_motion
+
+        def estimated() -> Motion:
+            return estimate_motion(self.frames[max(start - 1, 0) : start + PART].numpy())
+
+        if len(self.frames) <= PART:
+            self._only = self._only or estimated()
+            return self._only
+        path = Path(self._folder.name) / f"{start}.npz"
+        if not path.exists():
+            motion = estimated()
+            np.savez(path, flow=motion.flow, visible=motion.visible)
+            return motion
+        with np.load(path, allow_pickle=False) as stored:
+            return Motion(stored["flow"], stored["visible"])
 
 
 @dataclass(frozen=True)
@@ -156,7 +192,7 @@ class Judge:
     """Measure the videos of one clip: the models, the source's motion, and the ground truth where it is known."""
 
     caption: str
-    motion: Motion
+    motion: SourceMotion
     clip: ClipScorer | None
     pickscore: ClipScorer | None
     truth: Truth | None
@@ -176,36 +212,84 @@ class Judge:
             TavError: a damaged video, or of another length or size than the source.
         """
         from tav_model.metrics.clip import frame_similarities
-        from tav_model.video import read_video
+        from tav_model.video import evenly_spaced
 
-        frames, _ = read_video(path)
         try:
-            values = self._of_pixels(frames, source)
-            images = similarities = None
-            if self.clip is not None:
-                images = self.clip.embed_frames(frames)
+            values, embedded = self._of_pixels(path, source)
+            images = embedded.get("clip")
+            similarities = None
+            if self.clip is not None and images is not None:
                 values |= self._of_embeddings(self.clip, images, prompt, source)
-                similarities = frame_similarities(images).round(PICTURE_DECIMALS).tolist()
+                chosen = evenly_spaced(len(images), min(len(images), PICTURE_FRAMES))
+                similarities = frame_similarities(images[chosen]).round(PICTURE_DECIMALS).tolist()
             if self.pickscore is not None:
-                values["pick_score"] = self._pick_score(self.pickscore, frames, prompt)
+                values["pick_score"] = self._pick_score(self.pickscore, embedded["pickscore"], prompt)
             if source is not None:
-                values |= self._of_what_stays(frames, source.frames, path)
-                values |= self._of_truth(frames, path.stem)
+                values |= self._of_truth(path)
         except TavError as error:
             raise TavError(f"{path}: {error}") from error
         if progress is not None:
             progress.update()
-        return Measured(values, similarities, images, frames)
+        return Measured(values, similarities, images, path)
 
-    def _of_pixels(self, frames: np.ndarray, source: Measured | None) -> dict[str, float]:
-        from tav_model.metrics.preservation import motion_fidelity
-        from tav_model.metrics.temporal import estimate_motion, flicker, warping_error
+    def _of_pixels(self, path: Path, source: Measured | None) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Return the scores by pixels, and the embeddings by model, from parts of the video that fit into memory."""
+        import numpy as np
 
-        values = {"warping_error": warping_error(frames, self.motion), "flicker": flicker(frames)}
+        from tav_model.metrics.preservation import MotionFidelity, Similarity
+        from tav_model.metrics.temporal import estimate_motion, flicker, warping_errors
+        from tav_model.video import iterate_video
+
+        models = {name: model for name, model in (("clip", self.clip), ("pickscore", self.pickscore)) if model}
+        embedded: dict[str, list[np.ndarray]] = {name: [] for name in models}
+        errors: list[float] = []
+        changes, similarity, fidelity = 0.0, Similarity(), MotionFidelity()
+        self._check_size(path)
+        kept = None if source is None else self.kept(path)
+        if kept is not None and kept.shape != self.motion.frames.shape[:3]:
+            kept = np.zeros(self.motion.frames.shape[:3], bool)  # Of another clip: nothing is known to stay.
+        source_parts = iter(()) if source is None else iterate_video(source.path, PART)
+        last: np.ndarray | None = None
+        for start, new in zip(range(0, len(self.motion.frames), PART), iterate_video(path, PART), strict=False):
+            frames = new if last is None else np.concatenate([last, new])
+            last = new[-1:]
+            motion = self.motion.part(start)
+            errors += warping_errors(frames, motion)
+            changes += flicker(frames) * (len(frames) - 1)
+            for name, model in models.items():
+                embedded[name].append(model.embed_frames(new))
+            if source is None:
+                continue
+            fidelity.add(estimate_motion(frames), motion)
+            places = slice(start, start + len(new))
+            stays = self._equal_in_truth(path.stem, places) if kept is None else kept[places]
+            original = next(source_parts)
+            if stays is not None and stays.any():
+                similarity.add(new, original, stays)
+        pairs = len(self.motion.frames) - 1
+        values = {
+            "warping_error": float(np.mean(errors)) if errors else 0.0,
+            "flicker": changes / pairs if pairs else 0.0,
+        }
         if source is not None:
             values["excess_flicker"] = values["flicker"] - source.scores["flicker"]
-            values["motion_fidelity"] = motion_fidelity(estimate_motion(frames), self.motion)
-        return values
+            values["motion_fidelity"] = fidelity.value
+            # Nothing where it is not known which pixels should stay, or where none should.
+            if similarity.pixels >= SMALLEST_KEPT * math.prod(self.motion.frames.shape[:3]):
+                values |= {"psnr_kept": similarity.psnr, "ssim_kept": similarity.ssim}
+        return values, {name: np.concatenate(parts) for name, parts in embedded.items()}
+
+    def _check_size(self, path: Path) -> None:
+        """Raise `TavError` for a video of another length or size than the source."""
+        from tav_model.video import sample_video
+
+        (frame,), count, _ = sample_video(path, lambda _: [0])
+        expected = self.motion.frames.shape
+        if (count, *frame.shape) != expected:
+            raise TavError(
+                f"frames: {count} of {frame.shape[1]}x{frame.shape[0]}, "
+                f"but the source has {expected[0]} of {expected[2]}x{expected[1]}; they must agree"
+            )
 
     def _of_embeddings(
         self, clip: ClipScorer, images: np.ndarray, prompt: str, source: Measured | None
@@ -226,45 +310,42 @@ class Judge:
             values["alignment_gain"] = values["textual_alignment"] - of_source
         return values
 
-    def _pick_score(self, model: ClipScorer, frames: np.ndarray, prompt: str) -> float:
+    def _pick_score(self, model: ClipScorer, images: np.ndarray, prompt: str) -> float:
         from tav_model.metrics.clip import pick_score
 
         (text,) = model.embed_texts([prompt])
-        return pick_score(model.embed_frames(frames), text, model.logit_scale)
+        return pick_score(images, text, model.logit_scale)
 
-    def _of_what_stays(self, frames: np.ndarray, source: np.ndarray, path: Path) -> dict[str, float]:
-        """Compare the pixels that should stay with the source's; nothing where it is not known which, or none should."""
-        from tav_model.metrics.preservation import psnr, ssim
-
-        kept = self.kept(path)
-        if kept is None:
-            kept = self._equal_in_truth(path.stem)
-        if kept is None or kept.shape != frames.shape[:3] or kept.mean() < SMALLEST_KEPT:
-            return {}
-        return {"psnr_kept": psnr(frames, source, kept), "ssim_kept": ssim(frames, source, kept)}
-
-    def _equal_in_truth(self, name: str) -> np.ndarray | None:
-        """Return in which pixels the true edit equals the source, `f H W` bool; None where the truth is not known."""
+    def _equal_in_truth(self, name: str, places: slice) -> np.ndarray | None:
+        """Return in which pixels of some frames the true edit equals the source, `f H W` bool; None without the truth."""
         import numpy as np
 
         from toyworld.renderer import render
 
         if self.truth is None or name not in self.truth.edits:
             return None
-        times = self.truth.times(self.indexes)
+        times = self.truth.times(self.indexes)[places]
         source, edited = (
             np.stack([render(scene, time) for time in times]).astype(int)
             for scene in (self.truth.scene, self.truth.edits[name])
         )
-        return np.abs(edited - source).max(axis=-1) <= SAME_COLOUR
+        equal = np.abs(edited - source).max(axis=-1) <= SAME_COLOUR
+        return equal if equal.shape[1:] == self.motion.frames.shape[1:3] else None
 
-    def _of_truth(self, frames: np.ndarray, name: str) -> dict[str, float]:
+    def _of_truth(self, path: Path) -> dict[str, float]:
+        """Compare an edit with its truth, in at most `PART` frames, evenly spaced: all pairs of them are compared."""
+        from tav_model.video import evenly_spaced, sample_video
         from toyworld.judge import Judge as TruthJudge
 
-        if self.truth is None or self.clip is None or name not in self.truth.edits:
+        if self.truth is None or self.clip is None or path.stem not in self.truth.edits:
             return {}
-        edited, times = self.truth.edits[name], self.truth.times(self.indexes)
-        return asdict(TruthJudge(self.clip).verdict(frames, self.truth.scene, edited, times))
+        chosen = evenly_spaced(len(self.indexes), min(len(self.indexes), PART))
+        frames, _, _ = sample_video(path, lambda _: chosen)
+        times = self.truth.times(self.indexes)
+        verdict = TruthJudge(self.clip).verdict(
+            frames, self.truth.scene, self.truth.edits[path.stem], [times[i] for i in chosen]
+        )
+        return asdict(verdict)
 
 
 def _read_prompt(path: Path) -> dict[str, Any]:

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.decode import AUDIO
 from tav.config.paths import project_path
 from tav.config.presets import PRESETS, WORDS, preset_of
 from tav.config.results import MASK_IMAGE, read_record
 from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.tensors import load_tensors
+from tav_model.tensors import StoredTensor
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
 
     from tav.config import DecodeParams, EditParams
     from tav.config.prompts import PromptRow
@@ -65,7 +65,7 @@ class Source:
         """Return the path of a mask in the project. Raises TavError where it leads out of it."""
         return project_path(self.root, mask, "mask")
 
-    def trajectory(self) -> torch.Tensor:
+    def trajectory(self) -> StoredTensor:
         """Return the inversion's trajectory, `n 1 c f h w`.
 
         Raises:
@@ -76,7 +76,7 @@ class Source:
             raise TavError(
                 f"{path}: no such file; masks and presets need it: invert again (dvc repro -f, for the stage)"
             )
-        return load_tensors(path)[0]["trajectory"]
+        return StoredTensor(path, "trajectory")
 
     def pixel_mask(self, mask: str) -> np.ndarray:
         """Return a mask of pixels, `f H W` bool.
@@ -88,23 +88,36 @@ class Source:
 
         if self.decode is None or self.frames is None:
             raise TavError(f"mask: {mask!r}: without the clip's frames, only {WORDS!r} is allowed")
-        return load_mask(self.mask_path(mask), self.decode)
+        # How many frames a clip of all has is known from those.
+        number = len(self.source_frames()) if self.decode.frames == "all" else self.decode.frames
+        return load_mask(self.mask_path(mask), self.decode.model_copy(update={"frames": number}))
 
     def kept_pixels(self, video: Path) -> np.ndarray | None:
         """Return the pixels that an edit left to the source, `f H W` bool, by its record; None without a mask of pixels."""
+        import numpy as np
+
         from tav_model.blending import feathered
 
         record = read_record(video.with_suffix(".json"))
         mask = record.get("mask")
         if not mask or mask == WORDS:
             return None
-        generated = self.pixel_mask(mask) != record.get("mask_inverted", False)
-        return feathered(generated, record.get("mask_feather", 0.0)) == 0
+        generated = self.pixel_mask(mask)
+        shape = generated.shape
+        if not generated.strides[0]:
+            generated = generated[:1]  # It is the same for all frames.
+        generated = generated != record.get("mask_inverted", False)
+        return np.broadcast_to(feathered(generated, record.get("mask_feather", 0.0)) == 0, shape)
 
-    def source_frames(self) -> np.ndarray:
+    def source_frames(self) -> StoredTensor:
         """Return the clip's frames, `f H W 3` in uint8."""
         assert self.frames is not None  # noqa: S101 (`pixel_mask` has refused it)
-        return load_tensors(self.frames / "frames.safetensors")[0]["frames"].numpy()
+        return StoredTensor(self.frames / "frames.safetensors", "frames")
+
+    def audio(self) -> Path | None:
+        """Return the file with the clip's sound; None where it has none, or is not used as a whole."""
+        path = None if self.frames is None else self.frames / AUDIO
+        return path if path is not None and path.exists() else None
 
 
 def mask_image(mask: np.ndarray) -> str:

@@ -7,22 +7,24 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tasks.model_loading import MODEL_LOADING
 from tasks.stage_control import StageControl
-from tav.config import AttentionParams, TuneParams
+from tav.config import AttentionParams, TuneParams, WindowParams
 from tav.runtime.devices import is_out_of_memory, release_memory
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
 from tav_model.digests import canonical_json, digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder, read_json, write_json
-from tav_model.tensors import load_tensors, read_metadata
+from tav_model.tensors import load_tensors, read_metadata, read_shape
 
 if TYPE_CHECKING:
     from tav_model.tuning import StepRecord
+    from tav_model.windows import WindowOptions
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +47,7 @@ def tune(
     checkpoint_every: int,
     progress: Progress,
     control: StageControl | None = None,
+    window: WindowParams | None = None,
 ) -> None:
     """Write `tuned.safetensors`, `tuned.json` and `loss.csv` into `out`.
 
@@ -66,6 +69,7 @@ def tune(
         checkpoint_every: steps between two checkpoints.
         progress: counts the steps; its records are `tav_model.tuning.StepRecord`.
         control: what steers the predictions while the UNet is tuned.
+        window: the section `window` of params.yaml; None: no windows.
     """
     import pandas as pd
     import torch
@@ -78,7 +82,8 @@ def tune(
     text, _ = load_tensors(latents / "text.safetensors", device)
     settings = params.model_dump()
     clip, base_identity = digest(latents), base_digest(base)
-    identity = _identity(clip, base_identity, attention, params, seed, control)
+    windows = _windows(latents, window)
+    identity = _identity(clip, base_identity, attention, params, seed, control, windows)
     write_json(checkpoints / BASE_FILE, {"base_model": base_name, "base_digest": base_identity})
 
     def on_step(record: StepRecord) -> None:
@@ -94,7 +99,7 @@ def tune(
                 base, attention=tuple(attention.spatial), temporal=attention.temporal
             ).to(device)
             scheduler = load_part(base, "scheduler")
-        config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing)
+        config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing, window=windows)
         signal = control.signal(base, device, torch.float32) if control else None
         tuner = Tuner(unet, scheduler, config, signal)
         tuner.fit(
@@ -131,6 +136,7 @@ def tune(
             steps=len(tuner.history),
             seed=seed,
             **({"held_out_loss": tuner.held_out} if tuner.held_out else {}),
+            **({"window": asdict(windows)} if windows else {}),
         )
         columns = ["step", "loss", "learning_rate", "gradient_norm", "timestep"]
         pd.DataFrame(tuner.history, columns=StepRecord._fields)[columns].to_csv(folder / "loss.csv", index=False)
@@ -146,6 +152,7 @@ def resume_step(
     params: TuneParams,
     seed: int,
     control: StageControl | None = None,
+    window: WindowParams | None = None,
 ) -> int | None:
     """Return the step of the checkpoint that `tune` would resume from with the same arguments; None where it would begin.
 
@@ -157,7 +164,8 @@ def resume_step(
         base = read_json(checkpoints / BASE_FILE)
         if base["base_model"] != base_name:
             return None
-        identity = _identity(digest(latents), base["base_digest"], attention, params, seed, control)
+        windows = _windows(latents, window)
+        identity = _identity(digest(latents), base["base_digest"], attention, params, seed, control, windows)
     except (TavError, OSError, LookupError, TypeError):
         return None  # Damaged, or gone since, because another process tunes.
     for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
@@ -167,6 +175,13 @@ def resume_step(
     return None
 
 
+def _windows(latents: Path, window: WindowParams | None) -> WindowOptions | None:
+    """Return the windows of the clip; None where it is not divided."""
+    if window is None or window.context_length is None:
+        return None
+    return window.options(read_shape(latents / "latents.safetensors", "mean")[2])
+
+
 def _identity(
     clip: str,
     base_identity: str,
@@ -174,7 +189,11 @@ def _identity(
     params: TuneParams,
     seed: int,
     control: StageControl | None = None,
+    windows: WindowOptions | None = None,
 ) -> str:
     """Return what a checkpoint belongs to: everything that the tuning depends on."""
+    settings = [params.model_dump(), attention.model_dump(), seed]
     controlled = [control.identity] if control else []
-    return digest(clip, base_identity, canonical_json([params.model_dump(), attention.model_dump(), seed]), *controlled)
+    return digest(
+        clip, base_identity, canonical_json([*settings, asdict(windows)] if windows else settings), *controlled
+    )

@@ -24,7 +24,7 @@ def add_clip(
     name: str | None,
     edits: Sequence[str],
     size: str | None,
-    frames: dict[str, int | None],
+    frames: dict[str, int | str | None],
     as_json: bool,
     mask: Path | None = None,
     control: str | None = None,
@@ -48,7 +48,11 @@ def add_clip(
     Raises:
         TavError: as `tav.media.importing.import_clip`; the project is unchanged.
     """
-    decode: dict[str, Any] = {key: value for key, value in frames.items() if value is not None}
+    decode: dict[str, Any] = {
+        key: int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else value
+        for key, value in frames.items()
+        if value is not None
+    }
     if "stride" in decode:
         decode = {"sampling": "stride", **decode}
     if size is not None:

@@ -166,7 +166,7 @@ def add(
     edit: Annotated[
         list[str] | None, typer.Option(metavar="PROMPT", help="A prompt for the clip's CSV; repeatable.")
     ] = None,
-    frames: Annotated[int | None, typer.Option(metavar="N", help="Number of frames to use.")] = None,
+    frames: Annotated[str | None, typer.Option(metavar="N", help="Number of frames to use, or all.")] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH", help="Size in pixels, such as 512x512.")] = None,
     start: Annotated[int | None, typer.Option(metavar="N", help="First frame to use.")] = None,
     end: Annotated[int | None, typer.Option(metavar="N", help="Frame to stop before.")] = None,

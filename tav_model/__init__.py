@@ -21,6 +21,7 @@ _MODULES = {
     "TuneAVideoPipeline": "pipeline",
     "Tuner": "tuning",
     "TuningConfig": "tuning",
+    "WindowOptions": "windows",
     "TavError": "errors",
     "encode_frames": "latents",
     "encode_prompts": "text",

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from tav_model.networks.attention import Attention
     from tav_model.networks.transformer import BasicTransformerBlock
     from tav_model.networks.unet import UNet3DConditionModel
+    from tav_model.windows import Window
 
 EDIT_TYPES = ("replace", "refine", "auto")
 LAYERS = ("upper", "all")
@@ -129,7 +130,14 @@ class WordMaps:
         self.source_tokens, self.tokens, self.size = source_tokens, tokens, size
         self._sums: dict[tuple[int, int], torch.Tensor] = {}  # by the size of the maps: 2 b (f n), source and prompts
 
-    def add(self, source: torch.Tensor, edited: torch.Tensor, size: tuple[int, int], start: int) -> None:
+    def add(
+        self,
+        source: torch.Tensor,
+        edited: torch.Tensor,
+        size: tuple[int, int],
+        start: int,
+        window: Window | None = None,
+    ) -> None:
         """Add the maps of one layer, for some of its positions.
 
         Args:
@@ -137,10 +145,17 @@ class WordMaps:
             edited: `b heads q n`.
             size: height and width of the layer.
             start: index of the first of the q among the positions of all frames, `(f h w)`.
+            window: the frames that the layer sees; None: all. Frames of several windows have larger sums; masks compare the
+                positions of one frame only.
         """
         if size not in self._sums:
             positions = self.size[0] * size[0] * size[1]
             self._sums[size] = torch.zeros(2, len(self.tokens), positions, device=edited.device)
+        if window is not None:
+            positions = size[0] * size[1]
+            of_anchor = max(positions - start, 0) if window.anchored else 0
+            source, edited = source[:, :, of_anchor:], edited[:, :, of_anchor:]
+            start += of_anchor + (window.start - window.anchored) * positions
         stop = start + edited.shape[2]
         for i, (source_tokens, tokens) in enumerate(zip(self.source_tokens, self.tokens, strict=True)):
             self._sums[size][0, i, start:stop] += source[0, :, :, list(source_tokens)].sum(-1).mean(0)
@@ -193,6 +208,7 @@ class AttentionControl:
         self.word_maps: WordMaps | None = None
         self._matrix = self._aligned = self._shares = self._equalizer = torch.empty(0)
         self._step = self._rows = 0
+        self._window: Window | None = None
         word_mask = word_mask or options.local_blend_words is not None
         if not (word_mask or options.edit_type or options.equalizer_words):
             self._num_prompts = 0
@@ -261,9 +277,9 @@ class AttentionControl:
         shares += [float(self._shares.max())] if len(self._shares) else []
         return self.word_maps is not None or any(self._active(share, step) for share in shares)
 
-    def begin_step(self, step: int, rows: int) -> None:
-        """Announce the next pass of the network: its step, and the rows of its batch."""
-        self._step, self._rows = step, rows
+    def begin_step(self, step: int, rows: int, window: Window | None = None) -> None:
+        """Announce the next pass of the network: its step, the rows of its batch, and their frames (None: all)."""
+        self._step, self._rows, self._window = step, rows, window
 
     def _active(self, share: float, step: int) -> bool:
         return step < share * self.num_steps
@@ -323,7 +339,7 @@ class AttentionControl:
             maps = (piece * d**-0.5 @ key.float().mT).softmax(dim=-1)
             edited = maps[-self._num_prompts :]
             if records and self.word_maps is not None and mask_size is not None:
-                self.word_maps.add(maps[:1], edited, mask_size, start)
+                self.word_maps.add(maps[:1], edited, mask_size, start, self._window)
             if replaces:
                 edited = self._replaced(maps[:1], edited)
             if len(self._equalizer):

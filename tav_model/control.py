@@ -22,6 +22,7 @@ from torch import nn
 
 from tav_model.control_networks import control_networks, pixels_per_latent
 from tav_model.errors import TavError
+from tav_model.windows import Window, select
 
 # Weights of red, green and blue in a luminance (ITU-R BT.601), for networks that see a single channel.
 LUMINANCE = (0.299, 0.587, 0.114)
@@ -120,6 +121,7 @@ class ControlSignal:
         step: int | torch.Tensor,
         num_steps: int,
         num_unconditional: int = 0,
+        window: Window | None = None,
     ) -> dict[str, Any]:
         """Return the arguments of `UNet3DConditionModel.forward` that add the control, none where no network acts.
 
@@ -131,6 +133,7 @@ class ControlSignal:
             num_steps: how many sampling steps there are.
             num_unconditional: how many videos at the beginning of the batch are not under prompts. In guess mode,
                 their residuals are zero.
+            window: the frames that `sample` has of the video; None: all.
         """
         down: list[torch.Tensor] = []
         mid: torch.Tensor | None = None
@@ -141,11 +144,11 @@ class ControlSignal:
                 continue
             scale = scale.to(sample.device, sample.dtype).view(-1, 1, 1, 1, 1)
             if isinstance(network, T2IAdapter):
-                maps = [scale * _for_batch(one, len(sample)).to(sample) for one in self._maps(i)]
+                maps = [scale * _for_batch(one, len(sample)).to(sample) for one in self._maps(i, window)]
                 intrablock = _sum(intrablock, maps)
                 continue
             *others, middle = self._controlnet_residuals(
-                i, sample, timestep, encoder_hidden_states, scale, num_unconditional
+                i, sample, timestep, encoder_hidden_states, scale, num_unconditional, window
             )
             down = _sum(down, others)
             mid = middle if mid is None else mid + middle
@@ -163,32 +166,43 @@ class ControlSignal:
         inside = (steps / num_steps >= start) & ((steps + 1) / num_steps <= end)
         return self.scales[i] * inside
 
-    def _maps(self, i: int) -> list[torch.Tensor]:
-        """Return the maps of adapter i, each `n c f h w`. They do not depend on the timestep, so they are kept."""
+    def _maps(self, i: int, window: Window | None = None) -> list[torch.Tensor]:
+        """Return the maps of adapter i, each `n c f h w`.
+
+        They do not depend on the timestep, so they are kept, except for those of windows, which together would be large.
+        """
+        if window is not None:
+            return self._computed_maps(i, select(self.conditions[i], window))
         if i not in self._adapter_maps:
-            condition = self.conditions[i]
-            chunks = [self.networks[i](chunk) for chunk in _folded(condition).split(self.chunk_size)]
-            self._adapter_maps[i] = [
-                rearrange(torch.cat(parts), "(n f) c h w -> n c f h w", n=len(condition))
-                for parts in zip(*chunks, strict=True)
-            ]
+            self._adapter_maps[i] = self._computed_maps(i, self.conditions[i])
         return self._adapter_maps[i]
 
-    def _embedding(self, i: int, b: int) -> torch.Tensor:
+    def _embedding(self, i: int, b: int, window: Window | None) -> torch.Tensor:
         """Return the embedded condition of ControlNet i, `(n f) c h w`, for a batch of b videos.
 
-        It does not depend on the timestep either, and takes a good part of a small network's time, so it is kept.
+        It does not depend on the timestep either, and takes a good part of a small network's time, so it is kept, except for
+        that of windows.
         """
-        condition, network = self.conditions[i], self.networks[i]
-        _check_batch(len(condition), b)
+        _check_batch(len(self.conditions[i]), b)
+        if window is not None:
+            return self._computed_embedding(i, select(self.conditions[i], window))
         if i not in self._embeddings:
-            # The network flips the channels of what it is given, which is then the embedding.
-            flipped = [1] if network.config.controlnet_conditioning_channel_order == "bgr" else []
-            chunks = _folded(condition).flip(flipped).split(self.chunk_size)
-            self._embeddings[i] = torch.cat(
-                [network.controlnet_cond_embedding(chunk).flip(flipped) for chunk in chunks]
-            )
+            self._embeddings[i] = self._computed_embedding(i, self.conditions[i])
         return self._embeddings[i]
+
+    def _computed_embedding(self, i: int, condition: torch.Tensor) -> torch.Tensor:
+        network = self.networks[i]
+        # The network flips the channels of what it is given, which is then the embedding.
+        flipped = [1] if network.config.controlnet_conditioning_channel_order == "bgr" else []
+        chunks = _folded(condition).flip(flipped).split(self.chunk_size)
+        return torch.cat([network.controlnet_cond_embedding(chunk).flip(flipped) for chunk in chunks])
+
+    def _computed_maps(self, i: int, condition: torch.Tensor) -> list[torch.Tensor]:
+        chunks = [self.networks[i](chunk) for chunk in _folded(condition).split(self.chunk_size)]
+        return [
+            rearrange(torch.cat(parts), "(n f) c h w -> n c f h w", n=len(condition))
+            for parts in zip(*chunks, strict=True)
+        ]
 
     def _controlnet_residuals(
         self,
@@ -198,6 +212,7 @@ class ControlSignal:
         encoder_hidden_states: torch.Tensor,
         scale: torch.Tensor,
         num_unconditional: int,
+        window: Window | None,
     ) -> Iterator[torch.Tensor]:
         """Yield the scaled residuals of ControlNet i, `b c f h w`: of the skip connections, then of the middle."""
         network: ControlNetModel = self.networks[i]
@@ -208,7 +223,7 @@ class ControlSignal:
         videos, text = sample[left_out:], encoder_hidden_states[left_out:]
         b, f = videos.shape[0], videos.shape[2]
         frames = _folded(videos).to(network.dtype)
-        embedding = self._embedding(i, b)
+        embedding = self._embedding(i, b, window)
         places = torch.arange(b * f, device=embedding.device) % len(embedding)  # One condition may be for all videos.
         text = text.to(network.dtype).repeat_interleave(f, 0)
         timesteps = timesteps.repeat_interleave(f, 0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from diffusers import DDIMInverseScheduler
 
 from tav_model.noise_regularization import regularized
 from tav_model.sampling import predicted_clean_and_noise
+from tav_model.windows import Window, WindowOptions, predict_in_windows, select
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -46,6 +47,7 @@ def ddim_inversion(
     tolerance: float = 1e-3,
     regularization: float = 0.0,
     on_residual: Callable[[float], None] | None = None,
+    window: WindowOptions | None = None,
 ) -> torch.Tensor:
     """Follow the DDIM equation from `latents` towards noise, without guidance (eta 0).
 
@@ -73,6 +75,7 @@ def ddim_inversion(
         regularization: strength of `tav_model.noise_regularization`, 0 to 0.5, on the predicted noise. Sampling then does not
             lead back to `latents` exactly.
         on_residual: called after each step with the share of their norm by which the last iteration changed the latents.
+        window: the network sees a long clip in windows, which must be those of the sampling.
 
     Returns:
         The trajectory, `(num_steps + 1) b c f h w`, from `latents` to the inverted latents.
@@ -80,25 +83,67 @@ def ddim_inversion(
     Raises:
         ValueError: no iterations, a strength that is not allowed, or more steps than timesteps.
     """
+    states = inversion_states(
+        unet,
+        scheduler,
+        latents,
+        encoder_hidden_states,
+        num_steps,
+        on_step,
+        control,
+        iterations=iterations,
+        tolerance=tolerance,
+        regularization=regularization,
+        on_residual=on_residual,
+        window=window,
+    )
+    return torch.stack(list(states))
+
+
+@torch.no_grad()
+def inversion_states(
+    unet: UNet3DConditionModel,
+    scheduler: SchedulerMixin,
+    latents: torch.Tensor,
+    encoder_hidden_states: torch.Tensor,
+    num_steps: int,
+    on_step: Callable[[], None] | None = None,
+    control: ControlSignal | None = None,
+    *,
+    iterations: int = 1,
+    tolerance: float = 1e-3,
+    regularization: float = 0.0,
+    on_residual: Callable[[float], None] | None = None,
+    window: WindowOptions | None = None,
+) -> Iterator[torch.Tensor]:
+    """Yield the trajectory of `ddim_inversion` state by state, `b c f h w`, so that it need not fit into memory.
+
+    The arguments are those of `ddim_inversion`.
+    """
     if iterations < 1:
         raise ValueError(f"iterations: {iterations} must be at least 1")
     if not 0 <= regularization <= 0.5:
         raise ValueError(f"regularization: {regularization} must be from 0 to 0.5")
     inverse = DDIMInverseScheduler.from_config(scheduler.config, **ddim_overrides(scheduler))
     inverse.set_timesteps(num_steps, device=latents.device)
-    trajectory = [latents]
     if control is not None:
         control.check_size(len(latents), *latents.shape[2:])
     encoder_hidden_states = encoder_hidden_states.to(unet.dtype)
+    yield latents
 
     for step, timestep in enumerate(inverse.timesteps):
 
         def predict(latents: torch.Tensor, timestep: torch.Tensor = timestep, step: int = step) -> torch.Tensor:
-            # The trajectory keeps the precision of `latents`, whatever the network's is.
-            sample, residuals = latents.to(unet.dtype), {}
-            if control is not None:
-                residuals = control.residuals(sample, timestep, encoder_hidden_states, num_steps - 1 - step, num_steps)
-            return unet(sample, timestep, encoder_hidden_states, **residuals).sample.to(latents.dtype)
+            def of_window(part: Window | None) -> torch.Tensor:
+                # The trajectory keeps the precision of `latents`, whatever the network's is.
+                sample, residuals = select(latents, part).to(unet.dtype), {}
+                if control is not None:
+                    residuals = control.residuals(
+                        sample, timestep, encoder_hidden_states, num_steps - 1 - step, num_steps, window=part
+                    )
+                return unet(sample, timestep, encoder_hidden_states, **residuals).sample.to(latents.dtype)
+
+            return predict_in_windows(of_window, latents.shape[2], window)
 
         inverse_step = _InverseStep(inverse, timestep, latents, predict, regularization)
         following = inverse_step(latents) if regularization else inverse_step.plain()
@@ -107,10 +152,9 @@ def ddim_inversion(
             if on_residual is not None:
                 on_residual(residual)
         latents = following
-        trajectory.append(latents)
         if on_step is not None:
             on_step()
-    return torch.stack(trajectory)
+        yield latents
 
 
 class _InverseStep:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,22 +14,21 @@ from tav_model.errors import TavError
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-
-def _chunks(tensor: torch.Tensor, size: int) -> Iterator[torch.Tensor]:
-    if size < 1:
-        raise ValueError(f"chunk_size: {size} must be at least 1")
-    yield from tensor.split(size)
+    from tav_model.tensors import StoredTensor
 
 
 @torch.no_grad()
 def encode_frames(
-    vae: AutoencoderKL, frames: np.ndarray, chunk_size: int = 8, on_chunk: Callable[[int], None] | None = None
+    vae: AutoencoderKL,
+    frames: np.ndarray | StoredTensor,
+    chunk_size: int = 8,
+    on_chunk: Callable[[int], None] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the posterior of each frame's latents, scaled to the unit variance that the UNet expects.
 
     Args:
         vae: the base model's.
-        frames: uint8, `f h w 3`; height and width multiples of the VAE's factor.
+        frames: uint8, `f h w 3`; height and width multiples of the VAE's factor. Those in a file are read chunk by chunk.
         chunk_size: frames encoded at a time, which bounds the memory.
         on_chunk: called after each chunk with its number of frames.
 
@@ -37,8 +36,11 @@ def encode_frames(
         Mean and standard deviation, each `1 c f h w` in float32; `mean + deviation * noise` is a sample.
     """
     scale = vae.config.scaling_factor
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size: {chunk_size} must be at least 1")
     means, deviations = [], []
-    for chunk in _chunks(torch.from_numpy(frames), chunk_size):
+    for start in range(0, len(frames), chunk_size):
+        chunk = torch.as_tensor(frames[start : start + chunk_size])
         images = rearrange(chunk.to(vae.device), "f h w c -> f c h w").to(vae.dtype) / 127.5 - 1.0
         posterior = vae.encode(images).latent_dist
         means.append(posterior.mean.float() * scale)
@@ -64,9 +66,11 @@ def decode_latents(vae: AutoencoderKL, latents: torch.Tensor, chunk_size: int = 
     """
     if vae.dtype == torch.float16:
         vae.to(torch.float32)
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size: {chunk_size} must be at least 1")
     b = latents.shape[0]
     images = []
-    for chunk in _chunks(rearrange(latents, "b c f h w -> (b f) c h w"), chunk_size):
+    for chunk in rearrange(latents, "b c f h w -> (b f) c h w").split(chunk_size):
         image = vae.decode(chunk.to(vae.dtype) / vae.config.scaling_factor).sample
         if not torch.isfinite(image).all():
             raise TavError(

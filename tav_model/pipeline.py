@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,9 +36,11 @@ from tav_model.networks.feature_reuse import FeatureReuse
 from tav_model.networks.text_projections import TextBatches, text_projected_once
 from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.sampling import SAMPLERS
+from tav_model.tensors import StoredTensor
 from tav_model.text import encode_prompts
 from tav_model.trajectory import Trajectory, inversion_timesteps
 from tav_model.weight_checks import without_torchvision_advice
+from tav_model.windows import Window, WindowOptions, predict_in_windows, select
 
 WORDS = "words"
 """The value of `mask` that derives it from the words that the prompts change."""
@@ -137,7 +141,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         controlnet_chunk_size: int = 16,
         sampler: str = "ddim",
         num_inversion_steps: int | None = None,
-        trajectory: torch.Tensor | None = None,
+        trajectory: torch.Tensor | StoredTensor | None = None,
         layout_strength: float | None = None,
         source_prompt: str | None = None,
         source_prompt_embeds: torch.Tensor | None = None,
@@ -153,6 +157,10 @@ class TuneAVideoPipeline(DiffusionPipeline):
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         feature_reuse_interval: int = 1,
+        context_length: int | None = None,
+        context_stride: int | None = None,
+        context_anchor: bool = True,
+        context_weighting: str = "pyramid",
     ) -> TuneAVideoPipelineOutput | tuple[Any]:
         """Render one video for each prompt.
 
@@ -196,8 +204,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             source_prompt: describes the source; the prompt of the source branch. By default the empty prompt.
             source_prompt_embeds: embeddings `1 n c` in place of those of `source_prompt`.
             cross_attention_kwargs: see `tav_model.attention_control.AttentionControlOptions`.
-            mask: where the video is generated, `f H W` or `b f H W` from 0 to 1 in pixels: elsewhere the latents stay the
-                source's. "words": where attention to the words is strong that differ from those of `source_prompt`.
+            mask: where the video is generated, `f H W` or `b f H W` from 0 to 1 in pixels, with one frame for all or one
+                for each: elsewhere the latents stay the source's. "words": where attention to the words is strong that
+                differ from those of `source_prompt`.
             mask_inverted: generate outside of the mask instead.
             mask_start: share of the steps after which the mask applies; by default 0, and 0.2 for masks from words.
             mask_end: share of the steps after which it does not apply any more.
@@ -210,6 +219,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
             guidance_end: share of the steps after which it ends.
             feature_reuse_interval: steps from one computation of the deep features to the next, see
                 `tav_model.networks.feature_reuse`; 1: they are computed in each step.
+            context_length: frames that the network sees at a time; longer clips are divided into windows, see
+                `tav_model.windows`. None: it sees all frames. The inversion must have had the same windows.
+            context_stride: frames from the start of a window to that of the next; by default half of a window.
+            context_anchor: frame 0 comes before every window.
+            context_weighting: "pyramid" or "uniform", of the predictions of windows that overlap.
 
         Raises:
             ValueError: arguments that contradict each other or the model.
@@ -265,6 +279,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             check_share(name, share)
         if feature_reuse_interval < 1:
             raise ValueError(f"feature_reuse_interval: {feature_reuse_interval} must be 1 or more")
+        window = None
+        if context_length is not None:
+            window = WindowOptions(context_length, context_stride, context_anchor, context_weighting)
         device = self._execution_device
 
         # 2. Encode prompts
@@ -302,7 +319,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
 
         # 5. Denoise
         guided = guided_steps(guidance_start, guidance_end, num_inference_steps) if do_classifier_free_guidance else ()
-        predict, text_batches = FeatureReuse(self.unet, feature_reuse_interval), TextBatches()
+        # The features of each window are reused for the same window.
+        networks: dict[Window | None, FeatureReuse] = defaultdict(
+            lambda: FeatureReuse(self.unet, feature_reuse_interval)
+        )
+        text_batches = TextBatches()
         if source_prompt_embeds is not None:
             source_prompt_embeds = source_prompt_embeds.to(prompt_embeds)
         with (
@@ -318,16 +339,20 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 if source is not None and source_prompt_embeds is not None and attention_control.needs_source(step):
                     rows = [source.at(schedule.timesteps[step]).to(latents), *rows]
                     embeds = [source_prompt_embeds, *embeds]
-                sample, text = torch.cat(rows).to(self.unet.dtype), text_batches(embeds)
-                residuals: dict[str, Any] = {}
-                if control_signal is not None:
-                    others = len(sample) - len(latents)  # The source and the negative prompts.
-                    residuals = control_signal.residuals(
-                        sample, timestep, text, step, num_inference_steps, num_unconditional=others
-                    )
-                attention_control.begin_step(step, len(sample))
-                kinds = (len(rows), step in guided)
-                noise_pred = predict(sample, timestep, text, kinds, **residuals).float()
+                # A long clip is denoised window by window; see `tav_model.windows`.
+                predict = partial(
+                    self._predict,
+                    rows=rows,
+                    text=text_batches(embeds),
+                    timestep=timestep,
+                    step=step,
+                    num_inference_steps=num_inference_steps,
+                    guided=step in guided,
+                    networks=networks,
+                    attention_control=attention_control,
+                    control_signal=control_signal,
+                )
+                noise_pred = predict_in_windows(predict, latents.shape[2], window)
                 *others_pred, noise_pred = noise_pred.split([len(one) for one in rows])
                 if step in guided and negative_prompt_embeds is not None:
                     noise_pred = guided_prediction(others_pred[-1], noise_pred, guidance_scale, proximal_quantile)
@@ -357,6 +382,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
             decoded = self.decode_latents(latents, "pt", decode_chunk_size)
             if video is not None and isinstance(mask, torch.Tensor | np.ndarray):
                 generated = torch.as_tensor(mask, dtype=torch.float32).cpu().numpy()
+                if len(generated) == 1 and generated.ndim == 3:
+                    generated = np.broadcast_to(generated, video.shape[:3])
                 decoded = paste(decoded, video, 1 - generated if mask_inverted else generated, mask_feather)
             frames = _as_output(decoded, output_type)
         masks = None
@@ -364,6 +391,31 @@ class TuneAVideoPipeline(DiffusionPipeline):
             masks = blending.current_mask((latents.shape[-2], latents.shape[-1])).expand(len(latents), -1, -1, -1)
         self.maybe_free_model_hooks()
         return TuneAVideoPipelineOutput(frames=frames, masks=masks) if return_dict else (frames,)
+
+    def _predict(
+        self,
+        window: Window | None,
+        *,
+        rows: Sequence[torch.Tensor],
+        text: torch.Tensor,
+        timestep: torch.Tensor,
+        step: int,
+        num_inference_steps: int,
+        guided: bool,
+        networks: Mapping[Window | None, FeatureReuse],
+        attention_control: AttentionControl,
+        control_signal: ControlSignal | None,
+    ) -> torch.Tensor:
+        """Return the network's prediction for the frames of a window, all rows in one batch."""
+        sample = torch.cat([select(one, window) for one in rows]).to(self.unet.dtype)
+        residuals: dict[str, Any] = {}
+        if control_signal is not None:
+            others = len(sample) - len(rows[-1])  # The source and the negative prompts.
+            residuals = control_signal.residuals(
+                sample, timestep, text, step, num_inference_steps, num_unconditional=others, window=window
+            )
+        attention_control.begin_step(step, len(sample), window)
+        return networks[window](sample, timestep, text, (len(rows), guided), **residuals).float()
 
     def check_inputs(
         self,
@@ -552,19 +604,25 @@ class TuneAVideoPipeline(DiffusionPipeline):
     def prepare_mask(self, mask: torch.Tensor | np.ndarray | str | None, latents: torch.Tensor) -> torch.Tensor:
         """Return a mask in pixels, `f H W` or `b f H W`, reduced to latents: `1 f h w` or `b f h w`.
 
+        f is 1 for a mask that is the same in all frames, or their number.
+
         Raises:
             ValueError: a mask of another size than the video, or numbers that are not from 0 to 1.
         """
-        pixels = torch.as_tensor(mask, dtype=torch.float32, device=latents.device)
+        pixels = torch.as_tensor(mask)
         if pixels.ndim == 3:
             pixels = pixels[None]
         b, _, f, h, w = latents.shape
         shape = (f, h * self.vae_scale_factor, w * self.vae_scale_factor)
-        if pixels.ndim != 4 or pixels.shape[1:] != shape or len(pixels) not in (1, b):
+        if pixels.ndim != 4 or pixels.shape[1:] not in (shape, (1, *shape[1:])) or len(pixels) not in (1, b):
             raise ValueError(f"mask: {tuple(pixels.shape)} must be {shape}, or {b} of them")
-        if not (pixels.min() >= 0 and pixels.max() <= 1):
-            raise ValueError(f"mask: numbers from {pixels.min():g} to {pixels.max():g} must be from 0 to 1")
-        return latent_mask(pixels, self.vae_scale_factor)
+        reduced = []
+        for part in pixels.split(16, dim=1):  # A long one is much larger in float32.
+            numbers = part.to(latents.device, torch.float32)
+            if not (numbers.min() >= 0 and numbers.max() <= 1):
+                raise ValueError(f"mask: numbers from {numbers.min():g} to {numbers.max():g} must be from 0 to 1")
+            reduced.append(latent_mask(numbers, self.vae_scale_factor))
+        return torch.cat(reduced, dim=1).expand(-1, f, -1, -1)
 
     def decode_latents(self, latents: torch.Tensor, output_type: str = "np", decode_chunk_size: int = 8) -> Any:
         """Return the frames of latents `b c f h w`: "np" `b f h w c`, "pt" `b c f h w`, or "pil", lists of images."""

@@ -12,6 +12,8 @@ from tav_model.sampling import CLEAN, alpha_at
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
+    from tav_model.tensors import StoredTensor
+
 
 def inversion_timesteps(scheduler: DDIMScheduler, num_steps: int) -> list[int]:
     """Return the timesteps that the steps of DDIM inversion lead to, ascending.
@@ -31,14 +33,15 @@ class Trajectory:
     and cost nothing (TokenFlow, arXiv 2307.10373; PnP Inversion, arXiv 2310.01506).
 
     Args:
-        latents: `(n + 1) 1 c f h w`, from the clean latents to the inverted ones, as `ddim_inversion` returns them.
+        latents: `(n + 1) 1 c f h w`, from the clean latents to the inverted ones, as `ddim_inversion` returns them. Those in a
+            file are read when they are needed.
         scheduler: the one that samples; see `tav_model.inversion.ddim_overrides`.
 
     Raises:
         ValueError: latents of another shape.
     """
 
-    def __init__(self, latents: torch.Tensor, scheduler: DDIMScheduler) -> None:
+    def __init__(self, latents: torch.Tensor | StoredTensor, scheduler: DDIMScheduler) -> None:
         if latents.ndim != 6 or latents.shape[1] != 1 or len(latents) < 2:
             raise ValueError(f"trajectory: {tuple(latents.shape)} must be n + 1, 1, c, f, h, w")
         self.latents, self.scheduler = latents, scheduler

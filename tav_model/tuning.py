@@ -23,6 +23,7 @@ from tav_model.networks.memory_efficient import is_large
 from tav_model.networks.resnet import ResnetBlock3D
 from tav_model.networks.transformer import Transformer3DModel
 from tav_model.tuned_weights import TRAINABLE_MODULES
+from tav_model.windows import Window, WindowOptions, select, without_anchor
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -47,7 +48,8 @@ class TuningConfig:
 
     `precision` is that of matrix products and convolutions, and of frozen matrices and kernels in memory. Trained weights,
     their gradients and the loss stay in float32. A step is one update, after `accumulation_steps` backward passes. With a
-    `lora_rank`, low-rank updates of the trained modules are trained instead, see `tav_model.low_rank`.
+    `lora_rank`, low-rank updates of the trained modules are trained instead, see `tav_model.low_rank`. With `window`, each
+    pass of a longer clip sees a window drawn at random.
 
     Attributes:
         optimizer: "adamw"; or "muon", for which the learning rate has the same scale, see `tav_model.muon`.
@@ -77,6 +79,7 @@ class TuningConfig:
     motion_weight: float = 0.0
     early_stopping: int = 0
     seed: int = 33
+    window: WindowOptions | None = None
 
 
 class StepRecord(NamedTuple):
@@ -103,6 +106,7 @@ def diffusion_loss(
     control: ControlSignal | None = None,
     motion_weight: float = 0.0,
     anchor: int = 0,
+    window: Window | None = None,
 ) -> torch.Tensor:
     """Return `|| target - prediction(sqrt(a_t) x + sqrt(1 - a_t) e, t, text) ||^2`, averaged over all elements, in float32.
 
@@ -122,7 +126,8 @@ def diffusion_loss(
         encoder_hidden_states: `b n c`.
         control: steers the prediction, at the timesteps of its interval.
         motion_weight: w, from 0 to 1.
-        anchor: index of the anchor frame.
+        anchor: index of the anchor frame of the loss of motion, without that of the window.
+        window: the frames that these latents are of a longer clip. The loss leaves out its anchor, as sampling does.
 
     Raises:
         TavError: the scheduler has another prediction type.
@@ -139,9 +144,9 @@ def diffusion_loss(
         # Sampling in as many steps as there are timesteps: its first step is at the last timestep.
         limit = scheduler.config.num_train_timesteps
         steps = limit - 1 - timesteps.cpu()
-        residuals = control.residuals(noisy, timesteps, encoder_hidden_states, steps, limit)
+        residuals = control.residuals(noisy, timesteps, encoder_hidden_states, steps, limit, window=window)
     prediction = unet(noisy, timesteps, encoder_hidden_states, **residuals).sample
-    prediction, target = prediction.float(), target.float()
+    prediction, target = (without_anchor(one, window).float() for one in (prediction, target))
     loss = functional.mse_loss(prediction, target)
     if motion_weight:
         prediction, target = (2**0.5 * y - y[:, :, anchor : anchor + 1] for y in (prediction, target))
@@ -229,6 +234,11 @@ class Tuner:
                 "exp_avg_sq": torch.zeros_like(parameter),
             }
 
+    def draw_window(self, num_frames: int) -> Window | None:
+        """Draw the frames of a pass; None: all of them, and nothing is drawn."""
+        options = self.config.window
+        return None if options is None or options.fits(num_frames) else options.draw(num_frames, self.generator)
+
     def draw(self, mean: torch.Tensor, deviation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Draw a sample of the posterior, noise of the same shape, and a timestep for each video, `(b,)`."""
         latents = mean + deviation * torch.randn(mean.shape, generator=self.generator).to(mean)
@@ -257,17 +267,22 @@ class Tuner:
         return torch.autocast(self.device.type, self.dtype, cache_enabled=False)
 
     def backward(
-        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
+        self,
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        window: Window | None = None,
     ) -> float:
         """Add the gradient of one loss, divided by `accumulation_steps`, and return the loss.
 
         Raises:
             TavError: the loss is not finite, or has exploded.
         """
-        weight = self.config.motion_weight
-        anchor = int(torch.randint(0, latents.shape[2], (), generator=self.generator)) if weight else 0
+        weight, num_frames = self.config.motion_weight, latents.shape[2] - (window is not None and window.anchored)
+        anchor = int(torch.randint(0, num_frames, (), generator=self.generator)) if weight else 0
         with self._autocast(), self._without_holes_in_the_heap():
-            inputs = (latents, noise, timesteps, encoder_hidden_states, self.control, weight, anchor)
+            inputs = (latents, noise, timesteps, encoder_hidden_states, self.control, weight, anchor, window)
             loss = diffusion_loss(self.unet, self.scheduler, *inputs)
         value = loss.item()
         limit = EXPLODED * max(1.0, self.history[0].loss) if self.history else math.inf
@@ -337,8 +352,9 @@ class Tuner:
         """Update the weights once on a clip, given its posterior (each `b c f h w`) and its caption's embeddings `b n c`."""
         losses, timesteps = [], []
         for _ in range(self.config.accumulation_steps):
-            latents, noise, drawn = self.draw(mean, deviation)
-            losses.append(self.backward(latents, noise, drawn, encoder_hidden_states))
+            window = self.draw_window(mean.shape[2])
+            latents, noise, drawn = self.draw(select(mean, window), select(deviation, window))
+            losses.append(self.backward(latents, noise, drawn, encoder_hidden_states, window))
             timesteps.append(drawn.float().mean().item())
         return self.update(sum(losses) / len(losses), sum(timesteps) / len(timesteps))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from tav_model.errors import TavError, first_line
 from tav_model.files import read_json
-from tav_model.tensors import read_shapes
+from tav_model.tensors import check_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +71,7 @@ def check_files(folder: str | Path) -> None:
     if config.exists() and not isinstance(read_json(config), dict):
         raise TavError(f"{config}: not the config of a model")
     for path in sorted(Path(folder).glob("*.safetensors")):
-        read_shapes(path)
+        check_tensors(path)
 
 
 def check_loaded(name: str, model: nn.Module, report: Mapping[str, Iterable[Any]]) -> None:

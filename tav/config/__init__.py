@@ -23,6 +23,7 @@ from tav.config.schema import (
     ScoreParams,
     TrackingParams,
     TuneParams,
+    WindowParams,
 )
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "ScoreParams",
     "TrackingParams",
     "TuneParams",
+    "WindowParams",
     "add_clip",
     "complete_keys",
     "load_params",

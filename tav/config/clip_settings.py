@@ -12,8 +12,12 @@ from typing import Any
 
 # The sections that a clip may have settings of its own for: those that decide a result.
 SINGLE_VALUES = ("base_model", "seed", "control")
-RESULT_SECTIONS = (*SINGLE_VALUES, "decode", "attention", "encode", "tune", "invert", "edit", "score")
+RESULT_SECTIONS = (*SINGLE_VALUES, "decode", "attention", "window", "encode", "tune", "invert", "edit", "score")
 _OWN_KEY = re.compile(rf"clips\.[^.]+\.(?:{'|'.join(RESULT_SECTIONS)})")
+
+
+LATER_SECTIONS = {"window": {"context_length": None}}
+"""Sections that files of earlier versions lack, and what they contain there: what had the same results."""
 
 
 def no_own_settings() -> dict[str, Any]:

@@ -147,7 +147,8 @@ def _parse_for(annotation: Any, text: str) -> Any:
     options = (annotation,) if get_origin(annotation) in (None, list, dict, Literal) else get_args(annotation)
     if text == "null" and type(None) in options:
         return None
-    if any(option is str or get_origin(option) is Literal for option in options):
+    names = [option for option in options if get_origin(option) is Literal]
+    if str in options or text in (name for option in names for name in get_args(option)) or len(names) == len(options):
         return text
     try:
         return parse_value(text)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from tav.config.clip_settings import no_own_settings
+from tav.config.clip_settings import LATER_SECTIONS, no_own_settings
 from tav.config.loading import load_params, parse_params, validate_params
 from tav.config.overrides import apply_overrides
 from tav.config.schema import Params
@@ -61,12 +61,15 @@ def complete_keys(path: Path) -> None:
     text = read_yaml_text(path)
     params = parse_params(path.name, text)
     complete = all(no_own_settings().keys() <= clip.model_fields_set for clip in params.clips.values())
-    if complete and "control" in params.model_fields_set:
+    if complete and {"control", *LATER_SECTIONS} <= params.model_fields_set:
         return
     content = parse_with_comments(_with_newlines(text))
     if "control" not in content:
         # Above the seed, to which ruamel.yaml attaches the comments that follow it.
         content.insert(list(content).index("seed"), "control", styled([]))
+    for key, value in LATER_SECTIONS.items():
+        if key not in content:
+            content.insert(list(content).index("encode"), key, styled(value))
     for clip in content["clips"].values():
         for key, value in no_own_settings().items():
             if key not in clip:

@@ -8,14 +8,26 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, TypeGuard, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self, TypeAlias, TypeGuard, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_validator,
+)
 
 from tav.config.characters import has_control_characters
 from tav.config.clip_settings import RESULT_SECTIONS, with_own_settings
 from tav.config.paths import project_path
 from tav_model.errors import TavError
+
+if TYPE_CHECKING:
+    from tav_model.windows import WindowOptions
 
 # A clip's name becomes part of file names and of DVC's stage names.
 CLIP_NAME = r"[a-z0-9][a-z0-9_-]{0,63}"
@@ -47,6 +59,8 @@ def _not_blank(text: str) -> str:
 AttentionFrame = Literal["first", "former", "self", "middle", "next", "all"]
 DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 DEVICE_RULE = "must be auto; or cpu, mps, cuda or cuda:NUMBER, or a list of these"
+MOST_FRAMES = 100000
+FRAMES_RULE = f"must be a whole number between 1 and {MOST_FRAMES}, or all"
 Precision = Literal["float32", "bfloat16", "float16"]
 ImageSide = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
@@ -71,6 +85,17 @@ OptionalProjectPath = Annotated[str | None, AfterValidator(_inside_project)]
 PlainText = Annotated[str, AfterValidator(_without_control_characters)]
 Caption = Annotated[str, AfterValidator(_not_blank)]
 ClipName = Annotated[str, Field(pattern=f"^{CLIP_NAME}$")]
+
+
+def _check_frames(value: object) -> object:
+    is_number = isinstance(value, int) and not isinstance(value, bool)
+    if value != "all" and not (is_number and 1 <= value <= MOST_FRAMES):  # type: ignore[operator]  # a number
+        raise ValueError(FRAMES_RULE)
+    return value
+
+
+# The outer annotation reports a mistake in one line, the inner one in a line for each type.
+FrameCount = Annotated[int | Literal["all"], BeforeValidator(_check_frames)]
 
 
 class Section(BaseModel):
@@ -104,10 +129,49 @@ class AttentionParams(Section):
     temporal: bool = Field(True, description="attention over time at each position of the latents")
 
 
+class WindowParams(Section):
+    """Windows over a long clip, with which memory does not depend on its length: in tuning, inversion and edits."""
+
+    context_length: int | None = Field(
+        None,
+        ge=2,
+        le=1024,
+        description="frames that the network sees at a time; null: all, as for a clip that has no more than these",
+    )
+    context_stride: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        description="frames from the start of a window to that of the next, at most context_length; null: half of it",
+    )
+    anchor: bool = Field(True, description="the clip's first frame comes before every window")
+    weighting: Literal["pyramid", "uniform"] = Field(
+        "pyramid", description="weights of the predictions where windows overlap; pyramid: largest in a window's middle"
+    )
+
+    @model_validator(mode="after")
+    def _check_stride(self) -> Self:
+        if self.context_length and self.context_stride and self.context_stride > self.context_length:
+            raise ValueError(f"context_stride must be at most context_length, which is {self.context_length}")
+        return self
+
+    def options(self, num_frames: int) -> WindowOptions | None:
+        """Return the windows of a clip of so many frames; None where it is not divided."""
+        from tav_model.windows import WindowOptions
+
+        if self.context_length is None or num_frames <= self.context_length:
+            return None
+        return WindowOptions(self.context_length, self.context_stride, self.anchor, self.weighting)
+
+
 class DecodeParams(Section):
     """Which frames of the clip are used, and at which size."""
 
-    frames: int = Field(32, ge=1, le=1024, description="number of frames")
+    frames: FrameCount = Field(
+        32,
+        description="number of frames; all: every one from start to end (every stride-th for sampling: stride)",
+        json_schema_extra={"allowed": FRAMES_RULE.removeprefix("must be ")},
+    )
     width: ImageSide = Field(512, description="width in pixels")
     height: ImageSide = Field(512, description="height in pixels")
     fit: Literal["crop", "pad", "stretch"] = Field("crop", description="how frames of another aspect ratio are fitted")
@@ -248,6 +312,14 @@ class EditParams(Section):
     proximal_quantile: Share | None = Field(
         None, description="proximal guidance: differences below this quantile are not guided; null: off"
     )
+    autoregressive: bool = Field(
+        False,
+        description="with windows (window.context_length): sample one after the other, each held to the former where they "
+        "overlap, so that a long video can be watched while it grows, and resumes there",
+    )
+    audio: bool = Field(
+        True, description="copy the clip's sound into the videos, where all of its frames are used at its own rate"
+    )
 
 
 class ControlParams(Section):
@@ -384,6 +456,7 @@ def _own(section: type[Section]) -> Any:
 
 if TYPE_CHECKING:
     AttentionOverrides: TypeAlias = Section
+    WindowOverrides: TypeAlias = Section
     DecodeOverrides: TypeAlias = Section
     EncodeOverrides: TypeAlias = Section
     TuneOverrides: TypeAlias = Section
@@ -392,6 +465,7 @@ if TYPE_CHECKING:
     ScoreOverrides: TypeAlias = Section
 else:
     AttentionOverrides = _own(AttentionParams)
+    WindowOverrides = _own(WindowParams)
     DecodeOverrides = _own(DecodeParams)
     EncodeOverrides = _own(EncodeParams)
     TuneOverrides = _own(TuneParams)
@@ -417,6 +491,7 @@ class ClipParams(Section):
     attention: AttentionOverrides = Field(
         AttentionOverrides(), description="this clip's own settings of the section attention"
     )
+    window: WindowOverrides = Field(WindowOverrides(), description="this clip's own settings of the section window")
     encode: EncodeOverrides = Field(EncodeOverrides(), description="this clip's own settings of the section encode")
     tune: TuneOverrides = Field(TuneOverrides(), description="this clip's own settings of the section tune")
     invert: InvertOverrides = Field(InvertOverrides(), description="this clip's own settings of the section invert")
@@ -437,6 +512,9 @@ class Params(Section):
     )
     attention: AttentionParams = Field(description="frames that attention reads")
     decode: DecodeParams = Field(description="frames of the clip, and their size")
+    window: Annotated[WindowParams, BeforeValidator(lambda value: {} if value is None else value)] = Field(
+        WindowParams(), description="windows over long clips"
+    )
     encode: EncodeParams = Field(description="frames to latents")
     tune: TuneParams = Field(description="tuning of the base model on the clip")
     invert: InvertParams = Field(description="DDIM inversion")
@@ -469,6 +547,17 @@ class Params(Section):
             if isinstance(common, Section):
                 values = with_own_settings(dict(common), own.model_dump(exclude_unset=True))
                 sections[key] = common.model_copy(update=values)
+                if key == "window":
+                    _check_window(name, values)
             else:
                 sections[key] = with_own_settings(common, own)
         return self.model_copy(update=sections)
+
+
+def _check_window(clip: str, values: dict[str, Any]) -> None:
+    """Check a clip's own settings together with the common ones, which may not fit each other."""
+    try:
+        WindowParams(**values)
+    except ValueError as error:
+        reason = str(error.errors()[0]["msg"] if isinstance(error, ValidationError) else error)
+        raise TavError(f"params.yaml: clips.{clip}.window: {reason.removeprefix('Value error, ')}") from None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tav.media.decoding import read_frames, read_measured_frames
-from tav.media.frame_readers import IMAGE_SUFFIXES, Frames
+from tav.media.decoding import Frames, read_frames, read_measured_frames
+from tav.media.frame_readers import IMAGE_SUFFIXES
+from tav.media.frame_selection import select_frames
 from tav.media.masks import read_image
 from tav_model.errors import TavError
 
@@ -40,7 +41,7 @@ def read_given_frames(path: Path, video: Path, decode: DecodeParams) -> np.ndarr
     clip = read_measured_frames(video, first)
     _check_shape(path, given, clip, decode)
     if is_image:
-        return np.repeat(given.frames, decode.frames, axis=0)
+        return np.repeat(given.frames, len(select_frames(decode, clip.available)), axis=0)
     if given.available == clip.available:
         return read_frames(path, decode)[0]
     if given.available == decode.frames:

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from tav.media.frame_selection import fit_image, select_frames
-from tav_model.errors import TavError, first_line
+from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.video import playback_rate
 
 if TYPE_CHECKING:
@@ -34,58 +34,71 @@ FOLDER_FPS = Fraction(8)
 PLAYLIST_STARTS = (b"ffconcat", b"#extm3u")
 PLAYLIST_MARKS = (b"<mpd", b"<compositionplaylist")
 HEAD_BYTES = 2**16
+AUDIO_RATES = (16000, 22050, 32000, 44100, 48000)  # hertz, that all players support
 
 
-class Frames(NamedTuple):
-    """Frames that were read from a video.
+class FrameSink(Protocol):
+    """Where frames go, one by one, so that they need not fit into memory."""
+
+    def start(self, count: int) -> None:
+        """Begin, with the number of frames to come; those received before are dropped."""
+
+    def add(self, frame: np.ndarray) -> None:
+        """Receive the next frame, `h w 3` in uint8."""
+
+
+class Selection(NamedTuple):
+    """What was read of a source.
 
     Attributes:
-        frames: the selected ones at the size that was asked for, `f h w 3` in uint8.
-        fps: the rate at which they play, in frames per second.
-        available: how many frames the video has.
+        fps: the frame rate at which the selected frames play.
+        available: how many frames the source has.
         size: width and height of its frames in pixels, upright.
+        complete: whether the selected frames are all frames of a video file, at its own rate.
     """
 
-    frames: np.ndarray
     fps: Fraction
     available: int
     size: tuple[int, int]
+    complete: bool = False
 
 
-def read_source(source: Path, decode: DecodeParams, reader: str) -> Frames:
-    """Return the selected frames.
+def read_source(source: Path, decode: DecodeParams, reader: str, sink: FrameSink) -> Selection:
+    """Pass the selected frames to `sink`, in order.
 
     Args:
         source: a video, an animated GIF, or a folder of numbered images.
         decode: which frames, and their size.
         reader: "decord": decord, and PyAV where decord reports an error; "av": only PyAV.
+        sink: receives the frames; from the first again where another reader is tried.
 
     Raises:
         TavError: not a video, broken, too short or too large; a message without the file's name.
+        FullDiskError: the sink has no space for them.
         MemoryError: it needs more memory than the process may use.
     """
     if source.is_dir():
-        return _read_folder(source, decode)
+        return _read_folder(source, decode, sink)
     if source.stat().st_size == 0:
         raise TavError("is empty")
     with source.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith((b"GIF87a", b"GIF89a")):
-        return _read_gif(source, decode)
+        return _read_gif(source, decode, sink)
     text = head.partition(b"\0")[0].lower()
     if text.startswith(PLAYLIST_STARTS) or any(mark in text for mark in PLAYLIST_MARKS):
         raise TavError("is a playlist, a list of other files; use the video itself")
     out_of_memory = False
     if reader == "decord":
         try:
-            return _read_decord(source, decode)
-        except TavError:
+            return _read_decord(source, decode, sink)
+        except (TavError, FullDiskError):
             raise
         except Exception as error:  # PyAV is tried next, and reports what is wrong with the file.
             out_of_memory = isinstance(error, MemoryError)
     try:
-        return _read_av(source, decode)
-    except (TavError, MemoryError):
+        return _read_av(source, decode, sink)
+    except (TavError, FullDiskError, MemoryError):
         raise
     except Exception as error:
         # EAGAIN: no memory for a thread's stack. After decord has run out of memory, PyAV may even fail to load.
@@ -100,25 +113,24 @@ def _check_size(width: int, height: int) -> None:
         raise TavError(f"its frames are {width}x{height}; at most {MAX_PIXELS} pixels are allowed")
 
 
-def _read_decord(source: Path, decode: DecodeParams) -> Frames:
+def _read_decord(source: Path, decode: DecodeParams, sink: FrameSink) -> Selection:
     """Read with decord, which applies the rotation that the file specifies."""
     import decord
-    import numpy as np
     from PIL import Image
 
     video = decord.VideoReader(str(source), num_threads=1)
     indexes = select_frames(decode, len(video))
-    frames = []
+    sink.start(len(indexes))
     for index in indexes:
         frame = video[index].asnumpy()
         _check_size(frame.shape[1], frame.shape[0])
-        frames.append(fit_image(Image.fromarray(frame), decode))
+        sink.add(fit_image(Image.fromarray(frame), decode))
     rate = Fraction(video.get_avg_fps()).limit_denominator(1001)
-    height, width = frame.shape[:2]
-    return Frames(np.stack(frames), playback_rate(rate, indexes), len(video), (width, height))
+    size = (frame.shape[1], frame.shape[0])
+    return Selection(playback_rate(rate, indexes), len(video), size, len(indexes) == len(video))
 
 
-def _read_av(source: Path, decode: DecodeParams) -> Frames:
+def _read_av(source: Path, decode: DecodeParams, sink: FrameSink) -> Selection:
     """Read with PyAV in two passes: count the frames, then convert the selected ones and apply their rotation."""
     import av
 
@@ -134,8 +146,8 @@ def _read_av(source: Path, decode: DecodeParams) -> Frames:
     indexes = select_frames(decode, available)
     with av.open(str(source)) as container:
         frames = container.decode(video=0)
-        selected, size = _select(frames, indexes, _upright, decode)
-        return Frames(selected, playback_rate(rate, indexes), available, size)
+        size = _select(frames, indexes, _upright, decode, sink)
+    return Selection(playback_rate(rate, indexes), available, size, len(indexes) == available)
 
 
 def _upright(frame: av.VideoFrame) -> Image.Image:
@@ -143,7 +155,7 @@ def _upright(frame: av.VideoFrame) -> Image.Image:
     return frame.to_image().rotate(frame.rotation, expand=True)
 
 
-def _read_gif(source: Path, decode: DecodeParams) -> Frames:
+def _read_gif(source: Path, decode: DecodeParams, sink: FrameSink) -> Selection:
     from PIL import Image, ImageSequence
 
     with Image.open(source, formats=("GIF",)) as image:
@@ -156,30 +168,32 @@ def _read_gif(source: Path, decode: DecodeParams) -> Frames:
             milliseconds += image.info.get("duration", 100) or 100
         rate = Fraction(1000 * available, milliseconds)
         frames = ImageSequence.Iterator(image)
-        selected, size = _select(frames, indexes, lambda frame: frame, decode)
-        return Frames(selected, playback_rate(rate, indexes), available, size)
+        size = _select(frames, indexes, lambda frame: frame, decode, sink)
+        return Selection(playback_rate(rate, indexes), available, size)
 
 
 def _select(
-    frames: Iterable[Any], indexes: list[int], image: Callable[[Any], Image.Image], decode: DecodeParams
-) -> tuple[np.ndarray, tuple[int, int]]:
-    """Return the frames at `indexes`, resized, and their size before.
+    frames: Iterable[Any],
+    indexes: list[int],
+    image: Callable[[Any], Image.Image],
+    decode: DecodeParams,
+    sink: FrameSink,
+) -> tuple[int, int]:
+    """Pass on the frames at `indexes`, resized, and return their size before.
 
     Other frames are not converted; reading stops after the last index.
     """
-    import numpy as np
-
-    selected, size, wanted = [], (0, 0), set(indexes)
+    selected, size = set(indexes), (0, 0)
+    sink.start(len(indexes))
     for index, frame in enumerate(islice(frames, indexes[-1] + 1)):
-        if index in wanted:
+        if index in selected:
             picture = image(frame)
             size = picture.size
-            selected.append(fit_image(picture, decode))
-    return np.stack(selected), size
+            sink.add(fit_image(picture, decode))
+    return size
 
 
-def _read_folder(source: Path, decode: DecodeParams) -> Frames:
-    import numpy as np
+def _read_folder(source: Path, decode: DecodeParams, sink: FrameSink) -> Selection:
     from PIL import Image, ImageOps
 
     numbered: dict[int, Path] = {}
@@ -202,7 +216,7 @@ def _read_folder(source: Path, decode: DecodeParams) -> Frames:
                 f"image number {before + 1} is missing between {numbered[before].name} and {numbered[after].name}"
             )
     selected = set(select_frames(decode, len(numbered)))
-    frames: list[np.ndarray] = []
+    sink.start(len(selected))
     size: tuple[int, int] | None = None
     upright = (0, 0)
     for index, number in enumerate(sorted(numbered)):
@@ -220,9 +234,34 @@ def _read_folder(source: Path, decode: DecodeParams) -> Frames:
                 if index in selected:
                     picture = ImageOps.exif_transpose(image)
                     upright = picture.size
-                    frames.append(fit_image(picture, decode))
-        except (TavError, MemoryError):
+                    sink.add(fit_image(picture, decode))
+        except (TavError, FullDiskError, MemoryError):
             raise
         except Exception as error:  # Pillow raises errors of many types on broken images.
             raise TavError(f"{path.name}: not an image that can be read ({first_line(error)})") from None
-    return Frames(np.stack(frames), playback_rate(FOLDER_FPS, sorted(selected)), len(numbered), upright)
+    return Selection(playback_rate(FOLDER_FPS, sorted(selected)), len(numbered), upright)
+
+
+def extract_audio(source: Path, target: Path) -> bool:
+    """Write the first audio stream of a video as AAC in an MP4; return whether the video has any.
+
+    Times count from the start of the video, as they do in the source.
+    """
+    import av
+
+    with av.open(str(source)) as container:
+        if not container.streams.audio or not container.streams.video:
+            return False
+        stream = container.streams.audio[0]
+        rate = min(AUDIO_RATES, key=lambda one: abs(one - stream.rate))
+        layout = "mono" if stream.channels == 1 else "stereo"
+        with av.open(str(target), "w", format="mp4") as out:
+            encoded = out.add_stream("aac", rate=rate, layout=layout)
+            resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+            for frame in container.decode(stream):
+                for resampled in resampler.resample(frame):
+                    out.mux(encoded.encode(resampled))
+            for resampled in resampler.resample(None):
+                out.mux(encoded.encode(resampled))
+            out.mux(encoded.encode(None))
+    return True

@@ -22,6 +22,10 @@ def select_frames(decode: DecodeParams, available: int) -> list[int]:
     """
     end = available if decode.end is None else min(decode.end, available)
     span = end - decode.start
+    if decode.frames == "all":
+        if span < 1:
+            raise TavError(f"has {available} frames, none of them from decode.start {decode.start}; start earlier")
+        return list(range(decode.start, end, decode.stride if decode.sampling == "stride" else 1))
     needed = decode.frames if decode.sampling == "uniform" else (decode.frames - 1) * decode.stride + 1
     if span < needed:
         part = f", {max(span, 0)} of them from decode.start {decode.start}" if decode.start or end < available else ""

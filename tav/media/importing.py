@@ -16,7 +16,7 @@ from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, add_clip, load_p
 from tav.config.control import check_control
 from tav.config.paths import project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
-from tav.media.decoding import read_frames
+from tav.media.decoding import decoded_frames
 from tav.media.frame_readers import IMAGE_SUFFIXES
 from tav.media.masks import load_mask
 from tav.runtime.locks import waiting_lock
@@ -118,12 +118,11 @@ def import_clip(
         created = [place for place in (target, table, mask_target) if place is not None and not place.exists()]
         try:
             with contextlib.ExitStack() as files:
-                if inside:
-                    _probe(video, video, decode_params)
-                else:
-                    _copy(files, video, target, decode_params)
+                num_frames = (
+                    _probe(video, video, decode_params) if inside else _copy(files, video, target, decode_params)
+                )
                 if mask is not None:
-                    load_mask(mask, decode_params)
+                    load_mask(mask, decode_params.model_copy(update={"frames": num_frames}))
                     if mask_target is not None:
                         _copy_mask(files, mask, mask_target)
                 if prompts or table in created:
@@ -144,7 +143,7 @@ def import_clip(
         video=clip.video,
         caption=clip.caption,
         prompts=clip.prompts,
-        frames=decode_params.frames,
+        frames=num_frames,
         height=decode_params.height,
         width=decode_params.width,
         edits=names,
@@ -200,20 +199,22 @@ def _suffix(video: Path) -> str:
     return suffix if re.fullmatch(r"\.[a-z0-9]{1,8}", suffix) and suffix != ".csv" else ".video"
 
 
-def _copy(files: contextlib.ExitStack, video: Path, target: Path, decode_params: DecodeParams) -> None:
-    """Copy the video to `target`, where it appears when `files` closes; the copy is tested, which no one else changes."""
+def _copy(files: contextlib.ExitStack, video: Path, target: Path, decode_params: DecodeParams) -> int:
+    """Copy the video to `target`, where it appears when `files` closes; the copy is tested, which no one else changes.
+
+    Returns the number of frames that are used.
+    """
     if _is_there(target, video):
-        _probe(target, video, decode_params)
-    elif video.is_dir():
+        return _probe(target, video, decode_params)
+    if video.is_dir():
         folder = files.enter_context(atomic_folder(target))
         for image in sorted(video.iterdir()):
             if image.suffix.lower() in IMAGE_SUFFIXES and image.is_file() and not image.name.startswith("."):
                 shutil.copyfile(image, folder / image.name)
-        _probe(folder, video, decode_params)
-    else:
-        temporary = files.enter_context(atomic_file(target))
-        shutil.copyfile(video, temporary)
-        _probe(temporary, video, decode_params)
+        return _probe(folder, video, decode_params)
+    temporary = files.enter_context(atomic_file(target))
+    shutil.copyfile(video, temporary)
+    return _probe(temporary, video, decode_params)
 
 
 def _mask_place(root: Path, mask: Path | None, name: str) -> tuple[Path | None, str | None]:
@@ -246,10 +247,14 @@ def _is_there(target: Path, original: Path) -> bool:
     return True
 
 
-def _probe(path: Path, video: Path, decode_params: DecodeParams) -> None:
-    """Test that the file at `path` can be decoded; messages name `video`, the user's own file."""
+def _probe(path: Path, video: Path, decode_params: DecodeParams) -> int:
+    """Test that the file at `path` can be decoded, and return how many frames are used.
+
+    Messages name `video`, the user's own file.
+    """
     try:
-        read_frames(path, decode_params)
+        with decoded_frames(path, decode_params) as frames:
+            return len(frames)
     except TavError as error:
         message = str(error).replace(str(path), str(video))
         options = {"ask for fewer": " (--frames)", "start earlier": " (--start)"}

@@ -7,8 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tav.media.decoding import read_frames, read_measured_frames
-from tav.media.frame_readers import IMAGE_SUFFIXES, Frames
+from tav.media.decoding import Frames, read_frames, read_measured_frames
+from tav.media.frame_readers import IMAGE_SUFFIXES
 from tav_model.errors import TavError
 from tav_model.files import read_json
 
@@ -26,7 +26,7 @@ def load_mask(path: Path, decode: DecodeParams) -> np.ndarray:
     Args:
         path: an image, for all frames; a folder of numbered images or a video, with as many frames as the clip or as the
             section selects; or a JSON file of keyed boxes. All but boxes are fitted to the size as the clip is.
-        decode: the clip's section.
+        decode: the clip's section, with the number of its frames.
 
     Raises:
         TavError: missing, unreadable, too short, or not in the form of keyed boxes.
@@ -36,8 +36,9 @@ def load_mask(path: Path, decode: DecodeParams) -> np.ndarray:
     if path.suffix.lower() == ".json":
         return _boxes(path, decode)
     if path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-        still = decode.model_copy(update={"frames": 1, "sampling": "uniform", "start": 0, "end": None})
-        frames = np.repeat(read_image(path, still).frames, decode.frames, axis=0)
+        one = decode.model_copy(update={"frames": 1, "sampling": "uniform", "start": 0, "end": None})
+        still = read_image(path, one).frames.mean(axis=-1) > 127.5
+        return np.broadcast_to(still, (_number(decode), *still.shape[1:]))
     else:
         frames = _read_moving(path, decode)
     return frames.mean(axis=-1) > 127.5
@@ -55,6 +56,11 @@ def read_image(path: Path, decode: DecodeParams) -> Frames:
             return read_measured_frames(Path(folder), decode)
         except TavError as error:
             raise TavError(str(error).replace(folder, str(path))) from None
+
+
+def _number(decode: DecodeParams) -> int:
+    assert decode.frames != "all"  # noqa: S101 (the caller knows how many frames the clip has)
+    return decode.frames
 
 
 def _read_moving(path: Path, decode: DecodeParams) -> np.ndarray:
@@ -86,7 +92,7 @@ def _boxes(path: Path, decode: DecodeParams) -> np.ndarray:
             raise ValueError
     except (ValueError, TypeError, AttributeError):
         raise TavError(f"{path}: not keyed boxes; must be {BOXES}, in pixels") from None
-    mask = np.zeros((decode.frames, decode.height, decode.width), bool)
+    mask = np.zeros((_number(decode), decode.height, decode.width), bool)
     for number, one in enumerate(mask):
         left, top, right, bottom = (round(float(np.interp(number, frames, side))) for side in corners.T)
         one[max(top, 0) : max(bottom, 0), max(left, 0) : max(right, 0)] = True

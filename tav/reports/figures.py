@@ -106,12 +106,13 @@ class AttentionGrid:
     mean: float
 
 
-def heat_map(similarities: Sequence[Sequence[float]], low: float) -> HeatMap:
+def heat_map(similarities: Sequence[Sequence[float]], low: float, num_frames: int | None = None) -> HeatMap:
     """Return the heat map of a video's similarities.
 
     Args:
         similarities: of each frame with each, `f f`.
         low: the lower end of the colour scale, less than 1; the upper end is 1.
+        num_frames: of the video, where the similarities are those of some of its frames, evenly spaced.
     """
     import numpy as np
 
@@ -119,16 +120,17 @@ def heat_map(similarities: Sequence[Sequence[float]], low: float) -> HeatMap:
     count = len(matrix)
     size = min(count, MAX_CELLS)
     chosen = np.round(np.linspace(0, count - 1, size)).astype(int)
+    numbers = np.round(np.linspace(0, max(num_frames or 0, count) - 1, count)).astype(int) + 1
     mean = lowest = None
     if count > 1:
         rows, columns = np.triu_indices(count, 1)
         pairs = matrix[rows, columns]
         minimum = int(pairs.argmin())
         mean = float(pairs.mean())
-        lowest = float(pairs[minimum]), int(rows[minimum]) + 1, int(columns[minimum]) + 1
+        lowest = float(pairs[minimum]), int(numbers[rows[minimum]]), int(numbers[columns[minimum]])
     cells = matrix[np.ix_(chosen, chosen)]
     values = [round(10000 * value) for value in cells.ravel().tolist()]
-    return HeatMap(_png(_colours(_positions(cells, low))), (chosen + 1).tolist(), values, mean, lowest)
+    return HeatMap(_png(_colours(_positions(cells, low))), numbers[chosen].tolist(), values, mean, lowest)
 
 
 def heat_scale(low: float) -> HeatScale:

@@ -31,13 +31,14 @@ class QuickEdits:
     left_out: int = 0
 
 
-def read_quick_edits(folder: Path, caption: str, others: Collection[str]) -> QuickEdits:
+def read_quick_edits(folder: Path, caption: str, others: Collection[str], page: Path | None = None) -> QuickEdits:
     """Read the quick edits in a folder.
 
     Args:
         folder: of the quick edits; may be missing.
         caption: the clip's.
         others: identities of the CSV's edits, which are on the page already.
+        page: links the videos from there.
     """
     found = [path for path in edit_paths(folder) if _identity(path) not in others]
     found.sort(key=lambda path: path.stat().st_mtime, reverse=True)
@@ -47,7 +48,7 @@ def read_quick_edits(folder: Path, caption: str, others: Collection[str]) -> Qui
         if scores is None or len(shown) == MOST:
             continue
         try:
-            shown[path] = read_edit(path, NAME.format(path.stem), caption), scores
+            shown[path] = read_edit(path, NAME.format(path.stem), caption, page=page), scores
         except TavError:
             continue  # Being written, or damaged.
     ordered = [shown[path] for path in sorted(shown)]

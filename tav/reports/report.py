@@ -1,5 +1,7 @@
 """The report of a clip: one HTML page that contains everything, including videos, and opens anywhere without a network.
 
+Where the videos are large, the page links them, and needs the folder that it is in.
+
 It shows what the results contain when it is written, and names the command for each part that is missing.
 """
 
@@ -19,11 +21,11 @@ from tav.config import RESULT_SECTIONS, Params, load_params
 from tav.config.paths import Project
 from tav.config.prompt_words import load_vocabulary
 from tav.config.stages import STAGES
-from tav.reports.figures import LossChart, attention_grid, loss_chart
+from tav.reports.figures import MAX_ROWS, LossChart, attention_grid, loss_chart
 from tav.reports.quick_edits import read_quick_edits
 from tav.reports.remarks import edit_remarks
 from tav.reports.scores import read_clip_scores, read_heat_maps, with_quick_scores
-from tav.reports.videos import edit_paths, embed_video, mosaic, read_conditions, read_edits
+from tav.reports.videos import edit_paths, embed_video, mosaic, page_of_links, read_conditions, read_edits
 from tav.runtime.logs import stage_log
 from tav.tracking.provenance import environment_tags
 from tav_model.errors import TavError
@@ -69,16 +71,20 @@ def write_report(root: Path, clip: str) -> Path:
     if not any(part.is_dir() and any(part.iterdir()) for part in parts):
         raise TavError(f"results/{clip}: nothing to report yet; run tav run {clip}")
 
-    source = embed_video(project.frames(clip) / "source.mp4")
-    edits = read_edits(root, clip, params, source.fps if source else None)
+    source_path = project.frames(clip) / "source.mp4"
+    videos = [source_path, *edit_paths(project.edits(clip)), *edit_paths(project.quick(clip))]
+    linking = page_of_links(videos, project.report(clip))
+    source = embed_video(source_path, linking)
+    edits = read_edits(root, clip, params, source.fps if source else None, linking)
     scores = read_clip_scores(project.scores(clip))
     scored = [edit.name for edit in edits if scores and scores.of(edit.name, edit.prompt)]
-    quick = read_quick_edits(project.quick(clip), caption, {edit.identity for edit in edits})
+    quick = read_quick_edits(project.quick(clip), caption, {edit.identity for edit in edits}, linking)
     rows, edits = len(edits), edits + quick.edits
     scores = with_quick_scores(scores, quick.scores)
     similarities = {name: one.similarities for (name, _), one in quick.scores.items() if one.similarities}
     first = source or (edits[0].video if edits else None)
-    frames = first.frames if first else params.decode.frames
+    planned = params.decode.frames if params.decode.frames != "all" else MAX_ROWS
+    frames = first.frames if first else planned
     tuned = read_info(project.tuned(clip)) if (project.tuned(clip) / INFO_FILE).exists() else {}
     attention = tuned.get("attention", params.attention.model_dump())
     base_model = tuned.get("base_model", params.base_model)
@@ -88,7 +94,7 @@ def write_report(root: Path, clip: str) -> Path:
         clip=clip,
         caption=caption,
         source=source,
-        conditions=read_conditions(project.control(clip), source),
+        conditions=read_conditions(project.control(clip), source, linking),
         edits=edits,
         rows=rows,
         quick=quick,
@@ -104,8 +110,9 @@ def write_report(root: Path, clip: str) -> Path:
         },
         first=first,
         frames=frames,
+        linked=linking is not None,
         scores=scores,
-        heat=read_heat_maps(project.scores(clip), scored, similarities),
+        heat=read_heat_maps(project.scores(clip), scored, similarities, frames),
         base_model=base_model,
         charts=_loss_charts(project.tuned(clip) / "loss.csv"),
         tuned=tuned,

@@ -141,7 +141,10 @@ class HeatMaps:
 
 
 def read_heat_maps(
-    folder: Path, names: Sequence[str], quick: Mapping[str, list[list[float]]] | None = None
+    folder: Path,
+    names: Sequence[str],
+    quick: Mapping[str, list[list[float]]] | None = None,
+    num_frames: int | None = None,
 ) -> HeatMaps | None:
     """Return the heat maps of the source and of some edits; None if there is no file of similarities.
 
@@ -149,6 +152,7 @@ def read_heat_maps(
         folder: with the scores.
         names: of the edits.
         quick: the similarities of further edits, by name.
+        num_frames: of the videos; the similarities of long ones are those of some frames.
 
     Raises:
         TavError: The file is damaged.
@@ -164,7 +168,7 @@ def read_heat_maps(
         matrices = [*([source] if source else []), *edits.values()]
         smallest = min((min(map(min, rows)) for rows in matrices), default=1.0)
         low = min(math.floor(20 * smallest) / 20, 0.95)
-        maps = {name: heat_map(rows, low) for name, rows in edits.items()}
-        return HeatMaps(heat_scale(low), heat_map(source, low) if source else None, maps)
+        maps = {name: heat_map(rows, low, num_frames) for name, rows in edits.items()}
+        return HeatMaps(heat_scale(low), heat_map(source, low, num_frames) if source else None, maps)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise TavError(f"{path}: not the similarities of frames ({type(error).__name__}: {error})") from None

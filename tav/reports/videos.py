@@ -1,15 +1,16 @@
-"""The videos of a report: source, edits and their rendered truths, each embedded in the page as a data: URI."""
+"""The videos of a report: source, edits and their rendered truths, each embedded in the page as a data: URI, or linked."""
 
 from __future__ import annotations
 
 import difflib
 import io
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from tav.config import Params
 from tav.config.paths import Project
@@ -18,12 +19,13 @@ from tav.media.scene_truth import load_clip_truth
 from tav.reports.figures import data_uri
 from tav_model.errors import TavError
 from tav_model.files import read_json
-from tav_model.video import read_video, write_video
+from tav_model.video import sample_video, write_video
 
 if TYPE_CHECKING:
     import numpy as np
 
 POSTER_SIDE = 320
+LARGEST_EMBEDDED = 15 * 2**20  # bytes of all videos of a page; in a page, each byte takes four thirds
 MOSAIC_SIDE, MOSAIC_GAP = 240, 4
 # An edit's settings, in the order of the page.
 SETTINGS = ("seed", "steps", "guidance_scale", "negative_prompt", "preset", "mask", "control")
@@ -34,7 +36,7 @@ class Video:
     """A video as it is embedded in the page.
 
     Attributes:
-        data: the MP4 file as a data: URI.
+        data: the MP4 file as a data: URI, or its path relative to the page.
         poster: the first frame as a data: URI.
     """
 
@@ -73,32 +75,46 @@ def edit_paths(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.mp4") if not path.name.startswith("."))
 
 
-def embed_video(path: Path) -> Video | None:
-    """Read one of the project's videos; None if there is no such file."""
-    return _embedded(path) if path.exists() else None
+def page_of_links(paths: Iterable[Path], page: Path) -> Path | None:
+    """Return the page whose videos are linked, rather than embedded; None if they are small enough together.
+
+    Args:
+        paths: the videos of the page.
+        page: the page's path.
+    """
+    return page if sum(path.stat().st_size for path in paths if path.exists()) > LARGEST_EMBEDDED else None
 
 
-def read_conditions(folder: Path, source: Video | None) -> list[tuple[str, Video]]:
+def embed_video(path: Path, page: Path | None = None) -> Video | None:
+    """Read one of the project's videos; None if there is no such file. With `page`, it is linked from there."""
+    return _embedded(path, page) if path.exists() else None
+
+
+def read_conditions(folder: Path, source: Video | None, page: Path | None = None) -> list[tuple[str, Video]]:
     """Return what control networks see of a clip: the kind of each condition, and its video.
 
     Args:
         folder: the output of the stage `annotate`.
         source: the clip; conditions with another number of frames, which cannot play beside it, are left out.
+        page: the page from which they are linked; None: they are embedded.
     """
     numbered = {path: path.stem.partition("-") for path in folder.glob("*-*.mp4")}
     paths = sorted((path for path, parts in numbered.items() if parts[0].isdigit()), key=lambda p: int(numbered[p][0]))
-    videos = [(numbered[path][2], _embedded(path)) for path in paths]
+    videos = [(numbered[path][2], _embedded(path, page)) for path in paths]
     return [(kind, video) for kind, video in videos if source is not None and video.frames == source.frames]
 
 
-def _embedded(path: Path) -> Video:
-    frames, fps = read_video(path)
-    _, height, width, _ = frames.shape
-    poster = _webp(frames[0], POSTER_SIDE)
-    return Video(data_uri("video/mp4", path.read_bytes()), poster, len(frames), width, height, fps)
+def _embedded(path: Path, page: Path | None = None) -> Video:
+    (first,), frames, fps = sample_video(path, lambda _: [0])
+    height, width, _ = first.shape
+    linked = None if page is None else quote(path.relative_to(page.parent).as_posix())
+    data = linked or data_uri("video/mp4", path.read_bytes())
+    return Video(data, _webp(first, POSTER_SIDE), frames, width, height, fps)
 
 
-def read_edits(root: Path, clip: str, params: Params, fps: Fraction | None) -> list[RenderedEdit]:
+def read_edits(
+    root: Path, clip: str, params: Params, fps: Fraction | None, page: Path | None = None
+) -> list[RenderedEdit]:
     """Read the edits of a clip, ordered by name.
 
     Args:
@@ -106,18 +122,22 @@ def read_edits(root: Path, clip: str, params: Params, fps: Fraction | None) -> l
         clip: the clip's name.
         params: the project's parameters.
         fps: the source's frame rate, at which the truths play; None leaves them out.
+        page: links the videos from there, and leaves out the truths.
 
     Raises:
         TavError: An edit has no JSON file or no prompt, or a video is damaged.
     """
-    truths = _render_truths(root, clip, params, fps) if fps else {}
+    truths = _render_truths(root, clip, params, fps) if fps and page is None else {}
     caption = params.clip(clip).caption
     return [
-        read_edit(path, path.stem, caption, truths.get(path.stem)) for path in edit_paths(Project(root).edits(clip))
+        read_edit(path, path.stem, caption, truths.get(path.stem), page)
+        for path in edit_paths(Project(root).edits(clip))
     ]
 
 
-def read_edit(path: Path, name: str, caption: str, truth: Video | None = None) -> RenderedEdit:
+def read_edit(
+    path: Path, name: str, caption: str, truth: Video | None = None, page: Path | None = None
+) -> RenderedEdit:
     """Read one edit.
 
     Args:
@@ -125,6 +145,7 @@ def read_edit(path: Path, name: str, caption: str, truth: Video | None = None) -
         name: its name on the page.
         caption: the clip's.
         truth: what it should look like, if that is known.
+        page: links the video from there.
 
     Raises:
         TavError: it has no JSON file or no prompt, or its video is damaged.
@@ -132,7 +153,7 @@ def read_edit(path: Path, name: str, caption: str, truth: Video | None = None) -
     record = read_json(path.with_suffix(".json"))
     if not isinstance(record, dict) or not isinstance(record.get("prompt"), str):
         raise TavError(f"{path.with_suffix('.json')}: no prompt; it must be an object with the text 'prompt'")
-    video = _embedded(path)
+    video = _embedded(path, page)
     return RenderedEdit(
         name=name,
         prompt=record["prompt"],
@@ -188,8 +209,8 @@ def mosaic(source: Path, edits: Sequence[Path]) -> str | None:
         return None
 
     def tile(path: Path, width: int, height: int) -> Image.Image:
-        frames, _ = read_video(path)
-        return ImageOps.fit(Image.fromarray(frames[len(frames) // 3]), (width, height), Image.Resampling.LANCZOS)
+        (frame,), _, _ = sample_video(path, lambda available: [available // 3])
+        return ImageOps.fit(Image.fromarray(frame), (width, height), Image.Resampling.LANCZOS)
 
     # The image always has the same size, so that cards are equally high: fewer edits get larger tiles.
     side, half = MOSAIC_SIDE, MOSAIC_SIDE // 2

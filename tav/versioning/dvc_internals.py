@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from tav.config.clip_settings import effective_settings, is_own_key, no_own_settings
+from tav.config.clip_settings import LATER_SECTIONS, effective_settings, is_own_key, no_own_settings
 from tav.config.dotted_keys import flatten
 from tav.config.stages import CONTROLLED_STAGES
 from tav.runtime.redaction import redact
@@ -172,14 +172,14 @@ def clear_cache(repo: Repo) -> None:
 def complete_records(project: ProjectFile) -> None:
     """Complete dvc.lock of earlier versions, so that the stages stay up to date.
 
-    Earlier versions had no stage `annotate`, and in the first ones a clip could have own settings of `decode` alone. The
-    outputs in dvc.lock were made without control and without other settings, so that is what is recorded.
+    Earlier versions had no stage `annotate` and lacked sections of params.yaml, and in the first ones a clip could have own
+    settings of `decode` alone. The outputs in dvc.lock were made without all that, so that is what is recorded.
     """
     stages: dict[str, PipelineStage] = {}  # Each access to `project.stages` loads a stage anew.
     for name in project.lockfile_contents.get("stages", {}):
         if name in project.stages:
             stages[name] = project.stages[name]
-    changed = _record_no_control(project, stages) + _record_no_own_settings(project, stages)
+    changed = _record_no_control(project, stages) + _record_missing_parameters(project, stages)
     if changed:
         path = Path(project.repo.root_dir) / "dvc.lock"
         content = _parse_lock_file(path)
@@ -230,19 +230,22 @@ def _record_no_control(project: ProjectFile, stages: dict[str, PipelineStage]) -
     return changed
 
 
-def _record_no_own_settings(project: ProjectFile, stages: Mapping[str, PipelineStage]) -> list[str]:
-    """Record that clips of earlier versions had no own settings; return the stages that have changed."""
+def _record_missing_parameters(project: ProjectFile, stages: Mapping[str, PipelineStage]) -> list[str]:
+    """Record what parameters that earlier versions lacked meant there; return the stages that have changed."""
     changed = []
     for name, entry in project.lockfile_contents.get("stages", {}).items():
-        if name not in stages or any(map(is_own_key, _recorded_parameters(entry))):
+        if name not in stages or not _lacks_parameters(project, name, entry):
             continue
         stage = stages[name]
         for dependency in stage.deps:
             if _is_parameters(dependency) and dependency.hash_info.value is not None:
-                keys = [key for key in dependency.params if is_own_key(key)]
+                keys = [
+                    key for key in dependency.params if _is_completed(key) and key not in dependency.hash_info.value
+                ]
                 if not keys:
-                    continue  # a stage that a user has added
-                dependency.hash_info.value |= {key: no_own_settings()[key.rpartition(".")[2]] for key in keys}
+                    continue
+                current = dependency.read_params()
+                dependency.hash_info.value |= {key: _earlier_value(key, current.get(key)) for key in keys}
                 _save_in_run_cache(stage)
                 changed.append(name)
     return changed
@@ -288,6 +291,29 @@ def _write_lock_file(path: Path, content: Mapping[str, Any]) -> None:
 
     with atomic_file(path) as temporary:
         dump_yaml(temporary, content)
+
+
+def _lacks_parameters(project: ProjectFile, name: str, entry: Mapping[str, Any]) -> bool:
+    """Return whether dvc.lock lacks parameters of a stage; dvc.yaml is read as it is written, which is faster."""
+    stage, _, clip = name.partition("@")
+    definition = project.contents.get("stages", {}).get(stage, {})
+    listed = definition.get("do", definition).get("params", [])
+    keys = [key.replace("${key}", clip) for key in listed if isinstance(key, str)]
+    recorded = _recorded_parameters(entry)
+    return bool(recorded) and any(_is_completed(key) and key not in recorded for key in keys)
+
+
+def _is_completed(key: str) -> bool:
+    return is_own_key(key) or key in LATER_SECTIONS
+
+
+def _earlier_value(key: str, current: Any) -> Any:
+    """Return the value of a key in a version that lacked it: the present one, where that means the same."""
+    if is_own_key(key):
+        return no_own_settings()[key.rpartition(".")[2]]
+    earlier = LATER_SECTIONS[key]
+    is_same = not isinstance(current, Mapping) or all(current.get(name) == value for name, value in earlier.items())
+    return current if is_same else dict(earlier)
 
 
 def _recorded_parameters(entry: Mapping[str, Any]) -> Mapping[str, Any]:

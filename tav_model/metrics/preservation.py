@@ -30,9 +30,9 @@ def psnr(frames: np.ndarray, source: np.ndarray, kept: np.ndarray | None = None)
     Raises:
         TavError: shapes that do not agree, or no pixel that counts.
     """
-    kept = _check(frames, source, kept)
-    error = np.square((frames.astype(np.float64) - source) / 255)[kept].mean()
-    return float(min(HIGHEST_PSNR, -10 * np.log10(max(error, 1e-12))))
+    similarity = Similarity()
+    similarity.add(frames, source, kept)
+    return similarity.psnr
 
 
 def ssim(frames: np.ndarray, source: np.ndarray, kept: np.ndarray | None = None) -> float:
@@ -49,23 +49,57 @@ def ssim(frames: np.ndarray, source: np.ndarray, kept: np.ndarray | None = None)
     Raises:
         TavError: shapes that do not agree, or no pixel that counts.
     """
-    import cv2
+    similarity = Similarity()
+    similarity.add(frames, source, kept)
+    return similarity.ssim
 
-    kept = _check(frames, source, kept)
-    inner = np.stack([cv2.erode(one.astype(np.uint8), np.ones((WINDOW, WINDOW)), borderValue=1) for one in kept]) > 0
-    chosen = inner if inner.any() else kept
 
-    def blur(image: np.ndarray) -> np.ndarray:
-        return cv2.GaussianBlur(image, (WINDOW, WINDOW), DEVIATION, borderType=cv2.BORDER_REFLECT)
+class Similarity:
+    """`psnr` and `ssim` of a video that is given part by part."""
 
-    total = 0.0
-    for x, y, pixels in zip(frames.astype(np.float64) / 255, source.astype(np.float64) / 255, chosen, strict=True):
-        mean_x, mean_y = blur(x), blur(y)
-        variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
-        covariance = blur(x * y) - mean_x * mean_y
-        luminance = (2 * mean_x * mean_y + K1**2) / (mean_x**2 + mean_y**2 + K1**2)
-        total += (luminance * (2 * covariance + K2**2) / (variance_x + variance_y + K2**2))[pixels].sum()
-    return float(total / chosen.sum() / frames.shape[-1])
+    def __init__(self) -> None:
+        self.pixels = 0  # that count, so far
+        self._error = 0.0
+        self._sums, self._counts = {True: 0.0, False: 0.0}, {True: 0, False: 0}  # by whether windows lie within `kept`
+
+    def add(self, frames: np.ndarray, source: np.ndarray, kept: np.ndarray | None = None) -> None:
+        """Take the next frames into account; the arguments are those of `ssim`."""
+        import cv2
+
+        kept = _check(frames, source, kept)
+        pixels = int(kept.sum())
+        error = np.square((frames.astype(np.float64) - source) / 255)[kept].mean()
+        self._error += (error - self._error) * (pixels / (self.pixels + pixels))
+        self.pixels += pixels
+
+        kernel = np.ones((WINDOW, WINDOW))
+        inner = np.stack([cv2.erode(one.astype(np.uint8), kernel, borderValue=1) for one in kept]) > 0
+
+        def blur(image: np.ndarray) -> np.ndarray:
+            return cv2.GaussianBlur(image, (WINDOW, WINDOW), DEVIATION, borderType=cv2.BORDER_REFLECT)
+
+        for x, y, *chosen in zip(
+            frames.astype(np.float64) / 255, source.astype(np.float64) / 255, inner, kept, strict=True
+        ):
+            mean_x, mean_y = blur(x), blur(y)
+            variance_x, variance_y = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2
+            covariance = blur(x * y) - mean_x * mean_y
+            luminance = (2 * mean_x * mean_y + K1**2) / (mean_x**2 + mean_y**2 + K1**2)
+            values = luminance * (2 * covariance + K2**2) / (variance_x + variance_y + K2**2)
+            for is_inner, pixels_of_frame in zip((True, False), chosen, strict=True):
+                self._sums[is_inner] += values[pixels_of_frame].sum()
+                self._counts[is_inner] += int(pixels_of_frame.sum()) * frames.shape[-1]
+
+    @property
+    def psnr(self) -> float:
+        """As `psnr` returns it."""
+        return float(min(HIGHEST_PSNR, -10 * np.log10(max(self._error, 1e-12))))
+
+    @property
+    def ssim(self) -> float:
+        """As `ssim` returns it."""
+        is_inner = self._counts[True] > 0
+        return float(self._sums[is_inner] / self._counts[is_inner])
 
 
 def motion_fidelity(motion: Motion, source: Motion, spacing: int = 8) -> float:
@@ -87,14 +121,39 @@ def motion_fidelity(motion: Motion, source: Motion, spacing: int = 8) -> float:
     """
     if len(motion.flow) != len(source.flow):
         raise TavError(f"motion: of {len(motion.flow) + 1} frames, but that of the source has {len(source.flow) + 1}")
-    if not len(motion.flow):
-        return 1.0
-    similarity = _cosines(*(np.diff(follow(one, spacing), axis=0) for one in (motion, source)))
-    return float((similarity.max(axis=1).mean() + similarity.max(axis=0).mean()) / 2)
+    fidelity = MotionFidelity(spacing)
+    fidelity.add(motion, source)
+    return fidelity.value
 
 
-def _cosines(edit: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """Return the mean cosines between courses, m n, for displacements ``f m 2`` and ``f n 2``."""
+class MotionFidelity:
+    """`motion_fidelity` of a video whose motion is given part by part; each part begins with the former's last frame."""
+
+    def __init__(self, spacing: int = 8) -> None:
+        self.spacing, self._pairs = spacing, 0
+        self._ends: list[np.ndarray | None] = [None, None]
+        self._sums: np.ndarray | float = 0.0
+
+    def add(self, motion: Motion, source: Motion) -> None:
+        """Take the next frames into account; the arguments are those of `motion_fidelity`."""
+        if not len(motion.flow):
+            return
+        courses = [follow(one, self.spacing, start) for one, start in zip((motion, source), self._ends, strict=True)]
+        self._ends = [positions[-1] for positions in courses]
+        self._sums = self._sums + _cosine_sums(*(np.diff(positions, axis=0) for positions in courses))
+        self._pairs += len(motion.flow)
+
+    @property
+    def value(self) -> float:
+        """As `motion_fidelity` returns it."""
+        if not self._pairs:
+            return 1.0
+        similarity = np.asarray(self._sums) / self._pairs
+        return float((similarity.max(axis=1).mean() + similarity.max(axis=0).mean()) / 2)
+
+
+def _cosine_sums(edit: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Return the sums of the cosines between courses, m n, for displacements ``f m 2`` and ``f n 2``."""
     lengths = [np.linalg.norm(steps, axis=-1) for steps in (edit, source)]
     moves = [length > STILL for length in lengths]
     units = [
@@ -103,7 +162,7 @@ def _cosines(edit: np.ndarray, source: np.ndarray) -> np.ndarray:
     ]
     cosines = np.einsum("fmi,fni->mn", *units)
     both_still = np.einsum("fm,fn->mn", *((~move).astype(np.float64) for move in moves))
-    return (cosines + both_still) / len(edit)
+    return cosines + both_still
 
 
 def _check(frames: np.ndarray, source: np.ndarray, kept: np.ndarray | None) -> np.ndarray:

@@ -116,29 +116,39 @@ def warping_error(frames: np.ndarray, motion: Motion) -> float:
             f"frames: {len(frames)} of {frames.shape[2]}x{frames.shape[1]}, "
             f"but the source has {pairs + 1} of {width}x{height}; they must agree"
         )
+    errors = warping_errors(frames, motion)
+    return float(np.mean(errors)) if errors else 0.0
+
+
+def warping_errors(frames: np.ndarray, motion: Motion) -> list[float]:
+    """Return the errors whose mean is `warping_error`: of each pair of frames with visible pixels."""
     values = frames.astype(np.float32) / 255
-    errors = [
+    return [
         np.mean((_warp(after, flow) - before)[visible] ** 2, dtype=np.float64)
         for before, after, flow, visible in zip(values[:-1], values[1:], *motion, strict=True)
         if visible.any()
     ]
-    return float(np.mean(errors)) if errors else 0.0
 
 
-def follow(motion: Motion, spacing: int = 8) -> np.ndarray:
+def grid_points(height: int, width: int, spacing: int = 8) -> np.ndarray:
+    """Return the points ``(x, y)`` of a grid of so many pixels, ``n 2``, which `follow` begins with."""
+    y, x = np.meshgrid(*(np.arange(spacing // 2, side, spacing) for side in (height, width)), indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], axis=-1).astype(np.float32)
+
+
+def follow(motion: Motion, spacing: int = 8, start: np.ndarray | None = None) -> np.ndarray:
     """Follow the points of a grid in the first frame along the motion.
 
     Args:
         motion: of the video.
         spacing: pixels between neighbouring points.
+        start: positions in the first frame, ``n 2``, in place of the grid: where an earlier part of the video has led to.
 
     Returns:
         The positions ``(x, y)`` in every frame, ``f n 2``; points that leave the frame stay at its border.
     """
     _, height, width = motion.visible.shape
-    y, x = np.meshgrid(*(np.arange(spacing // 2, side, spacing) for side in (height, width)), indexing="ij")
-    points = np.stack([x.ravel(), y.ravel()], axis=-1).astype(np.float32)
-    positions = [points]
+    positions = [grid_points(height, width, spacing) if start is None else start]
     for flow in motion.flow:
         last = positions[-1]
         moved = last + _sample(flow, last)

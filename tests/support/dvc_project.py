@@ -17,6 +17,7 @@ base_model: toyworld
 seed: 33
 control: []
 attention: {spatial: [first, former], temporal: true}
+window: {context_length: null}
 decode: {frames: 8, end: null}
 encode: {precision: float32}
 tune: {steps: 60, learning_rate: 3.0e-5}
@@ -34,6 +35,7 @@ clips:
     seed: null
     control: null
     attention: {}
+    window: {}
     encode: {}
     tune: {}
     invert: {}
@@ -48,6 +50,7 @@ clips:
     seed: null
     control: null
     attention: {}
+    window: {}
     encode: {}
     tune: {}
     invert: {}
@@ -78,7 +81,7 @@ inputs, sections, outputs = {
     "annotate": ([], ["control"], ["control/tune.json", "control/invert.json", "control/edit.json"]),
     "tune": (
         ["latents", "control/tune.json"],
-        ["tune", "attention"],
+        ["tune", "attention", "window"],
         ["tuned/tuned.safetensors", "tuned/tuned.json", "tuned/loss.csv"],
     ),
     "invert": (["latents", "tuned/tuned.safetensors", "control/invert.json"], ["invert"], ["inverted/inverted.safetensors"]),

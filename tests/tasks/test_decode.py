@@ -15,10 +15,12 @@ from PIL import Image
 
 from tasks.decode import decode
 from tav.config import DecodeParams
+from tav.media import decoder_process
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.tensors import load_tensors
 from tav_model.video import read_video, write_video
+from tests.support.videos import write_tone
 
 # The matrix of a track's header in an MP4, by the clockwise turn that makes the frames upright (ISO/IEC 14496-12, 8.3.2).
 ONE, END = 1 << 16, 1 << 30
@@ -178,3 +180,62 @@ def test_a_decoder_that_crashes_is_one_line(clip: Path, tmp_path: Path, monkeypa
     crashing.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(crashing))
     assert "the decoder crashed on it (signal 11)" in refused(clip)
+
+
+# Long clips and sound
+
+
+def with_sound(path: Path) -> Path:
+    """A video of a second with a tone of 440 Hz."""
+    write_tone(path.with_suffix(".m4a"))
+    write_video(path, red_corner(12), Fraction(12), path.with_suffix(".m4a"))
+    path.with_suffix(".m4a").unlink()
+    return path
+
+
+def tone(path: Path) -> tuple[float, float]:
+    """The frequency and the duration of the sound in a file."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
+        rate = container.streams.audio[0].rate
+    wave = np.concatenate(frames)
+    return float(np.abs(np.fft.rfft(wave)).argmax() * rate / len(wave)), len(wave) / rate
+
+
+def test_sound_of_a_complete_clip(tmp_path: Path) -> None:
+    decode(with_sound(tmp_path / "clip.mp4"), tmp_path / "out", params(frames="all"))
+    frequency, seconds = tone(tmp_path / "out/audio.m4a")
+    assert frequency == pytest.approx(440, abs=5) and seconds == pytest.approx(1, abs=0.1)
+    frames, fps = read_video(tmp_path / "out/source.mp4")
+    assert len(frames) == 12 and fps == 12
+    write_video(tmp_path / "edit.mp4", frames, fps, tmp_path / "out/audio.m4a")
+    frequency, seconds = tone(tmp_path / "edit.mp4")
+    assert frequency == pytest.approx(440, abs=5) and seconds == pytest.approx(1, abs=0.1)
+    assert read_video(tmp_path / "edit.mp4")[0].shape == frames.shape
+    write_video(tmp_path / "short.mp4", frames[:6], fps, tmp_path / "out/audio.m4a")
+    assert tone(tmp_path / "short.mp4")[1] == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("changes", [{"frames": 6}, {"frames": "all", "start": 1}])
+def test_no_sound_of_a_part(tmp_path: Path, changes: dict) -> None:
+    decode(with_sound(tmp_path / "clip.mp4"), tmp_path / "out", params(**changes))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["frames.safetensors", "source.mp4"]
+
+
+def test_sound_that_cannot_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Path, target: Path) -> bool:
+        target.write_text("half")
+        raise ValueError("damaged sound")
+
+    monkeypatch.setattr(decoder_process, "extract_audio", fails)
+    answer = decoder_process._extract_audio(with_sound(tmp_path / "clip.mp4"), tmp_path / "audio.m4a")
+    assert answer == {"no_audio": "damaged sound"} and not (tmp_path / "audio.m4a").exists()
+
+
+def test_frames_are_written_in_parts(tmp_path: Path) -> None:
+    """More frames than are in memory at a time, so that the file is made of several parts."""
+    write_video(tmp_path / "clip.mp4", red_corner(20), Fraction(12))
+    frames = decoded(tmp_path / "clip.mp4", frames="all")
+    assert frames.shape == (20, 64, 64, 3)
+    assert np.abs(frames.astype(int) - frames[0]).max() < 12
+    assert len(read_video(tmp_path / "out/source.mp4")[0]) == 20

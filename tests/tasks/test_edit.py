@@ -13,7 +13,7 @@ import torch
 
 from tasks.edit import edit
 from tasks.rows import RowBatch
-from tav.config import AttentionParams, EditParams
+from tav.config import AttentionParams, EditParams, WindowParams
 from tav.config.prompts import PromptRow
 from tav.runtime.events import EventStream
 from tav_model.base_models import base_digest
@@ -114,6 +114,17 @@ def test_every_row_leaves_its_files(project: Path) -> None:
     assert files(project) == [f"a-{animal}.{kind}" for animal in ("cat", "dog") for kind in ("json", "mp4", "webp")]
     record = json.loads((project / "edits/a-cat.json").read_text())
     assert (record["prompt"], record["steps"], record["frames"], record["fps"]) == ("a cat", 2, 3, "8")
+
+
+def test_windows_decide_a_video_of_a_longer_clip(project: Path) -> None:
+    plain = batch_of(project, "a cat").rows[0].identity
+    identities = {}
+    for length in (2, 3):  # The clip has three frames.
+        batch = batch_of(project, "a cat", look={"window": WindowParams(context_length=length)})
+        identities[length] = batch.rows[0].identity
+        arguments = batch._pipeline_arguments(batch.rows[0])
+        assert arguments.get("context_length") == (2 if length == 2 else None)
+    assert identities[3] == plain != identities[2]
 
 
 def test_a_row_that_is_done_is_not_rendered_again(project: Path) -> None:

@@ -9,15 +9,16 @@ import torch
 
 import tasks.invert
 from tasks.invert import invert
-from tav.config import AttentionParams, InvertParams
+from tav.config import AttentionParams, InvertParams, WindowParams
 from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
-from tav_model import ddim_inversion
+from tav_model import WindowOptions, ddim_inversion
 from tav_model.digests import digest
+from tav_model.errors import TavError
 from tav_model.tensors import load_tensors, save_tensors
 from tests.support.models import CONTEXT_DIM, noise, scheduler, video_unet
 
-LATENTS = 0.5 * noise(1, 4, 2, 8, 8)
+LATENTS = 0.5 * noise(1, 4, 3, 8, 8)
 TEXT = noise(1, 7, CONTEXT_DIM)
 
 
@@ -31,7 +32,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(project: Path, **params) -> tuple[torch.Tensor, torch.Tensor]:
+def run(project: Path, window: WindowParams | None = None, **params) -> tuple[torch.Tensor, torch.Tensor]:
     """The inverted latents and the trajectory."""
     invert(
         project / "latents",
@@ -42,6 +43,7 @@ def run(project: Path, **params) -> tuple[torch.Tensor, torch.Tensor]:
         params=InvertParams(**{"steps": 3} | params),
         device="cpu",
         progress=Progress(EventStream(), stage="invert", clip="ball", total=3),
+        window=window,
     )
     inverted, metadata = load_tensors(project / "inverted/inverted.safetensors")
     assert metadata["steps"] == "3" and metadata["stage"] == "invert"
@@ -75,3 +77,20 @@ def test_steps_that_do_not_converge_are_logged(project, caplog):
     caplog.clear()
     run(project, method="fixed-point", iterations=50, tolerance=1e-3)
     assert not caplog.text
+
+
+def test_windows_of_a_longer_clip(project):
+    latents, trajectory = run(project, WindowParams(context_length=2))
+    expected = ddim_inversion(video_unet(), scheduler(), LATENTS, TEXT, 3, window=WindowOptions(2, 1))
+    assert torch.equal(trajectory, expected) and torch.equal(latents, expected[-1])
+    assert not torch.equal(latents, run(project)[0])
+    assert torch.equal(run(project, WindowParams(context_length=3))[0], run(project)[0])
+
+
+def test_latents_that_are_not_finite_leave_nothing(project, monkeypatch):
+    before = run(project)[0]
+    monkeypatch.setattr(tasks.invert, "load_part", lambda *_: scheduler(beta_end=float("nan")))
+    with pytest.raises(TavError, match=r"not finite; set invert\.precision to float32"):
+        run(project)
+    assert torch.equal(load_tensors(project / "inverted/inverted.safetensors")[0]["latents"], before)
+    assert sorted(path.name for path in project.iterdir()) == ["inverted", "latents"]

@@ -136,6 +136,18 @@ def test_each_edit_is_scored_with_its_own_prompt_and_the_source_with_the_caption
         assert values["consecutive_consistency"] == pytest.approx(consecutive_consistency(images), abs=1e-5)
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_scores_do_not_depend_on_how_many_frames_are_in_memory(clip, model, monkeypatch, size):
+    kept = np.zeros((FRAMES, SIZE, SIZE), bool)
+    kept[:-1, :20] = True  # In the last part, nothing stays.
+    whole = run(clip, model, kept=lambda _: kept)
+    monkeypatch.setattr("tasks.score.PART", size)
+    parts = run(clip, model, kept=lambda _: kept)
+    assert whole["edits"]["wild"].keys() >= KEPT
+    for name, scores in {**whole["edits"], "source": whole["source"]}.items():
+        assert (parts["source"] if name == "source" else parts["edits"][name]) == pytest.approx(scores, abs=1e-5)
+
+
 def test_the_caption_as_a_prompt_has_no_gain(clip, model):
     write_json(clip / "edits/steady.json", {"name": "steady", "prompt": "a cat"})
     edits = run(clip, model)["edits"]
@@ -203,6 +215,15 @@ def test_the_similarities_are_what_the_consistency_is_the_mean_of(clip, model):
         assert (similarities.diagonal() == 1).all()
         assert similarities[pairs].mean() == pytest.approx(values["frame_consistency"], abs=1e-4)
         assert similarities.diagonal(1).mean() == pytest.approx(values["consecutive_consistency"], abs=1e-4)
+
+
+def test_similarities_of_a_long_clip_are_those_of_some_frames(clip, model, monkeypatch):
+    whole = run(clip, model)
+    every = json.loads((clip / "scores/consistency.json").read_text())["source"]
+    monkeypatch.setattr("tasks.score.PICTURE_FRAMES", 2)
+    assert run(clip, model) == whole
+    ends = [every[i][j] for i in (0, -1) for j in (0, -1)]
+    assert np.ravel(json.loads((clip / "scores/consistency.json").read_text())["source"]).tolist() == ends
 
 
 def test_without_a_model_there_are_no_similarities(clip):

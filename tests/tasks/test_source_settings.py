@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -15,17 +17,19 @@ from PIL import Image
 from tasks.edit import edit
 from tasks.rows import RowBatch
 from tasks.source_settings import Source, source_arguments
-from tav.config import AttentionParams, DecodeParams, EditParams
+from tav.config import AttentionParams, DecodeParams, EditParams, WindowParams
 from tav.config.presets import PRESETS
 from tav.config.prompts import PromptRow
 from tav.config.results import MASK_IMAGE
 from tav.reports.videos import read_edit
-from tav.runtime.events import EventStream
+from tav.runtime.events import Event, EventStream, LoopProgressed
 from tav_model.blending import feathered
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 from tav_model.tensors import save_tensors
+from tav_model.video import read_video
 from tests.support.models import noise, pipeline
+from tests.support.videos import write_tone
 
 STEPS = 2
 FRAMES = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
@@ -49,7 +53,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def batch_of(project: Path, *rows: PromptRow, caption: str = "a man", **params) -> RowBatch:
+def batch_of(
+    project: Path, *rows: PromptRow, caption: str = "a man", window: WindowParams | None = None, **params
+) -> RowBatch:
     batch = RowBatch(
         rows,
         project / "inverted",
@@ -63,6 +69,7 @@ def batch_of(project: Path, *rows: PromptRow, caption: str = "a man", **params) 
         device="cpu",
         store=project / "store",
         source=Source(project, project / "inverted", caption, project / "frames", DECODE),
+        window=window,
     )
     batch.pipeline = PIPELINE
     return batch
@@ -74,13 +81,13 @@ def row(prompt: str = "a dog", **changes) -> PromptRow:
 
 def frames_of(batch: RowBatch, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     """The frames of the first row, before they are encoded."""
-    kept = {}
+    kept = []
     store = batch._store
     monkeypatch.setattr(
-        batch, "_store", lambda row, frames, mask: kept.update({row.name: frames}) or store(row, frames, mask)
+        batch, "_store", lambda row, parts, mask: store(row, (kept.append(part) or part for part in parts), mask)
     )
     edit(batch, EventStream())
-    return kept[batch.rows[0].name]
+    return np.concatenate(kept)
 
 
 def identity(project: Path, changed: PromptRow | None = None, **params) -> str:
@@ -214,3 +221,53 @@ def test_rows_of_one_batch_have_the_same_preset_and_mask(project):
     batch = batch_of(project, *rows)
     batch.batch_size = 9
     assert [one.prompt for one in batch.first_group(batch.rows)] == ["a dog", "an ox"]
+
+
+# Long clips
+
+
+@pytest.mark.parametrize("settings", [{}, {"mask": "mask.png"}, {"layout_strength": 0.5}])
+def test_an_interrupted_autoregressive_row_resumes_bit_identically(project, monkeypatch, settings):
+    options = {"window": WindowParams(context_length=2), "autoregressive": True, **settings}
+    complete = batch_of(project, row(), **options)
+    assert complete.rows[0].identity != identity(project, window=options["window"], **settings)
+    received: list[Event] = []
+    edit(complete, EventStream(received.append))
+    steps = [event.done for event in received if isinstance(event, LoopProgressed) and event.row is None]
+    assert steps == list(range(1, 2 * STEPS + 1))  # Two windows.
+    video = (project / "edits/a-dog.mp4").read_bytes()
+    assert json.loads((project / "edits/a-dog.json").read_text())["frames"] == 3
+    shutil.rmtree(project / "edits")
+    shutil.rmtree(project / "store")
+
+    calls = []
+
+    def stop(event: Event) -> None:
+        if isinstance(event, LoopProgressed) and event.row is None:
+            calls.append(event.done)
+            if len(calls) == STEPS + 1:
+                raise KeyboardInterrupt
+
+    batch = batch_of(project, row(), **options)
+    with pytest.raises(KeyboardInterrupt):
+        edit(batch, EventStream(stop))
+    (preview,) = (project / "store").glob("*.partial/preview.mp4")
+    assert len(read_video(preview)[0]) == 2
+    calls.clear()
+    calls.extend([0] * 99)
+    edit(batch_of(project, row(), **options), EventStream(stop))
+    assert calls[99:] == [STEPS, *range(STEPS + 1, 2 * STEPS + 1)]
+    assert (project / "edits/a-dog.mp4").read_bytes() == video
+    assert [path.suffix for path in (project / "store").iterdir()] == [""]
+
+
+def test_sound_of_the_clip_is_in_the_edit(project):
+    silent = identity(project)
+    write_tone(project / "frames/audio.m4a")
+    assert identity(project) != silent == identity(project, audio=False)
+    edit(batch_of(project, row()), EventStream())
+    with av.open(str(project / "edits/a-dog.mp4")) as container:
+        assert [stream.type for stream in container.streams] == ["video", "audio"]
+    edit(batch_of(project, row(), audio=False), EventStream())
+    with av.open(str(project / "edits/a-dog.mp4")) as container:
+        assert [stream.type for stream in container.streams] == ["video"]

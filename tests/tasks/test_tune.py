@@ -15,7 +15,7 @@ from tasks.edit import edit
 from tasks.invert import invert
 from tasks.rows import RowBatch
 from tasks.tune import BASE_FILE, _identity, resume_step, tune
-from tav.config import AttentionParams, EditParams, InvertParams, TuneParams
+from tav.config import AttentionParams, EditParams, InvertParams, TuneParams, WindowParams
 from tav.config.prompts import PromptRow
 from tav.runtime.events import EventStream
 from tav.runtime.progress import Progress
@@ -70,6 +70,20 @@ def test_the_latest_checkpoint_of_these_settings(stopped: tuple[Path, Path]) -> 
 )
 def test_no_checkpoint_of_other_settings(stopped: tuple[Path, Path], other: dict[str, Any]) -> None:
     assert resume_step(*stopped, **SETTINGS | other) is None
+
+
+def test_checkpoints_of_windows_are_their_own(stopped: tuple[Path, Path]) -> None:
+    latents, checkpoints = stopped
+    window = WindowParams(context_length=4)
+    write_checkpoint(checkpoints, 55, "of other settings")
+    for frames, step in ((4, 41), (5, None)):  # The clip fits, or is divided.
+        save_tensors(latents / "latents.safetensors", {"mean": torch.zeros(1, 4, frames, 2, 2)}, {})
+        parts = (digest(latents), "abc", SETTINGS["attention"], SETTINGS["params"], SETTINGS["seed"])
+        write_checkpoint(checkpoints, 41, _identity(*parts))
+        assert resume_step(latents, checkpoints, **SETTINGS, window=window) == step
+        assert resume_step(latents, checkpoints, **SETTINGS) == 41
+    write_checkpoint(checkpoints, 42, _identity(*parts, window.options(5)))
+    assert resume_step(latents, checkpoints, **SETTINGS, window=window) == 42
 
 
 def test_no_checkpoint_of_other_latents_or_where_nothing_is(stopped: tuple[Path, Path], tmp_path: Path) -> None:

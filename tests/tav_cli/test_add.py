@@ -158,6 +158,7 @@ def test_results_are_copied_not_referred_to(tav: Tav, done: Path) -> None:
         ("data/ball.mp4", {"--name": "fish", "--edit": "a"}, "data/fish.csv: has other prompts already"),
         ("ball.mp4", {"--name": "x", "--frames": 25}, "has 24 frames, but 25 are needed"),
         ("ball.mp4", {"--name": "x", "--frames": 0}, "clips.x.decode.frames: 0 is not allowed"),
+        ("ball.mp4", {"--name": "x", "--frames": "some"}, "'some' is not allowed: must be a whole number between 1"),
         ("ball.mp4", {"--name": "x", "--size": "100x100"}, "clips.x.decode.width: 100 is not allowed"),
         ("ball.mp4", {"--name": "x", "--size": "big"}, "--size: 'big' is not allowed: must be WIDTHxHEIGHT"),
         ("ball.mp4", {"--name": "x", "--caption": " "}, "--caption: must be a string that is not blank"),
@@ -180,6 +181,11 @@ def test_add_refuses_mistakes_and_changes_nothing(
     assert contents(new) == before
 
 
+def test_add_all_frames(tav: Tav, new: Path) -> None:
+    assert "uses 24 frames" in tav("add", new / "data/ball.mp4", "--caption", "a", "--name", "x", "--frames", "all").out
+    assert read_yaml(new / "params.yaml")["clips"]["x"]["decode"] == {"frames": "all"}
+
+
 @pytest.mark.parametrize("moment", ["probe", "write"])
 @pytest.mark.parametrize(("error", "code"), [(OSError(28, "No space left on device"), 1), (KeyboardInterrupt(), 130)])
 def test_add_does_all_or_nothing(
@@ -190,7 +196,7 @@ def test_add_does_all_or_nothing(
 
     shutil.copy(new / "data/ball.mp4", tmp_path / "kite.mp4")
     before = contents(new)
-    monkeypatch.setattr(importing, {"probe": "read_frames", "write": "write_text"}[moment], fails)
+    monkeypatch.setattr(importing, {"probe": "decoded_frames", "write": "write_text"}[moment], fails)
     assert tav("add", tmp_path / "kite.mp4", "--caption", "a kite").code == code
     assert contents(new) == before
     monkeypatch.undo()
@@ -201,14 +207,14 @@ def test_add_does_all_or_nothing(
 def test_what_the_user_changes_while_a_video_is_read_stays(
     tav: Tav, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = importing.read_frames
+    real = importing.decoded_frames
 
     def slow(*arguments: Any) -> Any:
         change(new / "params.yaml", "seed: 33", "seed: 34")
         return real(*arguments)
 
     shutil.copy(new / "data/ball.mp4", tmp_path / "kite.mp4")
-    monkeypatch.setattr(importing, "read_frames", slow)
+    monkeypatch.setattr(importing, "decoded_frames", slow)
     assert tav("add", tmp_path / "kite.mp4", "--caption", "a kite").code == 0
     params = read_yaml(new / "params.yaml")
     assert params["seed"] == 34 and "kite" in params["clips"]

@@ -254,3 +254,11 @@ def test_latents_of_the_trajectory_are_the_start(pipe, unblended):
     )
     assert relative(edit(pipe, latents=noise(1, 4, 3, 8, 8, seed=9)), unblended) > 0.1
     assert relative(edit(pipe, layout_strength=1.0), unblended) > 0.1
+
+
+def test_mask_of_one_frame_is_that_of_all(pipe, source_frames):
+    still = LEFT[:1]
+    assert np.array_equal(np.broadcast_to(still, LEFT.shape), LEFT)
+    arguments = {"trajectory": TRAJECTORY, "num_inference_steps": 1, "output_type": "pt", "video": source_frames}
+    frames = [pipe("a dog", mask=mask, source_prompt="a man", **arguments).frames for mask in (still, LEFT)]
+    assert torch.equal(*frames)

@@ -245,8 +245,8 @@ def test_clips_of_earlier_versions_are_completed(path: Path, text: str) -> None:
     complete_keys(path)
     completed = path.read_bytes().decode()
     content = YAML(typ="safe", pure=True).load(completed)
-    clips = content["clips"]
-    assert content["control"] == [] and all(no_own_settings().keys() <= clip.keys() for clip in clips.values())
+    assert content["control"] == [] and content["window"] == {"context_length": None}
+    assert all(no_own_settings().keys() <= clip.keys() for clip in content["clips"].values())
     assert load_params(path) == before
     for line in text.splitlines():
         assert line.partition(" decode")[0] in completed

@@ -14,12 +14,14 @@ from tav.config import (
     Params,
     RuntimeParams,
     TuneParams,
+    WindowParams,
     load_params,
     no_own_settings,
 )
 from tav.config.schema import is_section
 from tav_model.errors import TavError
-from tests.support.params import SHORT
+from tav_model.windows import WindowOptions
+from tests.support.params import SHORT, refusal
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -94,6 +96,29 @@ def test_a_clip_can_want_all_of_a_video_that_others_want_part_of(path: Path) -> 
     path.write_text(SHORT.replace("{frames: 8}", "{frames: 8, end: 20}").replace("end: 40", "end: null"))
     params = load_params(path)
     assert (params.for_clip("ball").decode.end, params.for_clip("car").decode.end) == (20, None)
+
+
+def test_windows_of_a_clip(path: Path) -> None:
+    assert load_params(path).window.options(1000) is None
+    path.write_text(SHORT.replace("encode: {}", "encode: {}\nwindow: {context_length: 16}", 1))
+    window = load_params(path).for_clip("ball").window
+    assert window.options(16) is None
+    assert window.options(17) == WindowOptions(16, None, True, "pyramid") and window.options(17).stride == 8
+    own = "window: {context_length: 4, context_stride: 3, anchor: false, weighting: uniform}, decode: {start: 3"
+    path.write_text(path.read_text().replace("decode: {start: 3", own))
+    assert load_params(path).for_clip("car").window.options(5) == WindowOptions(4, 3, False, "uniform")
+    path.write_text(SHORT.replace("encode: {}", "encode: {}\nwindow: null", 1))
+    assert load_params(path).window == WindowParams()
+
+
+def test_stride_that_leaves_frames_out(path: Path) -> None:
+    message = "context_stride must be at most context_length, which is 4"
+    path.write_text(SHORT.replace("encode: {}", "encode: {}\nwindow: {context_length: 4, context_stride: 5}", 1))
+    assert message in refusal(path)
+    path.write_text(SHORT.replace("encode: {}", "encode: {}\nwindow: {context_length: 16, context_stride: 5}", 1))
+    path.write_text(path.read_text().replace("decode: {start: 3", "window: {context_length: 4}, decode: {start: 3"))
+    with pytest.raises(TavError, match=f"^params.yaml: clips.car.window: {message}$"):
+        load_params(path).for_clip("car")
 
 
 def test_unknown_clip(path: Path) -> None:

@@ -89,3 +89,10 @@ def test_the_loss_stays_in_its_frame(count: int, spread: float) -> None:
     assert (rate[:, 1] == chart.rate_top).all() and chart.rate_peak == "3e-5"
     assert all(chart.left <= place <= chart.right for place, _ in chart.x.ticks) and chart.x.ticks[0][1] == "1"
     assert len(chart.y.ticks) >= 1 or spread == 0
+
+
+def test_heat_map_of_some_frames_has_their_numbers() -> None:
+    values = np.ones((3, 3))
+    values[0, 2] = values[2, 0] = 0.5
+    map_ = heat_map(values, 0.0, 201)
+    assert map_.frames == [1, 101, 201] and map_.lowest == (0.5, 1, 201)

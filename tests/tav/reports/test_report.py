@@ -8,6 +8,7 @@ import io
 import logging
 import re
 import shutil
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -137,6 +138,18 @@ def test_conditions_of_control_networks_play_beside_the_source(project: Path) ->
     shown = re.findall(r'aria-label="Condition: (\w+)"></video>', page)
     assert shown == ["canny", "depth"]
     assert "kind: canny, model: models/canny" in page
+
+
+def test_large_videos_are_linked(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    embedded = len(report(project).source)
+    monkeypatch.setattr("tav.reports.videos.LARGEST_EMBEDDED", 1000)
+    write_quick_edit(project, "pink", "a pink ball is bouncing on the grass", textual_alignment=0.77, flicker=0.01)
+    page = report(project)
+    links = page.all("video", "src")
+    assert links == ["frames/source.mp4", *(f"edits/{name}.mp4" for name in sorted(PROMPTS)), "quick/pink.mp4"]
+    assert all((project / "results" / CLIP / link).is_file() for link in links)
+    assert "media-src data: blob: 'self' file:;" in unescape(page.source) and "keep it in its folder" in page.text
+    assert len(page.source) < embedded
 
 
 def test_the_table_has_every_score_and_marks_the_best(project: Path) -> None:
