@@ -176,7 +176,7 @@ def add(
         typer.Option(metavar="PATH", help="Where to edit, in white, or boxes."),
     ] = None,
     control: Annotated[
-        str | None, typer.Option(metavar="KIND", help="Keep edges: canny, lineart; or depth=ANNOTATOR, ...")
+        str | None, typer.Option(metavar="KIND", help="Keep edges: canny, lineart; or depth=MODEL, ...")
     ] = None,
     control_model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Control network. Default: the base model's own.")

@@ -78,7 +78,7 @@ def test_version_and_no_command(tav: Tav) -> None:
         (["run", "--juggle"], "No such option: --juggle (tav run --help)"),
         (["edit", "ball"], "Missing argument 'PROMPT' (tav edit --help)"),
         (["add", "x.mp4"], "Missing option '--caption' / '--prompt' (tav add --help)"),
-        (["add", "x.mp4", "--caption", "a", "--frames", "many"], "(tav add --help)"),
+        (["add", "x.mp4", "--caption", "a", "--start", "many"], "(tav add --help)"),
     ],
 )
 def test_usage_errors_are_one_line(tav: Tav, new: Path, arguments: list[str], error: str) -> None:
