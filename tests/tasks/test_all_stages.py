@@ -49,12 +49,13 @@ def test_each_stage_is_recorded_and_runs_only_if_it_must(project, monkeypatch, c
     monkeypatch.setattr(RecordedStages, "fails_in", "invert")
     with pytest.raises(TavError, match="invert: no"):
         bring_up_to_date(project, "ball", EventStream())
-    assert take_runs(project) == NAMES[:3]
+    done = STAGES.index("invert")
+    assert take_runs(project) == NAMES[:done]
 
     monkeypatch.setattr(RecordedStages, "fails_in", None)
     bring_up_to_date(project, "ball", EventStream(print_if_not_run))
-    assert take_runs(project) == NAMES[3:]
-    assert capsys.readouterr().err.splitlines() == [f"{stage} ball: up to date" for stage in STAGES[:3]]
+    assert take_runs(project) == NAMES[done:]
+    assert capsys.readouterr().err.splitlines() == [f"{stage} ball: up to date" for stage in STAGES[:done]]
     assert (project / "report.html").exists()
 
     dvc(project, "repro", "-q", "score@ball")
