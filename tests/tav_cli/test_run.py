@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from tasks.clip_stages import ClipStages
-from tav.config import write_overrides
+from tav.config import EditParams, write_overrides
 from tav.config.stages import STAGES
 from tav.reports import report as reports
 from tav.runtime.events import ClipFinished, StageFailed, StageStarted, StageUpToDate
@@ -137,8 +137,7 @@ def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkey
     assert "keeps" not in tav("run", "cube", "--set-all", "edit.steps=5").err
     assert tav("run", "ball", "--set", "edit.step=2").error == (
         "error: params.yaml: override edit.step: unknown key; did you mean steps? "
-        "(allowed: steps, guidance_scale, negative_prompt, start, precision, sampler, preset, layout_strength, mask, "
-        "mask_inverted, mask_feather, mask_threshold, cross_replace, self_replace, proximal_quantile)\n"
+        f"(allowed: {', '.join(EditParams.model_fields)})\n"
     )
     assert "edit.guidance_scale: 500 is not allowed" in tav("run", "ball", "--set", "edit.guidance_scale=500").error
     assert tav("run", "ball", "--set", "steps=2").error == (
