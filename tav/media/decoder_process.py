@@ -43,7 +43,7 @@ def main() -> int:
     _limit(resource.RLIMIT_CORE, 0)
     answer: dict[str, Any]
     try:
-        with contextlib.closing(FrameFile(folder / FRAMES_FILE)) as frames:
+        with contextlib.closing(FrameFile(folder / FRAMES_FILE, settings["memory"])) as frames:
             read = read_source(source, DecodeParams(**settings["decode"]), settings["reader"], frames)
         answer = {"fps": str(read.fps), "available": read.available, "size": read.size}
         if read.complete and settings["audio"]:
@@ -62,10 +62,15 @@ def main() -> int:
 
 
 class FrameFile:
-    """Frames as `numpy.save` writes them, one by one."""
+    """Frames as `numpy.save` writes them, one by one.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._count = path, 0
+    Args:
+        path: of the file.
+        most: bytes that this process allows itself for a file; the user may have set a lower limit.
+    """
+
+    def __init__(self, path: Path, most: int) -> None:
+        self.path, self.most, self._count = path, most, 0
         self._file: BinaryIO | None = None
 
     def start(self, count: int) -> None:
@@ -78,8 +83,8 @@ class FrameFile:
         """Append a frame.
 
         Raises:
-            FullDiskError: there is no space for it.
-            MemoryError: the file is larger than the process may write.
+            FullDiskError: there is no space for it, or the file is larger than the user's limit.
+            MemoryError: the file is larger than this process allows itself.
         """
         import numpy as np
 
@@ -91,7 +96,7 @@ class FrameFile:
                     np.lib.format.write_array_header_1_0(self._file, header)
                 self._file.write(np.ascontiguousarray(frame).data)
         except OSError as error:
-            if error.errno == errno.EFBIG:
+            if error.errno == errno.EFBIG and resource.getrlimit(resource.RLIMIT_FSIZE)[0] == self.most:
                 raise MemoryError from None
             raise
 

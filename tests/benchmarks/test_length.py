@@ -78,7 +78,7 @@ def test_drift_is_small_for_one_object_and_large_for_others() -> None:
     assert drifts[6] > 2 * drifts[1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_of_the_stages_is_measured(tmp_path) -> None:
     scene = Scene()
     truth = Truth(scene, 24, {"blue": scene.edited(colour="blue")})

@@ -43,7 +43,7 @@ def test_sparse_against_full_attention(tmp_path, capsys):
     assert "| all " in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_growth(tmp_path, capsys):
     assert main(["--size", "32", "--device", "cpu", "--repeats", "1", "--fit", "--out", str(tmp_path)]) == 0
     growth = json.loads((tmp_path / "toyworld-8x32-cpu-float32-growth.json").read_text())["growth"]

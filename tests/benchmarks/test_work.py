@@ -75,7 +75,7 @@ def test_unknown_variants_are_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "variant 'magic': must be one of today; 100 DDIM steps; " in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_work_is_counted_in_runs_of_the_real_stages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
