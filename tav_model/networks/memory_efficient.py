@@ -208,7 +208,8 @@ class _FrozenGEGLU(torch.autograd.Function):
         del grad_gate
         if ctx.norm is None:
             return grad_normed, None, None
-        return *torch.autograd.grad(normed, tokens, grad_normed), None, None
+        normed.backward(grad_normed)  # Not `autograd.grad`, with which torch cannot count operations here.
+        return tokens.grad, None, None
 
 
 def _gated(value: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
