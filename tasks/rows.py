@@ -112,7 +112,7 @@ class RowBatch:
         self.audio = self.source.audio() if params.audio else None
         self.windows = None
         if window is not None and window.context_length is not None:
-            self.windows = window.options(read_shape(inverted / "inverted.safetensors", "latents")[2])
+            self.windows = window.options(self.num_frames)
         inputs = digest(
             FORMAT,
             inverted / "inverted.safetensors",
@@ -156,6 +156,11 @@ class RowBatch:
             **settings,
         )
 
+    @cached_property
+    def num_frames(self) -> int:
+        """The number of frames of the clip."""
+        return read_shape(self.inverted / "inverted.safetensors", "latents")[2]
+
     @property
     def is_autoregressive(self) -> bool:
         """Whether windows are sampled one after the other."""
@@ -165,7 +170,7 @@ class RowBatch:
         """Return how many sampling steps the row takes."""
         if self.windows is None or not self.params.autoregressive:
             return row.steps
-        return row.steps * len(self.windows.windows(read_shape(self.inverted / "inverted.safetensors", "latents")[2]))
+        return row.steps * len(self.windows.windows(self.num_frames))
 
     # Which rows are done
 
@@ -402,7 +407,7 @@ class RowBatch:
         """Return the arguments that take something over from the source, or control the edit, with what they read.
 
         Raises:
-            TavError: the row sets the scale of a control that there is not.
+            TavError: the row sets a control scale, but the clip has no control.
         """
         if row.control_scale is not None and not self.control:
             raise TavError("control_scale: the clip has no control; set it in params.yaml")
@@ -427,8 +432,8 @@ class RowBatch:
         from tav.media.videos import Preview
         from tav_model.video import video_writer
 
-        fps, num_frames = self._fps(), read_shape(self.inverted / "inverted.safetensors", "latents")[2]
-        preview = Preview(num_frames, fps)
+        fps = self._fps()
+        preview = Preview(self.num_frames, fps)
         with atomic_folder(self.store / row.identity) as folder:
             with video_writer(folder / "edit.mp4", fps, self.audio) as video:
                 for frames in parts:
@@ -448,7 +453,7 @@ class RowBatch:
                 **self._mask_record(row, mask),
                 **self._control_record(row),
                 "identity": row.identity,
-                "frames": num_frames,
+                "frames": self.num_frames,
                 "height": frames.shape[1],
                 "width": frames.shape[2],
                 "fps": str(fps),
