@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,7 +13,7 @@ import pytest
 
 from tav.config import no_own_settings
 from tav_model.video import read_video, write_video
-from tests.support.killing import CLIP, SETTINGS, Command, check_same, kill_when, wait
+from tests.support.killing import CLIP, SETTINGS, check_entry_points_and_a_kill
 from tests.support.models import small_base
 from tests.support.projects import change_params, fresh_clone
 from tests.support.videos import write_tone
@@ -55,24 +53,11 @@ def a_window_is_finished(project: Path) -> bool:
 @pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_a_long_clip_by_both_entry_points_and_after_a_kill(tmp_path: Path) -> None:
-    template = long_project(tmp_path / "template")
-    by_dvc, by_flow, killed = (
-        Path(shutil.copytree(template, tmp_path / name)) for name in ("by-dvc", "by-flow", "killed")
-    )
-    dvc = ("dvc", "repro", f"score@{CLIP}")
-    wait(Command(by_dvc, *dvc))
-    edits = by_dvc / "results" / CLIP / "edits"
+    project = check_entry_points_and_a_kill(long_project(tmp_path / "template"), tmp_path, a_window_is_finished)
+    edits = project / "results" / CLIP / "edits"
     record = json.loads((edits / "red.json").read_text())
     assert (record["frames"], Fraction(record["fps"])) == (FRAMES, FPS)
     with av.open(str(edits / "red.mp4")) as container:
         assert container.streams.video[0].frames == FRAMES and container.streams.video[0].average_rate == FPS
         sound = sum(frame.samples for frame in container.decode(audio=0)) / container.streams.audio[0].rate
         assert sound == pytest.approx(FRAMES / FPS, abs=0.1)
-
-    home = tmp_path / "prefect"
-    wait(Command(by_flow, sys.executable, "-m", "tav_cli.main", "run", CLIP, PREFECT_HOME=str(home)))
-    check_same(by_flow, by_dvc)
-
-    assert kill_when(Command(killed, *dvc), killed, a_window_is_finished)
-    wait(Command(killed, *dvc))
-    check_same(killed, by_dvc)

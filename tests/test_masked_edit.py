@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from tav.config import no_own_settings
 from tav.config.prompts import EditRow
 from tav_model.blending import feathered
 from tav_model.tensors import load_tensors
-from tests.support.killing import CLIP, SETTINGS, Command, check_same, kill_when, video_is_being_written, wait
+from tests.support.killing import CLIP, SETTINGS, check_entry_points_and_a_kill, video_is_being_written
 from tests.support.models import small_base
 from tests.support.projects import change_params, fresh_clone
 
@@ -50,24 +49,11 @@ def right_half() -> np.ndarray:
 @pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_masked_edit_by_both_entry_points_and_after_a_kill(tmp_path: Path) -> None:
-    template = car_project(tmp_path / "template")
-    by_dvc, by_flow, killed = (
-        Path(shutil.copytree(template, tmp_path / name)) for name in ("by-dvc", "by-flow", "killed")
-    )
-    dvc = ("dvc", "repro", f"score@{CLIP}")
-    wait(Command(by_dvc, *dvc))
-    edits = by_dvc / "results" / CLIP / "edits"
+    project = check_entry_points_and_a_kill(car_project(tmp_path / "template"), tmp_path, video_is_being_written)
+    edits = project / "results" / CLIP / "edits"
     record = json.loads((edits / "red.json").read_text())
     assert (record["mask"], record["mask_feather"]) == ("data/right.png", FEATHER)
     assert json.loads((edits / "moon.json").read_text())["mask"] is None
-
-    home = tmp_path / "prefect"
-    wait(Command(by_flow, sys.executable, "-m", "tav_cli.main", "run", CLIP, PREFECT_HOME=str(home)))
-    check_same(by_flow, by_dvc)
-
-    assert kill_when(Command(killed, *dvc), killed, video_is_being_written)
-    wait(Command(killed, *dvc))
-    check_same(killed, by_dvc)
 
 
 @pytest.mark.slow

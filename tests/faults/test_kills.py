@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from tests.support.killing import (
     MOMENTS,
     Command,
     Forked,
+    by_dvc,
+    by_flow,
     check_complete,
     check_no_process_is_left,
     check_same,
@@ -31,15 +32,6 @@ from tests.support.projects import run
 
 SEED = 20221222
 Start = Callable[[Path], Command | Forked]
-
-
-def by_dvc(project: Path) -> Command:
-    return Command(project, "dvc", "repro")
-
-
-def by_flow(project: Path) -> Command:
-    home = project.parent / "prefect"
-    return Command(project, sys.executable, "-m", "tav_cli.main", "run", killing.CLIP, PREFECT_HOME=str(home))
 
 
 def resume(project: Path, start: Start, reference: Path) -> None:

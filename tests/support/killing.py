@@ -106,6 +106,15 @@ class Forked:
         self._process.join()
 
 
+def by_dvc(project: Path, *targets: str) -> Command:
+    return Command(project, "dvc", "repro", *targets)
+
+
+def by_flow(project: Path) -> Command:
+    home = project.parent / "prefect"
+    return Command(project, sys.executable, "-m", "tav_cli.main", "run", CLIP, PREFECT_HOME=str(home))
+
+
 def wait(run: Command | Forked, seconds: float = 400) -> float:
     """Wait for the end of a run; return how long it took."""
     start = time.monotonic()
@@ -246,6 +255,27 @@ def check_same(project: Path, reference: Path) -> None:
     """Check that results are bit-identical to those of a run that was never killed, and that nothing is left over."""
     assert (project / "dvc.lock").read_bytes() == (reference / "dvc.lock").read_bytes()
     check_same_results(project, reference)
+
+
+def check_entry_points_and_a_kill(template: Path, folder: Path, moment: Moment) -> Path:
+    """Check that both entry points and a run that is killed at a moment have the same results; return a project with them.
+
+    Args:
+        template: a project in which nothing has run.
+        folder: for copies of it.
+        moment: when DVC's run is killed, which is then resumed.
+    """
+    finished, other, killed = (
+        Path(shutil.copytree(template, folder / name)) for name in ("by-dvc", "by-flow", "killed")
+    )
+    score = f"score@{CLIP}"
+    wait(by_dvc(finished, score))
+    wait(by_flow(other))
+    check_same(other, finished)
+    assert kill_when(by_dvc(killed, score), killed, moment)
+    wait(by_dvc(killed, score))
+    check_same(killed, finished)
+    return finished
 
 
 def check_same_results(project: Path, reference: Path) -> None:

@@ -13,13 +13,14 @@ import torch
 
 from tasks.edit import edit
 from tasks.rows import RowBatch
-from tav.config import AttentionParams, EditParams, WindowParams
+from tav.config import EditParams, WindowParams
 from tav.config.prompts import PromptRow
 from tav.runtime.events import EventStream
 from tav_model.base_models import base_digest
 from tav_model.errors import TavError
 from tav_model.files import write_json
 from tav_model.tensors import save_tensors
+from tests.support.row_batches import row_batch
 
 
 class Pictures:
@@ -81,23 +82,8 @@ def batch_of_rows(
     project: Path, rows, renderer: Renderer | None = None, size: int = 1, look=None, **changes
 ) -> RowBatch:
     settings = {"steps": 2, "guidance_scale": 7.5, "negative_prompt": "", "start": "inverted", "precision": "float32"}
-    batch = RowBatch(
-        rows,
-        project / "inverted",
-        project / "tuned",
-        project / "edits",
-        root=project,
-        base=str(project / "base"),
-        attention=AttentionParams(),
-        params=EditParams(**settings | changes),
-        seed=1,
-        device="cpu",
-        store=project / "store",
-        batch_size=size,
-        **(look or {}),
-    )
-    batch.pipeline = renderer or Renderer()
-    return batch
+    params = EditParams(**settings | changes)
+    return row_batch(project, rows, params, renderer or Renderer(), batch_size=size, **(look or {}))
 
 
 def render(batch: RowBatch) -> Renderer:

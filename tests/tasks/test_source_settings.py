@@ -17,7 +17,7 @@ from PIL import Image
 from tasks.edit import edit
 from tasks.rows import RowBatch
 from tasks.source_settings import Source, source_arguments
-from tav.config import AttentionParams, DecodeParams, EditParams, WindowParams
+from tav.config import DecodeParams, EditParams, WindowParams
 from tav.config.presets import PRESETS
 from tav.config.prompts import PromptRow
 from tav.config.results import MASK_IMAGE
@@ -29,6 +29,7 @@ from tav_model.files import read_json, write_json
 from tav_model.tensors import save_tensors
 from tav_model.video import read_video
 from tests.support.models import noise, pipeline
+from tests.support.row_batches import row_batch
 from tests.support.videos import write_tone
 
 STEPS = 2
@@ -56,23 +57,14 @@ def project(tmp_path: Path) -> Path:
 def batch_of(
     project: Path, *rows: PromptRow, caption: str = "a man", window: WindowParams | None = None, **params
 ) -> RowBatch:
-    batch = RowBatch(
+    return row_batch(
+        project,
         rows,
-        project / "inverted",
-        project / "tuned",
-        project / "edits",
-        root=project,
-        base=str(project / "base"),
-        attention=AttentionParams(),
-        params=EditParams(**{"steps": STEPS, "guidance_scale": 2.0} | params),
-        seed=1,
-        device="cpu",
-        store=project / "store",
+        EditParams(**{"steps": STEPS, "guidance_scale": 2.0} | params),
+        PIPELINE,
         source=Source(project, project / "inverted", caption, project / "frames", DECODE),
         window=window,
     )
-    batch.pipeline = PIPELINE
-    return batch
 
 
 def row(prompt: str = "a dog", **changes) -> PromptRow:

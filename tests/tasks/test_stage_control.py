@@ -12,7 +12,7 @@ import torch
 from tasks.edit import edit
 from tasks.rows import RowBatch, render_rows
 from tasks.stage_control import StageControl, network_digest
-from tav.config import AttentionParams, EditParams
+from tav.config import EditParams
 from tav.config.prompts import PromptRow
 from tav.reports.videos import read_edit
 from tav.runtime.events import EventStream
@@ -20,6 +20,7 @@ from tav_model.digests import digest
 from tav_model.files import read_json, write_json
 from tav_model.tensors import save_tensors
 from tests.support.models import controlnet, noise, pipeline
+from tests.support.row_batches import row_batch
 
 STEPS, SHAPE = 2, (1, 4, 3, 8, 8)
 CONDITION = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), dtype=np.uint8)
@@ -55,23 +56,9 @@ def annotate(project: Path, *scales: float) -> None:
 
 def batch_of(project: Path, *rows: PromptRow, controlled: bool = True) -> RowBatch:
     control = StageControl.read(project, project / "control", "edit") if controlled else None
-    batch = RowBatch(
-        rows,
-        project / "inverted",
-        project / "tuned",
-        project / "edits",
-        root=project,
-        base=str(project / "base"),
-        attention=AttentionParams(),
-        params=EditParams(steps=STEPS, guidance_scale=2.0),
-        seed=1,
-        device="cpu",
-        store=project / "store",
-        control=control,
-    )
     networks = control.networks("cpu", torch.float32) if control else None
-    batch.pipeline = pipeline(controlnet=networks)
-    return batch
+    params = EditParams(steps=STEPS, guidance_scale=2.0)
+    return row_batch(project, rows, params, pipeline(controlnet=networks), control=control)
 
 
 def row(prompt: str = "a dog", scale: float | None = None, name: str = "dog") -> PromptRow:

@@ -29,6 +29,7 @@ from tests.support.models import (
     video_unet,
 )
 from tests.support.personalisation import random_lora
+from tests.support.stopped_tuning import stop_after
 
 MEAN, DEVIATION = noise(1, 4, 3, 8, 8), 0.1 * noise(1, 4, 3, 8, 8, seed=1).abs()
 CAPTION, SAMPLE = noise(1, 7, CONTEXT_DIM, seed=2), noise(1, 4, 3, 8, 8, seed=3)
@@ -133,16 +134,8 @@ def test_resumed_tuning_is_bit_identical(tmp_path):
     whole = tuner()
     whole.fit(MEAN, DEVIATION, CAPTION)
 
-    class Stop(BaseException):
-        pass
-
-    def stop(record):
-        if record.step == 2:
-            raise Stop
-
     checkpoints = Checkpoints(tmp_path, "one")
-    with pytest.raises(Stop):
-        tuner().fit(MEAN, DEVIATION, CAPTION, checkpoints, on_step=stop)
+    stop_after(2, tuner(), (MEAN, DEVIATION, CAPTION), checkpoints)
     resumed = tuner(inflated(seed=9))
     resumed.fit(MEAN, DEVIATION, CAPTION, checkpoints)
     assert len(resumed.history) == 4

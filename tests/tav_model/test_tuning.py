@@ -14,6 +14,7 @@ from tav_model.networks.resnet import ResnetBlock3D
 from tav_model.networks.transformer import Transformer3DModel
 from tav_model.tuning import diffusion_loss
 from tests.support.models import CONTEXT_DIM, SCHEDULER, SD2, noise, relative, scheduler, seeded, video_unet
+from tests.support.stopped_tuning import stop_after
 
 MEAN, DEVIATION = noise(1, 4, 3, 8, 8), 0.1 * noise(1, 4, 3, 8, 8, seed=1).abs()
 CAPTION = noise(1, 7, CONTEXT_DIM, seed=2)
@@ -367,15 +368,7 @@ def resumed(folder, **config):
     whole = tuner(steps=5, **config)
     whole.fit(MEAN, DEVIATION, CAPTION)
 
-    class Stop(BaseException):
-        pass
-
-    def stop(record):
-        if record.step == 2:
-            raise Stop
-
-    with pytest.raises(Stop):
-        tuner(steps=5, **config).fit(MEAN, DEVIATION, CAPTION, Checkpoints(folder), on_step=stop)
+    stop_after(2, tuner(steps=5, **config), (MEAN, DEVIATION, CAPTION), Checkpoints(folder))
     again = tuner(steps=5, **config)
     again.fit(MEAN, DEVIATION, CAPTION, Checkpoints(folder))
     return whole, again

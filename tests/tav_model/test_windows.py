@@ -24,6 +24,7 @@ from tests.support.models import (
     t2i_adapter,
     video_unet,
 )
+from tests.support.stopped_tuning import stop_after
 
 STEPS = 3
 FRAMES = 5
@@ -298,16 +299,8 @@ def test_tuning_with_windows_resumes_bit_identically(tmp_path):
     complete = tuner()
     complete.fit(LATENTS, DEVIATION, TEXT)
 
-    class Stop(BaseException):
-        pass
-
-    def stop(record):
-        if record.step == 2:
-            raise Stop
-
     checkpoints = Checkpoints(tmp_path, "clip", every=10)
-    with pytest.raises(Stop):
-        tuner().fit(LATENTS, DEVIATION, TEXT, checkpoints, on_step=stop)
+    stop_after(2, tuner(), (LATENTS, DEVIATION, TEXT), checkpoints)
     resumed = tuner()
     resumed.fit(LATENTS, DEVIATION, TEXT, checkpoints)
     assert resumed.history == complete.history
