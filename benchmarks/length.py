@@ -28,6 +28,7 @@ from benchmarks.statistics import mean_interval
 from benchmarks.toyworld import Score
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
+from toyworld.scenes import Truth
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,6 +39,7 @@ CONTEXT = 16  # frames of a window where memory is measured
 FLAT = 0.10  # by how much memory may grow beyond two windows
 QUALITY_LENGTHS, QUICK_QUALITY_LENGTHS = (64, 256), (64,)
 SHORT = 8  # frames that quality is compared with: those that the other benchmarks use
+FRAMES_PER_PASS = 32  # in which the object travels its path once, so that long clips have several bounces
 SEAM = 1.2  # warping error at the borders of windows, at most, relative to that inside
 # Changes of params.yaml by variant. Pieces neither overlap nor have an anchor.
 VARIANTS: dict[str, Mapping[str, Any]] = {
@@ -170,9 +172,15 @@ def measure_quality(runs: SceneRuns, lengths: Sequence[int]) -> dict[str, list[E
 
 
 def _longer(runs: SceneRuns, frames: int) -> SceneRuns:
-    """Return runs on the same scenes, each rendered in so many frames."""
-    scenes = [BenchmarkScene(s.name, dataclasses.replace(s.truth, frames=frames)) for s in runs.scenes]
+    """Return runs on the same scenes, each rendered in so many frames, in which the object goes back and forth."""
+    scenes = [BenchmarkScene(one.name, _longer_truth(one.truth, frames)) for one in runs.scenes]
     return SceneRuns(runs.out, scenes, runs.seeds, runs.changes)
+
+
+def _longer_truth(truth: Truth, frames: int) -> Truth:
+    passes = max(1.0, frames / FRAMES_PER_PASS)
+    edits = {name: dataclasses.replace(edited, passes=passes) for name, edited in truth.edits.items()}
+    return Truth(dataclasses.replace(truth.scene, passes=passes), frames, edits)
 
 
 def quality_table(results: Mapping[str, Sequence[EditResult]]) -> str:
@@ -285,7 +293,7 @@ def plot_drift(runs: SceneRuns, frames: int, path: Path) -> dict[str, dict[int, 
         project = Project(runs.project(f"{variant}, {frames} frames"))
         rows = []
         for scene in runs.scenes:
-            truth = dataclasses.replace(scene.truth, frames=frames)
+            truth = _longer_truth(scene.truth, frames)
             for edit, edited in truth.edits.items():
                 video = read_video(project.edits(scene.name) / f"{edit}.mp4")[0]
                 rows.append(drift(video, edited, truth.times(range(frames)), distances))

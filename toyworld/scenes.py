@@ -45,6 +45,7 @@ RANGES = {
     "phase": (0, 1),
     "slant": (0, 1),
     "pan": (-1, 1),
+    "passes": (1, 1000),
 }
 
 HORIZON = 0.62
@@ -90,6 +91,8 @@ class Scene:
         slant: direction of the pattern, 0 to 1 of half a turn.
         pan: distance by which the camera moves along the landscape from time 0 to time 1, -1 to 1 picture widths; to
             the right if positive. The object's path is relative to the picture.
+        passes: number of times that the object travels its path within the clip, 1 to 1000: there, back, there again, and
+            so on, so that long clips show more than one slow pass.
 
     Raises:
         TavError: a value that is not one of these.
@@ -110,6 +113,7 @@ class Scene:
     phase: float = 0.0
     slant: float = 0.0
     pan: float = 0.0
+    passes: float = 1.0
 
     def __post_init__(self) -> None:
         choices = ATTRIBUTES | {"motion": MOTIONS, "pattern": PATTERNS, "accent": ACCENTS}
@@ -124,7 +128,8 @@ class Scene:
 
     def pose(self, time: float) -> Pose:
         """Return the pose of the object at a time from 0 to 1."""
-        return _PATHS[self.motion](self, time)
+        done = self.passes * time % 2
+        return _PATHS[self.motion](self, done if done <= 1 else 2 - done)
 
     def edited(self, **changes: Any) -> Scene:
         """Return the scene with other attributes, the ground truth of an edit.

@@ -82,6 +82,7 @@ def test_what_each_motion_does():
         ({"start": "0.2"}, "scene: start '0.2' must be a number from 0 to 1"),
         ({"end": True}, "scene: end True must be a number from 0 to 1"),
         ({"pan": 2}, "scene: pan 2 must be a number from -1 to 1"),
+        ({"passes": 0.5}, "scene: passes 0.5 must be a number from 1 to 1000"),
         ({"pattern": "zebra"}, "scene: pattern 'zebra' must be one of none, stripes"),
         ({"accent": "red"}, "scene: accent 'red' must be one of white, black"),
     ],
@@ -89,6 +90,15 @@ def test_what_each_motion_does():
 def test_scenes_that_are_refused(changes: dict, message: str):
     with pytest.raises(TavError, match=message.replace("(", r"\(")):
         Scene(**changes)
+
+
+@pytest.mark.parametrize("motion", MOTIONS)
+def test_an_object_travels_its_path_back_and_forth(motion: str):
+    once, thrice = Scene(motion=motion), Scene(motion=motion, passes=3)
+    for time in TIMES:
+        there, back, again = (thrice.pose((start + time) / 3) for start in range(3))
+        for pose, expected in ((there, once.pose(time)), (back, once.pose(1 - time)), (again, once.pose(time))):
+            assert dataclasses.astuple(pose) == pytest.approx(dataclasses.astuple(expected), abs=1e-9)
 
 
 def test_an_edit_keeps_the_motion_and_the_view():
