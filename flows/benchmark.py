@@ -28,7 +28,7 @@ import yaml
 from tasks.clip_stages import ClipStages
 from tav.config import Params, load_params, no_own_settings, parse_overrides
 from tav.config.metrics import METRICS, format_score
-from tav.config.paths import EMBEDDED, Project, project_path, resolve_model
+from tav.config.paths import EMBEDDED, WATCHED_FOLDERS, Project, project_path, resolve_model
 from tav.config.prompts import csv_text
 from tav.config.results import read_scores
 from tav.config.stages import STAGES
@@ -280,6 +280,8 @@ def _write_project(project: Path, root: Path, params: Params, entries: Sequence[
     load_params(project / "params.yaml")
     _write_if_changed(project / "dvc.yaml", _yaml(_dvc_stages(root, params, folders)))
     _write_if_changed(project / ".dvc/config", DVC_CONFIG)
+    for folder in WATCHED_FOLDERS:
+        _write_if_changed(project / folder / ".gitkeep", "")
     _write_if_changed(project / "data/scenes/README", "No scene files: the ground truth of these edits is unknown.\n")
 
 

@@ -12,6 +12,9 @@ from toyworld import WEIGHTS
 
 # The name of the base model that is part of the project, wherever the project is installed.
 EMBEDDED = "toyworld"
+# Folders of masks and of given conditions, whose files dvc.yaml names as inputs of stages.
+MASKS, CONDITIONS = "data/masks", "data/conditions"
+WATCHED_FOLDERS = (CONDITIONS, MASKS)
 LONGEST_FILE_NAME = 255  # Bytes; the limit of common file systems.
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 

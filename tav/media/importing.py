@@ -14,7 +14,7 @@ from typing import Any
 
 from tav.config import CLIP_NAME, CLIP_NAME_RULE, DecodeParams, add_clip, load_params, no_own_settings
 from tav.config.control import check_control
-from tav.config.paths import project_path
+from tav.config.paths import MASKS, project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
 from tav.media.decoding import decoded_frames
 from tav.media.frame_readers import IMAGE_SUFFIXES
@@ -78,7 +78,7 @@ def import_clip(
         edits: prompts.
         decode: settings that replace those of the section `decode` for this clip.
         mask: where the video is edited, for every prompt: see `tav.media.masks.load_mask`. It is copied as the video is, to
-            `data/NAME-mask`.
+            `data/masks/NAME`.
         control: the clip's own control networks, as `ControlParams`; None: the common ones.
 
     Raises:
@@ -224,7 +224,7 @@ def _mask_place(root: Path, mask: Path | None, name: str) -> tuple[Path | None, 
     inside = _path_inside(root, mask)
     if inside is not None:
         return None, inside
-    target = root / f"data/{name}-mask{_suffix(mask)}"
+    target = root / f"{MASKS}/{name}{_suffix(mask)}"
     return target, target.relative_to(root).as_posix()
 
 

@@ -47,6 +47,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tav.config.clip_settings import LATER_SECTIONS, effective_settings, is_own_key, no_own_settings
 from tav.config.dotted_keys import flatten
+from tav.config.paths import WATCHED_FOLDERS
 from tav.config.stages import CONTROLLED_STAGES
 from tav.runtime.redaction import redact
 from tav.versioning.recovery import clear_stale_locks, has_stale_locks, remove_partial_copies, repair_lock_file
@@ -172,15 +173,16 @@ def clear_cache(repo: Repo) -> None:
 def complete_records(project: ProjectFile) -> None:
     """Complete dvc.lock of earlier versions, so that the stages stay up to date.
 
-    Earlier versions had no stage `annotate` and no section `window`, and in the first ones a clip could have own settings of
-    `decode` alone. The outputs in dvc.lock were made without control, windows and other settings, so that is what is
-    recorded.
+    Earlier versions had no stage `annotate`, no section `window` and no folders of masks and conditions, and in the first
+    ones a clip could have own settings of `decode` alone. The outputs in dvc.lock were made without control, windows, masks
+    and other settings, so that is what is recorded.
     """
     stages: dict[str, PipelineStage] = {}  # Each access to `project.stages` loads a stage anew.
     for name in project.lockfile_contents.get("stages", {}):
         if name in project.stages:
             stages[name] = project.stages[name]
-    changed = _record_no_control(project, stages) + _record_no_own_settings(project, stages)
+    changed = _record_no_control(project, stages)
+    changed += _record_no_own_settings(project, stages) + _record_watched_folders(project, stages)
     if changed:
         path = Path(project.repo.root_dir) / "dvc.lock"
         content = _parse_lock_file(path)
@@ -247,6 +249,22 @@ def _record_no_own_settings(project: ProjectFile, stages: Mapping[str, PipelineS
                 current = dependency.read_params()
                 dependency.hash_info.value = recorded | {key: _earlier_value(key, current.get(key)) for key in keys}
                 _save_in_run_cache(stage)
+                changed.append(name)
+    return changed
+
+
+def _record_watched_folders(project: ProjectFile, stages: Mapping[str, PipelineStage]) -> list[str]:
+    """Record the folders that stages did not depend on in earlier versions; return the stages that have changed."""
+    changed = []
+    for name, entry in project.lockfile_contents.get("stages", {}).items():
+        recorded = {dependency["path"] for dependency in entry.get("deps", [])}
+        if name not in stages:
+            continue
+        missing = set(WATCHED_FOLDERS) - recorded
+        for dependency in stages[name].deps:
+            if not _is_parameters(dependency) and dependency.def_path in missing and dependency.exists:
+                dependency.save()
+                _save_in_run_cache(stages[name])
                 changed.append(name)
     return changed
 

@@ -131,7 +131,8 @@ def make_project(root: Path) -> Path:
         shutil.copyfile(ROOT / name, root / name)
     (root / "params.yaml").write_text(PARAMS)
     (root / ".gitignore").write_text("/ran.log\n__pycache__/\n")
-    for name in ("ball.mp4", "ball.csv", "man.mp4", "man.csv", "scenes/ball.json"):
+    folders = ("conditions/.gitkeep", "masks/.gitkeep")
+    for name in ("ball.mp4", "ball.csv", "man.mp4", "man.csv", "scenes/ball.json", *folders):
         (root / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (root / "data" / name).write_text(name)
     (root / "tasks").mkdir()

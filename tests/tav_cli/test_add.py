@@ -56,8 +56,8 @@ def test_add_with_a_mask_copies_it_and_names_it_in_every_row(tav: Tav, new: Path
     arguments = ("add", "data/ball.mp4", "--caption", "a ball", "--name", "b", "--edit", "a blue ball")
     ended = tav(*arguments, "--mask", tmp_path / "Jacket.PNG")
     assert ended.code == 0, ended.err
-    assert (new / "data/b-mask.png").read_bytes() == (tmp_path / "Jacket.PNG").read_bytes()
-    assert (new / "data/b.csv").read_text() == "prompt,mask\na blue ball,data/b-mask.png\n"
+    assert (new / "data/masks/b.png").read_bytes() == (tmp_path / "Jacket.PNG").read_bytes()
+    assert (new / "data/b.csv").read_text() == "prompt,mask\na blue ball,data/masks/b.png\n"
 
 
 def test_add_with_control_names_the_network(tav: Tav, new: Path) -> None:

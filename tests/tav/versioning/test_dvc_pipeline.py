@@ -321,6 +321,26 @@ def test_a_clone_of_an_earlier_version_needs_no_outputs_to_be_brought_up_to_date
     assert bring_up_to_date(done, ["man-skiing_2"]) == []
 
 
+def test_results_from_before_the_folders_of_masks_and_conditions_stay_valid(done):
+    before = (done / "dvc.lock").read_text()
+    entries = r"^    - path: data/(masks|conditions)\n(      .*\n)+"
+    text, removed = re.subn(entries, "", before, flags=re.MULTILINE)
+    assert removed == 2 * len(CLIPS)
+    (done / "dvc.lock").write_text(text)
+    assert {status.state for status in DvcPipeline(done).status("ball", STAGES).values()} == {"up to date"}
+    assert "up to date" in dvc(done, "status")
+    assert (done / "dvc.lock").read_text() == before
+
+
+def test_masks_and_conditions_rerun_the_stages_that_read_them(done):
+    (done / "data/masks/ball.png").write_text("mask")
+    assert bring_up_to_date(done, ["ball"]) == ["edit@ball"]  # Its outputs are the same here.
+    (done / "data/conditions/depth.mp4").write_text("depth")
+    assert bring_up_to_date(done, ["ball"]) == ["annotate@ball"]
+    (done / "data/masks/ball.png").unlink()
+    assert bring_up_to_date(done, ["ball"]) == []  # The result without the mask is restored.
+
+
 def test_control_reruns_the_stages_that_it_acts_in(done):
     one = "{kind: canny, model: m, scale: 1.0}"
     change(done, "control: []", f"control: [{one}]")
