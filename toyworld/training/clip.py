@@ -42,7 +42,11 @@ VISION: dict[str, Any] = {
 
 
 class ClipPart(Part):
-    """The scorer, trained with a contrastive loss in which all pictures that a caption is true of are its positives."""
+    """The scorer, trained with a contrastive loss in which all pictures that a caption is true of are its positives.
+
+    Captions of a batch differ in several attributes, so that a model which tells the colour need not tell the object. A
+    second term therefore asks for each attribute alone: which of its values does the picture have?
+    """
 
     name = "clip"
 
@@ -57,9 +61,14 @@ class ClipPart(Part):
         with tempfile.TemporaryDirectory() as folder:
             save_tokenizer(Path(folder))
             self.tokens = Tokens(Path(folder))
+        self.phrases = [phrase(name, value) for name, values in ATTRIBUTES.items() for value in values]
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return `pixels` (b, 3, 128, 128), `tokens` (b, 32), and `true` (b, b): which caption is true of which picture."""
+        """Return a batch.
+
+        `pixels` (b, 3, 128, 128); `tokens` (b, 32); `true` (b, b): which caption is true of which picture; `phrases` (v, 32):
+        tokens of every value of every attribute; `values` (b, a): numbers of the pictures' values, for each attribute.
+        """
         rng = np.random.default_rng([self.settings.seed, step])
         scenes = [random_scene(rng) for _ in range(self.settings.batch)]
         pictures = np.stack([render(scene, float(rng.random())) for scene in scenes])
@@ -75,18 +84,27 @@ class ClipPart(Part):
             "pixels": _pixels(pictures),
             "tokens": self.tokens(captions),
             "true": torch.from_numpy(_truth(mentioned, scenes)),
+            "phrases": self.tokens(self.phrases),
+            "values": torch.tensor([[v.index(getattr(one, name)) for name, v in ATTRIBUTES.items()] for one in scenes]),
         }
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        """Return the mean cross entropy of pictures given captions and of captions given pictures."""
+        """Return the mean cross entropy of pictures and captions given each other, plus that of attributes given pictures."""
         pixels = batch["pixels"]
         strength = NOISE / DEVIATION[1] * torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels.device)
         pixels = pixels + strength * torch.randn(pixels.shape, generator=generator).to(pixels.device)
-        logits = self.clip(input_ids=batch["tokens"], pixel_values=pixels).logits_per_text.float()
+        output = self.clip(input_ids=batch["tokens"], pixel_values=pixels)
+        logits = output.logits_per_text.float()
         true = batch["true"].float()
         by_text = -(functional.log_softmax(logits, 1) * true).sum(1) / true.sum(1)
         by_picture = -(functional.log_softmax(logits, 0) * true).sum(0) / true.sum(0)
-        return (by_text.mean() + by_picture.mean()) / 2
+        phrases = _normalised(self.clip.get_text_features(input_ids=batch["phrases"]))
+        by_value = (self.clip.logit_scale.exp() * output.image_embeds @ phrases.T).float()
+        by_attribute = [
+            functional.cross_entropy(of_attribute, batch["values"][:, i])
+            for i, of_attribute in enumerate(by_value.split([len(values) for values in ATTRIBUTES.values()], dim=1))
+        ]
+        return (by_text.mean() + by_picture.mean()) / 2 + sum(by_attribute) / len(by_attribute)
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
         """Return how often the right caption of 64, and the right value of each attribute, is recognized."""
@@ -139,5 +157,8 @@ def _truth(mentioned: list[dict[str, str]], scenes: list[Scene]) -> np.ndarray:
 
 
 def _rows(features: Any) -> np.ndarray:
-    features = getattr(features, "pooler_output", features)
-    return functional.normalize(features.float(), dim=-1).cpu().numpy()
+    return _normalised(features).float().cpu().numpy()
+
+
+def _normalised(features: Any) -> torch.Tensor:
+    return functional.normalize(getattr(features, "pooler_output", features), dim=-1)
