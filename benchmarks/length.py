@@ -178,7 +178,7 @@ def _longer(runs: SceneRuns, frames: int) -> SceneRuns:
 
 
 def _longer_truth(truth: Truth, frames: int) -> Truth:
-    passes = max(1.0, frames / FRAMES_PER_PASS)
+    passes = max(truth.scene.passes, frames / FRAMES_PER_PASS)
     edits = {name: dataclasses.replace(edited, passes=passes) for name, edited in truth.edits.items()}
     return Truth(dataclasses.replace(truth.scene, passes=passes), frames, edits)
 

@@ -12,6 +12,7 @@ from benchmarks.length import (
     SEAM,
     SHORT,
     VARIANTS,
+    _longer_truth,
     borders_of,
     drift,
     main,
@@ -26,11 +27,12 @@ from benchmarks.length import (
     seams,
     time_table,
 )
+from benchmarks.measures import ROOT
 from benchmarks.scenes import BenchmarkScene, EditResult, SceneRuns
 from tav.config.stages import STAGES
 from tav_model import WindowOptions
 from toyworld.renderer import render
-from toyworld.scenes import Scene, Truth
+from toyworld.scenes import Scene, Truth, load_truth
 
 
 def test_memory_is_flat_or_not() -> None:
@@ -54,6 +56,14 @@ def test_seams() -> None:
 def results(**scores: float) -> list[EditResult]:
     values = {"track_error": 0.1, "attributes_edited": 0.9, "attributes_kept": 0.9, "identity_error": 0.5} | scores
     return [EditResult(scene, "edit", "object", 1, values) for scene in ("a", "b")]
+
+
+def test_long_clips_have_several_passes() -> None:
+    truth = load_truth(ROOT / "data/scenes/ball.json")
+    long = _longer_truth(truth, 256)
+    assert long.frames == 256 and long.scene.passes == 8 and long.edits.keys() == truth.edits.keys()
+    assert {edited.passes for edited in long.edits.values()} == {8}
+    assert _longer_truth(truth, 12).scene == truth.scene
 
 
 def test_quality_is_compared_with_the_interval_of_short_clips() -> None:
