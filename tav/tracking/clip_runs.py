@@ -108,6 +108,8 @@ class ClipRuns:
         info = read_json(folder / "tuned.json")
         run.log_params({"tuned.parameters": info["parameters"]})
         run.log_metrics({"peak_memory_gib": peak_memory()})
+        for step, loss in info.get("held_out_loss", []):
+            run.log_metrics({"held_out_loss": loss}, step)
         run.set_tags({"tav.tuned.sha256": info["sha256"], **self._dvc_hashes("decode", "encode")})
         for name in ("tuned.json", "loss.csv"):
             run.log_artifact(folder / name)

@@ -13,7 +13,7 @@ from tav.config.metrics import METRICS
 from tav.config.prompts import EditRow
 from tav.tracking.clip_runs import ClipRuns
 from tav_model.errors import TavError
-from tests.support.mlflow_store import runs
+from tests.support.mlflow_store import history, runs
 from tests.support.reported import CLIP, FRAMES, PROMPTS, make_results
 
 
@@ -72,6 +72,16 @@ def test_all_runs_end_as_the_stage_ends(project: Path, error: BaseException, sta
         "stage": status,
         "edit": "FINISHED",
     }
+
+
+def test_the_loss_on_held_out_noise_becomes_a_curve(project: Path) -> None:
+    path = project / "results" / CLIP / "tuned/tuned.json"
+    curve = [(20, 0.5), (40, 0.25)]
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"held_out_loss": curve}))
+    with (tune := clip_runs(project)).reporting("tune"), tune.tuning():
+        pass
+    (number,) = [i for i, run in enumerate(runs(project)) if run.data.tags["tav.kind"] == "tune"]
+    assert history(project, "held_out_loss", run=number) == curve
 
 
 def test_a_mistake_before_anything_was_done_leaves_no_run(project: Path) -> None:
