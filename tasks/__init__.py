@@ -2,7 +2,7 @@
 
 import os
 
-from tav.runtime.allocator import keep_freed_memory
+from tav_model.allocator import keep_freed_memory
 
 # By default OpenMP's threads spin while they wait, which takes ten times as long and more beside other work on the same
 # cores; sleeping threads cost next to nothing. The variable must be set before torch is imported.

@@ -14,9 +14,9 @@ from diffusers.optimization import get_scheduler
 from torch import nn
 from torch.nn import functional
 
+from tav_model.allocator import FreedMemory
 from tav_model.checkpoints import Checkpoints
 from tav_model.errors import TavError
-from tav_model.freed_memory import FreedMemory
 from tav_model.low_rank import add_low_rank
 from tav_model.muon import Muon
 from tav_model.networks.memory_efficient import is_large

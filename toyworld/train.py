@@ -19,6 +19,7 @@ import os
 import sys
 from pathlib import Path
 
+from tav_model.allocator import keep_freed_memory
 from tav_model.errors import TavError
 
 # Steps, batch size, learning rate, decay of the averaged weights, weight decay.
@@ -80,6 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     os.environ.setdefault("OMP_WAIT_POLICY", "ACTIVE")
+    keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
     logging.getLogger("toyworld").setLevel(logging.INFO)
     processes = int(os.environ.get("WORLD_SIZE", 1))

@@ -1,1 +1,1 @@
-"""What every run needs of the machine: devices, locks, events and progress, logs, the allocator."""
+"""What every run needs of the machine: devices, locks, events and progress, logs."""

@@ -7,8 +7,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from tav_model import TavError, Tuner, TuningConfig, tuning
+from tav_model.allocator import FreedMemory
 from tav_model.checkpoints import Checkpoints
-from tav_model.freed_memory import FreedMemory
 from tav_model.networks import memory_efficient
 from tav_model.networks.resnet import ResnetBlock3D
 from tav_model.networks.transformer import Transformer3DModel
