@@ -25,7 +25,7 @@ from tav_model.errors import TavError
 # Steps, batch size, learning rate, decay of the averaged weights, weight decay.
 DEFAULTS = {
     "vae": (6000, 8, 4e-3, 0.998, 0.0),
-    "clip": (2500, 64, 2e-3, 0.998, 0.01),
+    "clip": (6500, 64, 2e-3, 0.998, 0.01),
     "unet": (16000, 32, 2e-3, 0.999, 0.01),
     "decoder": (4000, 8, 2e-3, 0.998, 0.0),
     "control-edges": (2000, 16, 1e-3, 0.998, 0.01),

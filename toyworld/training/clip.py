@@ -30,14 +30,13 @@ PARTIAL = 0.45
 NOISE = 0.06
 # Pictures of the training set, which are drawn when they are first needed, because that takes longer than learning from
 # them. They are mirrored at random.
-PICTURES = 20_000
+PICTURES = 40_000
 EVALUATED = 256
 CHOICES = 64
 
 VISION: dict[str, Any] = {
     "image_size": SIDE,
-    # An object is about 45 pixels wide. With patches of 16 pixels, stars are taken for balls.
-    "patch_size": 8,
+    "patch_size": 16,
     "hidden_size": 128,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
@@ -50,7 +49,8 @@ class ClipPart(Part):
     """The scorer, trained with a contrastive loss in which all pictures that a caption is true of are its positives.
 
     Captions of a batch differ in several attributes, so that a model which tells the colour need not tell the object. A
-    second term therefore asks for each attribute alone: which of its values does the picture have?
+    second term therefore asks for each attribute alone: which of its values does the picture have? Their sum outweighs the
+    first term, whose noise would otherwise hide the one attribute that is hard to learn, the object.
     """
 
     name = "clip"
@@ -105,7 +105,7 @@ class ClipPart(Part):
         return self.drawn[index]
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        """Return the mean cross entropy of pictures and captions given each other, plus that of attributes given pictures."""
+        """Return the mean cross entropy of pictures and captions given each other, plus that of each attribute."""
         pixels = batch["pixels"]
         strength = NOISE / DEVIATION[1] * torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels.device)
         pixels = pixels + strength * torch.randn(pixels.shape, generator=generator).to(pixels.device)
@@ -120,7 +120,7 @@ class ClipPart(Part):
             functional.cross_entropy(of_attribute, batch["values"][:, i])
             for i, of_attribute in enumerate(by_value.split([len(values) for values in ATTRIBUTES.values()], dim=1))
         ]
-        return (by_text.mean() + by_picture.mean()) / 2 + sum(by_attribute) / len(by_attribute)
+        return (by_text.mean() + by_picture.mean()) / 2 + sum(by_attribute)
 
     def evaluate(self) -> tuple[dict[str, float], np.ndarray | None]:
         """Return how often the right caption of 64, and the right value of each attribute, is recognized."""
