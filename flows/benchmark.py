@@ -280,8 +280,8 @@ def _write_project(project: Path, root: Path, params: Params, entries: Sequence[
     load_params(project / "params.yaml")
     _write_if_changed(project / "dvc.yaml", _yaml(_dvc_stages(root, params, folders)))
     _write_if_changed(project / ".dvc/config", DVC_CONFIG)
-    for folder in WATCHED_FOLDERS:
-        _write_if_changed(project / folder / ".gitkeep", "")
+    for watched in WATCHED_FOLDERS:
+        _write_if_changed(project / watched / ".gitkeep", "")
     _write_if_changed(project / "data/scenes/README", "No scene files: the ground truth of these edits is unknown.\n")
 
 
