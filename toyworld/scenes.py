@@ -223,7 +223,10 @@ class Truth:
 
 def save_truth(path: Path, scene: Scene, frames: int, edits: dict[str, dict[str, str]]) -> None:
     """Write a scene file: the scene, the number of frames, and the changes of each edit by name."""
-    write_json(path, {"scene": asdict(scene), "frames": frames, "edits": edits})
+    record = asdict(scene)
+    if record["passes"] == 1:
+        del record["passes"]  # The files of earlier versions, which had none, are the same.
+    write_json(path, {"scene": record, "frames": frames, "edits": edits})
 
 
 def load_truth(path: Path) -> Truth:
