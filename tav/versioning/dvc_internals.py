@@ -181,8 +181,10 @@ def complete_records(project: ProjectFile) -> None:
     for name in project.lockfile_contents.get("stages", {}):
         if name in project.stages:
             stages[name] = project.stages[name]
-    changed = _record_no_control(project, stages)
-    changed += _record_no_own_settings(project, stages) + _record_watched_folders(project, stages)
+    folders = _record_watched_folders(
+        project, stages
+    )  # First: the run cache keeps stages with all that they depend on.
+    changed = folders + _record_no_control(project, stages) + _record_no_own_settings(project, stages)
     if changed:
         path = Path(project.repo.root_dir) / "dvc.lock"
         content = _parse_lock_file(path)
@@ -257,10 +259,9 @@ def _record_watched_folders(project: ProjectFile, stages: Mapping[str, PipelineS
     """Record the folders that stages did not depend on in earlier versions; return the stages that have changed."""
     changed = []
     for name, entry in project.lockfile_contents.get("stages", {}).items():
-        recorded = {dependency["path"] for dependency in entry.get("deps", [])}
         if name not in stages:
             continue
-        missing = set(WATCHED_FOLDERS) - recorded
+        missing = set(WATCHED_FOLDERS) - {dependency["path"] for dependency in entry.get("deps", [])}
         for dependency in stages[name].deps:
             if not _is_parameters(dependency) and dependency.def_path in missing and dependency.exists:
                 dependency.save()

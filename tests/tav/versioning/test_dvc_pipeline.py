@@ -281,6 +281,11 @@ def test_what_changed_since_an_earlier_version_is_run(done):
     assert bring_up_to_date(done, ["ball"]) == [f"{stage}@ball" for stage in ("tune", "invert", "edit", "score")]
 
 
+def without_watched_folders(text: str) -> str:
+    """Return dvc.lock as of the versions in which no stage depended on the folders of masks and conditions."""
+    return re.sub(r"^    - path: data/(masks|conditions)\n(      .*\n)+", "", text, flags=re.MULTILINE)
+
+
 def without_control(root: Path) -> None:
     """Make a project one of the versions that had no stage `annotate`, except for dvc.yaml."""
     text = (root / "dvc.lock").read_text()
@@ -323,13 +328,26 @@ def test_a_clone_of_an_earlier_version_needs_no_outputs_to_be_brought_up_to_date
 
 def test_results_from_before_the_folders_of_masks_and_conditions_stay_valid(done):
     before = (done / "dvc.lock").read_text()
-    entries = r"^    - path: data/(masks|conditions)\n(      .*\n)+"
-    text, removed = re.subn(entries, "", before, flags=re.MULTILINE)
-    assert removed == 2 * len(CLIPS)
+    text = without_watched_folders(before)
+    assert before.count("path: data/masks") == before.count("path: data/conditions") == len(CLIPS)
+    assert "data/masks" not in text and "data/conditions" not in text
     (done / "dvc.lock").write_text(text)
     assert {status.state for status in DvcPipeline(done).status("ball", STAGES).values()} == {"up to date"}
     assert "up to date" in dvc(done, "status")
     assert (done / "dvc.lock").read_text() == before
+
+
+def test_results_from_before_the_stage_annotate_and_the_folders_stay_valid(done):
+    before = contents(done)
+    without_control(done)
+    (done / "dvc.lock").write_text(without_watched_folders((done / "dvc.lock").read_text()))
+    assert bring_up_to_date(done) == []
+    after = contents(done)
+    # No entry of the run cache lacks an input.
+    kept = [
+        {name: text for name, text in one.items() if "/runs/" in name or name == "dvc.lock"} for one in (before, after)
+    ]
+    assert len(kept[0]) > len(CLIPS) and kept[1] == kept[0]
 
 
 def test_masks_and_conditions_rerun_the_stages_that_read_them(done):
