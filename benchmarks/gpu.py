@@ -175,11 +175,13 @@ def run_parts(
     minutes: float,
     started: float,
 ) -> list[PartResult]:
-    """Run the chosen parts one after the other, each in its share of `minutes`."""
+    """Run the chosen parts one after the other, each in its share of `minutes`, or of what the parts before it have left."""
     end = started + 60 * minutes - RESERVE
     results = []
-    for name in chosen:
-        seconds = min(BUDGETS[name] * minutes / MINUTES, end - time.monotonic())
+    for place, name in enumerate(chosen):
+        left = end - time.monotonic()
+        share = BUDGETS[name] / sum(BUDGETS[part] for part in chosen[place:])
+        seconds = min(left, max(BUDGETS[name] * minutes / MINUTES, left * share))
         if seconds < 1:
             results.append(PartResult(name, failure="no time left"))
             continue

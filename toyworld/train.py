@@ -139,7 +139,7 @@ def _train(name: str, options: argparse.Namespace) -> None:
     elif name == "clip":
         from toyworld.training.clip import ClipPart
 
-        part = ClipPart(settings)
+        part = ClipPart(settings, options.workers)
     elif name in GROUPS["control"]:
         from toyworld.training.control import ControlPart
 
@@ -147,7 +147,7 @@ def _train(name: str, options: argparse.Namespace) -> None:
     else:
         from toyworld.training.unet import UnetPart
 
-        part = UnetPart(settings, options.base, options.work, device)
+        part = UnetPart(settings, options.base, options.work, device, options.workers)
     training = Training(
         part,
         options.work,

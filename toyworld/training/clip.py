@@ -18,6 +18,7 @@ from toyworld.renderer import render
 from toyworld.samples import random_scene
 from toyworld.scenes import ATTRIBUTES, Scene
 from toyworld.training.loop import Part, Settings
+from toyworld.training.pictures import DrawnPictures, TrainingSet
 from toyworld.training.text import Tokens, save_tokenizer, text_config
 
 SIDE = 128
@@ -30,7 +31,7 @@ PARTIAL = 0.45
 NOISE = 0.06
 # Pictures of the training set, which are drawn when they are first needed, because that takes longer than learning from
 # them. They are mirrored at random.
-PICTURES = 40_000
+PICTURES = 60_000
 EVALUATED = 256
 CHOICES = 64
 
@@ -55,7 +56,7 @@ class ClipPart(Part):
 
     name = "clip"
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, workers: int = 0) -> None:
         from transformers import CLIPConfig, CLIPModel
 
         super().__init__(settings)
@@ -67,19 +68,20 @@ class ClipPart(Part):
             save_tokenizer(Path(folder))
             self.tokens = Tokens(Path(folder))
         self.phrases = [phrase(name, value) for name, values in ATTRIBUTES.items() for value in values]
-        self.drawn: dict[int, tuple[Scene, np.ndarray]] = {}
+        self.pictures = TrainingSet(settings.seed, 3)
+        self.drawn = DrawnPictures(self.pictures, PICTURES, workers)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         """Return a batch.
 
-        `pixels` (b, 3, 128, 128); `tokens` (b, 32); `true` (b, b): which caption is true of which picture; `phrases` (v, 32):
-        tokens of every value of every attribute; `values` (b, a): numbers of the pictures' values, for each attribute.
+        `chosen` (b,): numbers of the pictures; `mirrored` (b,); `tokens` (b, 32); `true` (b, b): which caption is true of
+        which picture; `phrases` (v, 32): tokens of every value of every attribute; `values` (b, a): numbers of the pictures'
+        values, for each attribute.
         """
         rng = np.random.default_rng([self.settings.seed, step])
         chosen = rng.integers(PICTURES, size=self.settings.batch)
-        scenes, drawn = zip(*(self._draw(int(i)) for i in chosen), strict=True)
-        mirrored = rng.random(len(drawn)) < 0.5
-        pictures = np.stack([one[:, ::-1] if mirror else one for one, mirror in zip(drawn, mirrored, strict=True)])
+        scenes = [self.pictures.sample(int(i))[0] for i in chosen]
+        mirrored = rng.random(len(chosen)) < 0.5
         captions, mentioned = [], []
         for scene in scenes:
             if rng.random() < PARTIAL:
@@ -89,26 +91,21 @@ class ClipPart(Part):
             captions.append(text)
             mentioned.append(attributes)
         return {
-            "pixels": _pixels(pictures),
+            "chosen": torch.from_numpy(chosen),
+            "mirrored": torch.from_numpy(mirrored),
             "tokens": self.tokens(captions),
             "true": torch.from_numpy(_truth(mentioned, scenes)),
             "phrases": self.tokens(self.phrases),
             "values": torch.tensor([[v.index(getattr(one, name)) for name, v in ATTRIBUTES.items()] for one in scenes]),
         }
 
-    def _draw(self, index: int) -> tuple[Scene, np.ndarray]:
-        """Return a scene of the training set and a picture of it, `h w c` in uint8."""
-        if index not in self.drawn:
-            rng = np.random.default_rng([self.settings.seed, index, 3])
-            scene = random_scene(rng)
-            self.drawn[index] = scene, render(scene, float(rng.random()))
-        return self.drawn[index]
-
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Return the mean cross entropy of pictures and captions given each other, plus that of each attribute."""
-        pixels = batch["pixels"]
-        strength = NOISE / DEVIATION[1] * torch.rand(len(pixels), 1, 1, 1, generator=generator).to(pixels.device)
-        pixels = pixels + strength * torch.randn(pixels.shape, generator=generator).to(pixels.device)
+        pictures = self.drawn[batch["chosen"]]
+        pixels = _pixels(torch.where(batch["mirrored"][:, None, None, None], pictures.flip(2), pictures))
+        device = pixels.device
+        strength = NOISE / DEVIATION[1] * torch.rand(len(pixels), 1, 1, 1, generator=generator, device=device)
+        pixels = pixels + strength * torch.randn(pixels.shape, generator=generator, device=device)
         output = self.clip(input_ids=batch["tokens"], pixel_values=pixels)
         logits = output.logits_per_text.float()
         true = batch["true"].float()
@@ -141,7 +138,7 @@ class ClipPart(Part):
         return metrics, None
 
     def _embed_pictures(self, pictures: np.ndarray) -> np.ndarray:
-        pixels = _pixels(pictures).to(self.clip.device)
+        pixels = _pixels(torch.from_numpy(pictures).to(self.clip.device))
         return _rows(self.clip.get_image_features(pixel_values=pixels))
 
     def _embed_texts(self, texts: list[str]) -> np.ndarray:
@@ -162,14 +159,20 @@ class ClipPart(Part):
         write_json(folder / "preprocessor_config.json", processor)
 
 
-def _pixels(pictures: np.ndarray) -> torch.Tensor:
-    values = (pictures.astype(np.float32) / 255 - np.array(MEAN, np.float32)) / np.array(DEVIATION, np.float32)
-    return torch.from_numpy(values).permute(0, 3, 1, 2)
+def _pixels(pictures: torch.Tensor) -> torch.Tensor:
+    """Convert `b h w c` uint8 to normalized `b c h w`."""
+    mean, deviation = (torch.tensor(values, device=pictures.device) for values in (MEAN, DEVIATION))
+    return ((pictures.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)
 
 
 def _truth(mentioned: Sequence[dict[str, str]], scenes: Sequence[Scene]) -> np.ndarray:
     """Return which caption (row) is true of which picture (column)."""
-    return np.array([[all(getattr(s, k) == v for k, v in words.items()) for s in scenes] for words in mentioned])
+    true = np.ones((len(mentioned), len(scenes)), bool)
+    for name in ATTRIBUTES:
+        said = np.array([words.get(name, "") for words in mentioned])
+        shown = np.array([getattr(scene, name) for scene in scenes])
+        true &= (said == "")[:, None] | (said[:, None] == shown)
+    return true
 
 
 def _rows(features: Any) -> np.ndarray:

@@ -98,7 +98,7 @@ class ControlPart(Part):
             posterior = self.vae.encode(batch["pictures"]).latent_dist
             states = self.text_encoder(batch["tokens"]).last_hidden_state
         mean, deviation = posterior.mean.float(), posterior.std.float()
-        drawn = torch.randn((2, *mean.shape), generator=generator).to(mean.device)
+        drawn = torch.randn((2, *mean.shape), generator=generator, device=mean.device)
         latents = self.vae.config.scaling_factor * (mean + deviation * drawn[0])
         return self._error(latents, drawn[1], batch["timesteps"], states, batch["conditions"])
 

@@ -98,7 +98,7 @@ class Part(ABC, Dataset[dict[str, torch.Tensor]]):
 
         Args:
             batch: what `__getitem__` returns.
-            generator: generator of the step's noise, on the CPU.
+            generator: generator of the step's noise, on the device.
         """
 
     @abstractmethod
@@ -201,7 +201,7 @@ class Training:
     def _step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + self.step)
+        generator = torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_003 + self.step)
         if self.rank > 0:
             generator.manual_seed(generator.initial_seed() + 1_000_000_007 * self.rank)
         with torch.autocast(torch.device(self.device).type, torch.bfloat16):

@@ -19,8 +19,8 @@ from tav_model.tensors import load_tensors, save_tensors
 from toyworld.captions import caption, partial_caption, random_caption
 from toyworld.renderer import render
 from toyworld.samples import random_scene
-from toyworld.scenes import Scene
 from toyworld.training.loop import Part, Settings
+from toyworld.training.pictures import BATCH, TrainingSet
 from toyworld.training.text import WIDTH, Tokens, save_tokenizer, save_vocabulary, text_config
 from toyworld.training.vae import CONFIG as VAE
 from toyworld.training.vae import start_as_identity, to_pictures, to_tensor
@@ -28,9 +28,9 @@ from toyworld.training.vae import start_as_identity, to_pictures, to_tensor
 logger = logging.getLogger(__name__)
 
 CHANNELS = VAE["latent_channels"]
-# Pictures of the training set. It grows while training, so that training starts early and large numbers of steps do not
-# repeat the same pictures too often.
-CHUNK, CHUNK_STEPS, PICTURES = 10_000, 1000, 80_000
+# Pictures of the training set. It grows by a chunk after so many samples, so that training starts early, and long trainings
+# do not repeat the same pictures too often.
+CHUNK, CHUNK_SAMPLES, PICTURES = 10_000, 32_000, 120_000
 # Shares of empty captions, for classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and of partial ones.
 EMPTY, PARTIAL = 0.1, 0.05
 GUIDANCE_SCALE = 5.0
@@ -84,11 +84,12 @@ class UnetPart(Part):
         base: folder of the base model, with its VAE and its scorer.
         work: folder in which the latents are cached.
         device: "cpu", "cuda", ...
+        workers: processes that draw pictures; 0: this process draws them.
     """
 
     name = "unet"
 
-    def __init__(self, settings: Settings, base: Path, work: Path, device: str) -> None:
+    def __init__(self, settings: Settings, base: Path, work: Path, device: str, workers: int = 0) -> None:
         from diffusers import DDIMScheduler, UNet2DConditionModel
         from diffusers.models.attention_processor import AttnProcessor
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -107,17 +108,17 @@ class UnetPart(Part):
         self.unet.to(memory_format=torch.channels_last)
         self.networks = torch.nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
         self.tokens = Tokens(base / "scorer")
-        self.latents = Latents(settings.seed, base / "vae", work, device)
+        self.pictures = TrainingSet(settings.seed, 2)
+        self.latents = Latents(self.pictures, base / "vae", work, device, workers)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return `means` and `deviations` (b, 16, 16, 16), `tokens` (b, 32) and `timesteps` (b,)."""
+        """Return the numbers of pictures `chosen` (b,), `tokens` (b, 32) and `timesteps` (b,)."""
         rng = np.random.default_rng([self.settings.seed, step, 1])
-        count = min(PICTURES, CHUNK * (1 + step // CHUNK_STEPS))
+        count = min(PICTURES, CHUNK * (1 + step * self.settings.batch // CHUNK_SAMPLES))
         chosen = rng.integers(count, size=self.settings.batch)
-        means, deviations = self.latents[chosen]
         captions = []
         for i in chosen:
-            scene, _ = _sample(self.settings.seed, int(i))
+            scene, _ = self.pictures.sample(int(i))
             share = rng.random()
             if share < EMPTY:
                 captions.append("")
@@ -128,17 +129,16 @@ class UnetPart(Part):
         places = (rng.permutation(len(chosen)) + rng.random(len(chosen))) / len(chosen)
         timesteps = (places * self.scheduler.config.num_train_timesteps).astype(np.int64)
         return {
-            "means": means,
-            "deviations": deviations,
+            "chosen": torch.from_numpy(chosen),
             "tokens": self.tokens(captions),
             "timesteps": torch.from_numpy(timesteps),
         }
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Return the mean squared error of the predicted noise."""
-        means = batch["means"].float()
-        drawn = torch.randn((2, *means.shape), generator=generator).to(means.device)
-        latents = self.latents.factor * (means + batch["deviations"].float() * drawn[0])
+        means, deviations = self.latents[batch["chosen"]]
+        drawn = torch.randn((2, *means.shape), generator=generator, device=means.device)
+        latents = self.latents.factor * (means + deviations * drawn[0])
         noise = drawn[1].contiguous(memory_format=torch.channels_last)
         noisy = self.scheduler.add_noise(latents, noise, batch["timesteps"])
         states = self.text_encoder(batch["tokens"]).last_hidden_state
@@ -190,12 +190,6 @@ class UnetPart(Part):
         write_json(base / "model_index.json", INDEX)
 
 
-def _sample(seed: int, index: int) -> tuple[Scene, float]:
-    """Return the scene and the time of a picture of the training set."""
-    rng = np.random.default_rng([seed, index, 2])
-    return random_scene(rng), float(rng.random())
-
-
 def _load_scorer_text(text_encoder: Any, scorer: Path) -> None:
     from transformers import CLIPModel
 
@@ -212,16 +206,17 @@ class Latents:
     """Posterior means and deviations of the training set, computed in chunks when they are first needed, and cached.
 
     Args:
-        seed: seed of the pictures.
+        pictures: the training set.
         vae: folder of the VAE. Its decoder may change later.
         work: folder of the cache.
         device: "cpu", "cuda", ...
+        workers: processes that draw pictures; 0: this process draws them.
 
     Attributes:
         factor: the VAE's scaling factor.
     """
 
-    def __init__(self, seed: int, vae: Path, work: Path, device: str) -> None:
+    def __init__(self, pictures: TrainingSet, vae: Path, work: Path, device: str, workers: int) -> None:
         from diffusers import AutoencoderKL
 
         if not (vae / "config.json").is_file():
@@ -233,16 +228,21 @@ class Latents:
                 encoder.update(tensor.numpy().tobytes())
         self.vae.to(device, memory_format=torch.channels_last)
         self.factor: float = self.vae.config.scaling_factor
-        self.seed, self.work, self.device = seed, work, device
-        self.made_by = {"encoder": encoder.hexdigest(), "seed": str(seed), "count": str(CHUNK)}
-        self.chunks: list[torch.Tensor] = []
+        self.pictures, self.work, self.device, self.workers = pictures, work, device, workers
+        self.made_by = {"encoder": encoder.hexdigest(), "seed": str(pictures.seed), "count": str(CHUNK)}
+        # Posteriors of all chunks so far, on the device, `2 n c h w` in float16.
+        self.posteriors = torch.empty((2, 0, CHANNELS, 16, 16), dtype=torch.float16, device=device)
 
-    def __getitem__(self, chosen: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return means and deviations of the pictures with these indexes, each `b c h w` in float16."""
-        while len(self.chunks) * CHUNK <= chosen.max():
-            self.chunks.append(self._chunk(len(self.chunks)))
-        both = torch.stack([self.chunks[i // CHUNK][:, i % CHUNK] for i in chosen.tolist()], 1)
-        return both[0], both[1]
+    def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means and deviations of the pictures with these numbers, each `b c h w` in float32."""
+        ready = self.posteriors.shape[1]
+        if ready < PICTURES and chosen.max() >= ready:
+            numbers = range(ready // CHUNK, int(chosen.max()) // CHUNK + 1)
+            with torch.autocast(torch.device(self.device).type, enabled=False):
+                added = [self._chunk(number).to(self.device) for number in numbers]
+                self.posteriors = torch.cat([self.posteriors, *added], 1)
+        means, deviations = self.posteriors[:, chosen].float()
+        return means, deviations
 
     def _chunk(self, number: int) -> torch.Tensor:
         kept = self.work / f"latents-{number}.safetensors"
@@ -252,10 +252,15 @@ class Latents:
                 return tensors["posterior"]
         means, deviations = [], []
         indexes = range(number * CHUNK, (number + 1) * CHUNK)
+        batches = tqdm(
+            self.pictures.batches(indexes, self.workers),
+            desc=f"latents {number}",
+            unit="batch",
+            total=-(-CHUNK // BATCH),
+            mininterval=10,
+        )
         with torch.inference_mode(), torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            for start in tqdm(indexes[::50], desc=f"latents {number}", unit="batch", mininterval=10):
-                some = range(start, min(start + 50, indexes.stop))
-                pictures = np.stack([render(*_sample(self.seed, i)) for i in some])
+            for pictures in batches:
                 posterior = self.vae.encode(to_tensor(pictures).to(self.device)).latent_dist
                 means.append(posterior.mean.half().cpu())
                 deviations.append(posterior.std.half().cpu())

@@ -70,7 +70,7 @@ class VaePart(Part):
         pictures = batch["pictures"]
         posterior = self.vae.encode(pictures).latent_dist
         mean, deviation = posterior.mean.float(), posterior.std.float()
-        noise = torch.randn(mean.shape, generator=generator).to(mean.device)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         decoded = self.vae.decode(mean + deviation * noise).sample.float()
         divergence = (mean.square() + deviation.square() - 1 - 2 * deviation.log()).mean()
         return weighted_error(decoded, batch) + KL_WEIGHT * divergence
@@ -120,7 +120,7 @@ class DecoderPart(VaePart):
         pictures = batch["pictures"]
         with torch.no_grad():
             posterior = self.vae.encode(pictures).latent_dist
-        noise = torch.randn(posterior.mean.shape, generator=generator).to(pictures.device)
+        noise = torch.randn(posterior.mean.shape, generator=generator, device=pictures.device)
         decoded = self.vae.decode(posterior.mean.float() + posterior.std.float() * noise).sample.float()
         return weighted_error(decoded, batch)
 
