@@ -29,7 +29,9 @@ def _clip(scene: Scene, edits: dict[str, dict[str, str]]) -> Truth:
 # The sample clips, each with an edit of every category.
 CLIPS: dict[str, Truth] = {
     "ball": _clip(
-        Scene("ball", "red", "grass", "day", "plain", "bouncing", 0.17, 0.2, 0.8, 0.1),
+        Scene(
+            "ball", "red", "grass", "day", "plain", "bouncing", 0.17, 0.2, 0.8, 0.1, "stripes", "white", 0.25, 0.75, 0.2
+        ),
         {
             "blue-ball": {"colour": "blue"},
             "cube": {"object": "cube"},
@@ -39,7 +41,7 @@ CLIPS: dict[str, Truth] = {
         },
     ),
     "cube": _clip(
-        Scene("cube", "green", "snow", "day", "plain", "rolling", 0.17, 0.2, 0.8, 0.62),
+        Scene("cube", "green", "snow", "day", "plain", "rolling", 0.17, 0.2, 0.8, 0.62, "dots", "deep", 0.2, 0.1, 0.25),
         {
             "purple-cube": {"colour": "purple"},
             "ball": {"object": "ball"},
@@ -49,7 +51,23 @@ CLIPS: dict[str, Truth] = {
         },
     ),
     "fish": _clip(
-        Scene("fish", "orange", "sea", "day", "plain", "swinging", 0.19, 0.24, 0.76, 0.35),
+        Scene(
+            "fish",
+            "orange",
+            "sea",
+            "day",
+            "plain",
+            "swinging",
+            0.19,
+            0.24,
+            0.76,
+            0.35,
+            "stripes",
+            "white",
+            0.15,
+            0.0,
+            -0.2,
+        ),
         {
             "pink-fish": {"colour": "pink"},
             "boat": {"object": "boat"},
@@ -59,7 +77,23 @@ CLIPS: dict[str, Truth] = {
         },
     ),
     "rocket": _clip(
-        Scene("rocket", "blue", "sand", "night", "plain", "rising", 0.19, 0.4, 0.6, 0.8),
+        Scene(
+            "rocket",
+            "blue",
+            "sand",
+            "night",
+            "plain",
+            "rising",
+            0.19,
+            0.4,
+            0.6,
+            0.8,
+            "checks",
+            "white",
+            0.3,
+            0.25,
+            0.15,
+        ),
         {
             "red-rocket": {"colour": "red"},
             "star": {"object": "star"},
