@@ -34,6 +34,7 @@ from benchmarks.speed import (
     peak_gib,
     reset_peak,
     timed,
+    unet_config,
 )
 from tav_model.errors import first_line
 from tav_model.files import read_json
@@ -237,10 +238,10 @@ def _golden_unet(folder: Path) -> UNet3DConditionModel:
 
 
 def inputs(setting: Setting, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return random latents `1 4 f h w` in float32, and text embeddings `1 n c` in the given precision."""
+    """Return random latents `1 c f h w` in float32, and text embeddings `1 n d` in the given precision."""
     import torch
 
-    shape = (1, 4, setting.frames, setting.latent_size, setting.latent_size)
+    shape = (1, unet_config(setting)["in_channels"], setting.frames, setting.latent_size, setting.latent_size)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn(shape, generator=generator).to(setting.device)
     text = torch.randn((1, *TEXT_SHAPES[setting.config]), generator=generator).to(setting.device, dtype)

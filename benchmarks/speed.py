@@ -42,8 +42,13 @@ VAE_FACTOR = 8  # pixels per latent, in all three configurations
 DEFAULT_SIZES = {"sd15": 256, "sd21": 256, "toyworld": 128}
 PARTS = ("forward", "tuning step", "inversion step", "edit step", "edit step, 4 prompts")
 UNET_CONFIGS: dict[str, dict[str, Any]] = {
-    "sd15": {"cross_attention_dim": 768, "attention_head_dim": 8},
-    "sd21": {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True},
+    "sd15": {"in_channels": 4, "cross_attention_dim": 768, "attention_head_dim": 8},
+    "sd21": {
+        "in_channels": 4,
+        "cross_attention_dim": 1024,
+        "attention_head_dim": [5, 10, 20, 20],
+        "use_linear_projection": True,
+    },
 }
 TEXT_SHAPES = {"sd15": (77, 768), "sd21": (77, 1024), "toyworld": (32, 128)}
 # The original code with torch 2.13 on two cores of an AMD EPYC, for SD 1.x and 8 frames of 32x32 latents: seconds, and the
@@ -122,18 +127,26 @@ class Timing:
 # What to measure
 
 
+def unet_config(setting: Setting) -> dict[str, Any]:
+    """Return the config of the inflated UNet, as far as it differs from the defaults."""
+    from tav_model import UNet3DConditionModel
+    from tav_model.networks.inflation import inflate_config
+
+    if setting.config in UNET_CONFIGS:
+        return UNET_CONFIGS[setting.config]
+    embedded = ROOT / "toyworld" / "weights" / "unet" / "config.json"
+    return inflate_config(UNet3DConditionModel, read_json(embedded))
+
+
 def build_unet(setting: Setting, dtype: torch.dtype) -> UNet3DConditionModel:
     """Build the inflated UNet with random weights, directly on its device and in its precision."""
     import torch
 
     from tav_model import UNet3DConditionModel
-    from tav_model.networks.inflation import inflate_config
 
-    shape = UNET_CONFIGS.get(setting.config)
-    if shape is None:
-        shape = inflate_config(UNet3DConditionModel, read_json(ROOT / "toyworld" / "weights" / "unet" / "config.json"))
     with torch.device("meta"):
-        unet = UNet3DConditionModel.from_config({**shape, "attention": list(setting.attention)}).to(dtype)
+        config = unet_config(setting) | {"attention": list(setting.attention)}
+        unet = UNet3DConditionModel.from_config(config).to(dtype)
     unet.to_empty(device=setting.device)
     for name, parameter in unet.named_parameters():
         if name.endswith("bias"):
@@ -164,7 +177,7 @@ def make_part(part: str, setting: Setting, backend: str = "inductor") -> Callabl
     unet = build_unet(setting, dtype)  # The tuner converts the trained weights to float32.
     tokens, width = TEXT_SHAPES[setting.config]
     generator = torch.Generator().manual_seed(0)
-    shape = (1, 4, setting.frames, setting.latent_size, setting.latent_size)
+    shape = (1, unet.config.in_channels, setting.frames, setting.latent_size, setting.latent_size)
     latents = torch.randn(shape, generator=generator).to(setting.device)
     text = torch.randn((1, tokens, width), generator=generator).to(setting.device)
     if tuning:

@@ -277,6 +277,7 @@ class ClipStages:
                 seed=params.seed,
                 device=device,
                 gradient_checkpointing=params.runtime.gradient_checkpointing,
+                compile=params.runtime.compile,
                 checkpoints=self.project.work / "checkpoints" / self.clip,
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),
@@ -314,6 +315,7 @@ class ClipStages:
             progress=self._progress("invert", self.params.invert.steps, "step"),
             control=self.control("invert"),
             window=self.params.window,
+            compile=self.params.runtime.compile,
         )
 
     def edit(self, device: str) -> None:
@@ -382,6 +384,7 @@ class ClipStages:
             store=self.project.work / "rows" / self.clip,
             batch_size=self.params.runtime.edit_batch,
             decode_chunk=self.params.runtime.decode_chunk,
+            compile=self.params.runtime.compile,
             source=self._source(),
             control=self.control("edit"),
             window=self.params.window,

@@ -30,13 +30,14 @@ def invert(
     progress: Progress,
     control: StageControl | None = None,
     window: WindowParams | None = None,
+    compile: bool = False,
 ) -> None:
     """Write `inverted.safetensors` and `trajectory.safetensors`.
 
     The first has `latents`, the last point of the trajectory, `1 c f h w` in float32; the second `trajectory`, from the clean
     latents to these, `(steps + 1) 1 c f h w`. `window` is the section of params.yaml; None: no windows.
 
-    `control` steers the predictions, as it does in the edits.
+    `control` steers the predictions, as it does in the edits. `compile` compiles the network.
 
     Raises:
         TavError: the weights were tuned on another clip, or the inverted latents are not finite.
@@ -50,6 +51,10 @@ def invert(
     dtype = getattr(torch, params.precision)
     with MODEL_LOADING:
         unet, info = load_tuned_unet(base, tuned, attention.spatial, attention.temporal, device, dtype)
+    if compile:
+        from tav_model.compiling import compile_network
+
+        compile_network(unet, device)
     if info.get("clip_digest") != digest(latents):
         raise TavError(f"{tuned}: tuned on other latents than {latents}; tune again (dvc repro)")
     tensors, metadata = load_tensors(latents / "latents.safetensors", device)

@@ -77,6 +77,7 @@ class RowBatch:
         base_identity: the `tav_model.base_models.base_digest` of the base where it is known; otherwise it is computed.
         window: the section `window` of params.yaml; None: no windows.
         adopt: False only looks: the store is left as it is, and nothing may be rendered.
+        compile: compile the network.
     """
 
     def __init__(
@@ -101,10 +102,11 @@ class RowBatch:
         base_identity: str | None = None,
         window: WindowParams | None = None,
         adopt: bool = True,
+        compile: bool = False,
     ) -> None:
         self.inverted, self.tuned, self.out, self.root, self.store = inverted, tuned, out, root, store
         self.base, self.attention, self.params, self.device = base, attention, params, device
-        self.batch_size, self.decode_chunk = batch_size, decode_chunk
+        self.batch_size, self.decode_chunk, self.compile = batch_size, decode_chunk, compile
         self.found_in = (out, *found_in)
         self.source = source or Source(root, inverted)
         self.control = control or StageControl(root)
@@ -234,7 +236,12 @@ class RowBatch:
         spatial, temporal = self.attention.spatial, self.attention.temporal
         with MODEL_LOADING:
             networks = self.control.networks(self.device, dtype)
-            return load_pipeline(self.base, self.tuned, spatial, temporal, self.device, dtype, networks)
+            pipeline = load_pipeline(self.base, self.tuned, spatial, temporal, self.device, dtype, networks)
+        if self.compile:
+            from tav_model.compiling import compile_network
+
+            compile_network(pipeline.unet, self.device)
+        return pipeline
 
     def first_group(self, rows: Sequence[EditRow]) -> list[EditRow]:
         """Return the first of the rows, and those of the others that can be sampled in one batch with it."""

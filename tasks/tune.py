@@ -43,6 +43,7 @@ def tune(
     seed: int,
     device: str,
     gradient_checkpointing: bool,
+    compile: bool = False,
     checkpoints: Path,
     checkpoint_every: int,
     progress: Progress,
@@ -65,6 +66,7 @@ def tune(
         seed: of the first weights of the temporal attention, and of all draws.
         device: the device to compute on.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
+        compile: compile the network.
         checkpoints: a folder for checkpoints, outside of the results.
         checkpoint_every: steps between two checkpoints.
         progress: counts the steps; its records are `tav_model.tuning.StepRecord`.
@@ -102,6 +104,10 @@ def tune(
         config = TuningConfig(**settings, seed=seed, gradient_checkpointing=checkpointing, window=windows)
         signal = control.signal(base, device, torch.float32) if control else None
         tuner = Tuner(unet, scheduler, config, signal)
+        if compile:
+            from tav_model.compiling import compile_network
+
+            compile_network(tuner.unet, device)
         tuner.fit(
             tensors["mean"],
             tensors["deviation"],

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import nn
 
+from tav_model.compiling import uncompiled
 from tav_model.networks.dot_product_attention import attend
 from tav_model.words import (
     TokenizedPrompt,
@@ -304,7 +305,8 @@ class AttentionControl:
         for level, layer in cross:
             layer.attend = partial(self._attend, sizes[level] if level == mask_level else None)
         try:
-            yield
+            with uncompiled(unet) if handles or cross else contextlib.nullcontext():
+                yield
         finally:
             for handle in handles:
                 handle.remove()

@@ -406,7 +406,7 @@ Devices = Annotated[Annotated[str, Field(strict=True)] | list[str], BeforeValida
 
 
 class RuntimeParams(Section):
-    """Settings that affect only speed and memory, not results."""
+    """Settings that affect only speed and memory; results differ by rounding at most."""
 
     device: Devices = Field(
         "auto",
@@ -417,6 +417,9 @@ class RuntimeParams(Section):
     checkpoint_every: int = Field(50, ge=1, le=100000, description="tuning steps between two checkpoints")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass instead of storing them"
+    )
+    compile: bool = Field(
+        False, description="compile the network with torch.compile: slower to start, faster steps; rounds differently"
     )
     edit_batch: int = Field(1, ge=1, le=64, description="prompts sampled together in one batch")
     ray: str | None = Field(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from tav_model.compiling import uncompiled
+
 if TYPE_CHECKING:
     from tav_model.networks.unet import UNet3DConditionModel
 
@@ -50,7 +52,8 @@ class FeatureReuse:
             return self.unet(sample, timestep, text, **residuals).sample
         handle = self._last_level.resnets[-1].register_forward_pre_hook(self._keep)
         try:
-            return self.unet(sample, timestep, text, **residuals).sample
+            with uncompiled(self.unet):
+                return self.unet(sample, timestep, text, **residuals).sample
         finally:
             handle.remove()
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tav_model.compiling import is_compiled
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -56,7 +58,7 @@ def text_projected_once(unet: nn.Module) -> Iterator[None]:
     It is for inference: kept values belong to one state of the weights. A compiled network is left as it is, because it would
     be compiled again for every text.
     """
-    if hasattr(unet, "_orig_mod") or getattr(unet, "_compiled_call_impl", None) is not None:
+    if is_compiled(unet):
         yield
         return
     from tav_model.networks.transformer import BasicTransformerBlock
