@@ -29,25 +29,27 @@ from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 
 BASELINE = "tune-a-video"
+RECOMMENDED = "defaults"
+# Edits by Tune-A-Video take nothing over from the source but the first latents.
+PLAIN: Mapping[str, Any] = {"edit.preset": "tune-a-video"}
 FIXED_POINT = {"invert.method": "fixed-point"}
 LAYOUT = {"edit.layout_strength": 1.2}
-WORDS = {"edit.cross_replace": 0.8}
-RECOMMENDED = "fixed point, layout, words"
 # Changes of params.yaml by variant.
 VARIANTS: dict[str, Mapping[str, Any]] = {
-    BASELINE: {},
-    "50 steps": {"invert.steps": 50, "edit.steps": 50},
-    "fixed point": FIXED_POINT,
-    "regularised": {"invert.regularization": 0.1},
-    "layout": LAYOUT,
-    "fixed point, layout": {**FIXED_POINT, **LAYOUT},
-    "words": WORDS,
-    RECOMMENDED: {**FIXED_POINT, **LAYOUT, **WORDS},
+    BASELINE: PLAIN,
+    RECOMMENDED: {},
+    "50 steps": {**PLAIN, "invert.steps": 50, "edit.steps": 50},
+    "fixed point": {**PLAIN, **FIXED_POINT},
+    "regularised": {**PLAIN, "invert.regularization": 0.1},
+    "layout": {**PLAIN, **LAYOUT},
+    "fixed point, layout": {**PLAIN, **FIXED_POINT, **LAYOUT},
+    "words, 0.8": {"edit.cross_replace": 0.8},
+    "fixed point, words": FIXED_POINT,
     "by category": {"edit.preset": "category"},
     "fatezero": {"edit.preset": "fatezero"},
     "video-p2p": {"edit.preset": "video-p2p"},
     "plug-and-play": {"edit.preset": "plug-and-play"},
-    "dpm-solver++, 10 steps": {"edit.sampler": "dpm-solver++", "edit.steps": 10},
+    "dpm-solver++, 10 steps": {**PLAIN, "edit.sampler": "dpm-solver++", "edit.steps": 10},
 }
 SCORES = (
     Score("track_error", "track error", "track error", at_most=True),

@@ -37,7 +37,8 @@ GUIDANCE_SCALE, STEPS = 5.0, 30
 VARIANTS: dict[str, dict[str, Any]] = {
     "full method": {},
     "without tuning": {"tune.steps": 0},
-    "without inversion": {"edit.start": "random"},
+    "without inversion": {"edit.start": "random", "edit.preset": "tune-a-video"},
+    "plain Tune-A-Video": {"edit.preset": "tune-a-video"},
     "first, former": {"attention.spatial": ["first", "former"]},
     "self": {"attention.spatial": ["self"]},
     "first": {"attention.spatial": ["first"]},

@@ -3,11 +3,11 @@
 python -m benchmarks.work                    all variants, on all scenes
 python -m benchmarks.work --quick            three scenes, one seed
 python -m benchmarks.work --scenes FOLDER    scenes of a folder
-python -m benchmarks.work candidate          only this variant and today's defaults
+python -m benchmarks.work candidate          only this variant and the reference
 
-Prints a table of operations, seconds and scores with 95 % intervals, and the paired differences from today's defaults. Writes a
-plot of quality against operations. Exits with code 1 if the candidate needs more than a quarter of the operations, or if one of
-its scores is worse beyond the interval.
+The reference tunes as in the paper, for 400 steps. Prints a table of operations, seconds and scores with 95 % intervals, and
+the paired differences from the reference. Writes a plot of quality against operations. Exits with code 1 if the candidate needs
+more than a quarter of the operations, or if one of its scores is worse beyond the interval.
 """
 
 from __future__ import annotations
@@ -31,30 +31,37 @@ from benchmarks.toyworld import SCORES, Score
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 
-TODAY, CANDIDATE = "today", "candidate"
+REFERENCE, CANDIDATE = "reference", "candidate"
 EDITS = 5
 COUNTED_SEED = 2**31 - 1  # of the edit whose operations are counted; no run uses it
-SHARE = 0.25  # of today's operations, at most
+SHARE = 0.25  # of the reference's operations, at most
+# Long tuning, as in the paper, and edits as they are by default.
+FULL: dict[str, Any] = {
+    "tune.steps": 400,
+    "tune.learning_rate": 1e-3,
+    "tune.optimizer": "adamw",
+    "tune.timestep_sampling": "uniform",
+}
 STRATIFIED = {"tune.timestep_sampling": "stratified"}
-SHORT = {"tune.steps": 100, **STRATIFIED}
+SHORT = {**FULL, "tune.steps": 100, **STRATIFIED}
 FEW_STEPS = {"edit.sampler": "dpm-solver++", "edit.steps": 10}
 # Changes of params.yaml by variant.
 VARIANTS: dict[str, Mapping[str, Any]] = {
-    TODAY: {},
+    REFERENCE: FULL,
     "100 DDIM steps": {"edit.steps": 100},
     "dpm-solver++, 10 steps": FEW_STEPS,
     "guidance up to 0.6": {"edit.guidance_end": 0.6},
     "guidance from 0.2": {"edit.guidance_start": 0.2},
     "features of every 2nd step": {"edit.feature_reuse_interval": 2},
     "features of every 3rd step": {"edit.feature_reuse_interval": 3},
-    "tune 100": {"tune.steps": 100},
+    "tune 100": {**FULL, "tune.steps": 100},
     "tune 100, stratified": SHORT,
-    "tune 100, cubic": {"tune.steps": 100, "tune.timestep_sampling": "cubic"},
-    "tune 100, muon": {**SHORT, "tune.optimizer": "muon"},
+    "tune 100, cubic": {**SHORT, "tune.timestep_sampling": "cubic"},
+    "tune 100, muon": {**SHORT, "tune.optimizer": "muon", "tune.learning_rate": 3e-3},
     "tune 100, motion": {**SHORT, "tune.motion_weight": 0.5},
-    "LoRA of rank 16": {"tune.lora_rank": 16},
-    "early stopping": {**STRATIFIED, "tune.early_stopping": 60},
-    CANDIDATE: {"tune.steps": 70, **STRATIFIED, "tune.optimizer": "muon", **FEW_STEPS, "edit.guidance_end": 0.6},
+    "LoRA of rank 16": {**FULL, "tune.lora_rank": 16},
+    "early stopping": {**FULL, **STRATIFIED, "tune.early_stopping": 60},
+    CANDIDATE: {"tune.steps": 70, **FEW_STEPS, "edit.guidance_end": 0.6},
 }
 
 
@@ -85,7 +92,7 @@ class Work:
 def tuned_in(variant: str) -> str | None:
     """Return the variant whose tuning another one uses; None if it has its own."""
     own = any(key.startswith("tune.") for key in VARIANTS[variant])
-    return None if own or variant == TODAY else TODAY
+    return None if own or variant == REFERENCE else REFERENCE
 
 
 def measure_work(runs: SceneRuns, variant: str) -> Work:
@@ -180,25 +187,26 @@ def work_table(results: Mapping[str, list[EditResult]], works: Mapping[str, Work
     ]
     for name, work in works.items():
         operations = [f"{value / 1e12:.2f}" for value in (work.tuning, work.inversion, work.edits, work.total)]
-        share = f"{100 * work.total / works[TODAY].total:.0f} %"
+        share = f"{100 * work.total / works[REFERENCE].total:.0f} %"
         scores = [score.text(mean_interval(by_scene(results[name], score.key))) for score in SCORES]
         rows.append([name, f"{work.tuning_steps:.0f}", *operations, share, f"{work.seconds:.0f}", *scores])
     return markdown(rows)
 
 
 def differences_table(results: Mapping[str, list[EditResult]]) -> str:
-    """Return the paired differences from today's defaults, as Markdown; an asterisk marks intervals that exclude 0."""
+    """Return the paired differences from the reference, as Markdown; an asterisk marks intervals that exclude 0."""
     rows = [["", *(score.heading for score in SCORES)]]
     for name, edits in results.items():
-        if name != TODAY:
+        if name != REFERENCE:
             differences = [
-                paired_difference(by_scene(edits, score.key), by_scene(results[TODAY], score.key)) for score in SCORES
+                paired_difference(by_scene(edits, score.key), by_scene(results[REFERENCE], score.key))
+                for score in SCORES
             ]
             cells = [
                 score.text(one) + (" *" if one.excludes_zero else "")
                 for score, one in zip(SCORES, differences, strict=True)
             ]
-            rows.append([f"{name}, minus {TODAY}", *cells])
+            rows.append([f"{name}, minus {REFERENCE}", *cells])
     return markdown(rows)
 
 
@@ -213,12 +221,12 @@ def _is_worse(score: Score, edits: Sequence[EditResult], others: Sequence[EditRe
 
 
 def targets(results: Mapping[str, list[EditResult]], works: Mapping[str, Work]) -> list[Measure]:
-    """Return what the candidate saves, and by which scores it is worse than today's defaults."""
-    worse = worse_scores(results[CANDIDATE], results[TODAY])
-    share = works[CANDIDATE].total / works[TODAY].total
+    """Return what the candidate saves, and by which scores it is worse than the reference."""
+    worse = worse_scores(results[CANDIDATE], results[REFERENCE])
+    share = works[CANDIDATE].total / works[REFERENCE].total
     name = f"scores worse beyond the interval{': ' if worse else ''}{', '.join(worse)}"
     return [
-        Measure(CANDIDATE, "operations, share of today's", share, SHARE, at_most=True),
+        Measure(CANDIDATE, "operations, share of the reference's", share, SHARE, at_most=True),
         Measure(CANDIDATE, name, len(worse), 0, at_most=True, percent=False),
     ]
 
@@ -234,7 +242,7 @@ def plot(results: Mapping[str, list[EditResult]], works: Mapping[str, Work], pat
             value = mean_interval(by_scene(results[name], score.key))
             factor = 100 if score.percent else 1
             bars = [[factor * (value.mean - value.low)], [factor * (value.high - value.mean)]]
-            marker = {TODAY: "s", CANDIDATE: "*"}.get(name, "o")
+            marker = {REFERENCE: "s", CANDIDATE: "*"}.get(name, "o")
             axes.errorbar(work.total / 1e12, factor * value.mean, bars, marker=marker, capsize=2, label=name)
         axes.set(xlabel=f"TFLOP of tuning, inversion and {EDITS} edits", xlim=(0, None))
         axes.set_title(f"{score.heading}{', %' if score.percent else ''}{' (lower is better)' * score.at_most}")
@@ -261,7 +269,7 @@ def _run(options: argparse.Namespace) -> bool:
     if unknown := sorted(set(options.variants) - set(VARIANTS)):
         raise TavError(f"variant {unknown[0]!r}: must be one of {'; '.join(VARIANTS)}")
     runs = scene_runs(options)
-    chosen = [name for name in VARIANTS if name == TODAY or name in (options.variants or VARIANTS)]
+    chosen = [name for name in VARIANTS if name == REFERENCE or name in (options.variants or VARIANTS)]
     results, works = measure(runs, chosen)
     measures = targets(results, works) if CANDIDATE in chosen else []
     picture = options.out / "work.png"

@@ -68,6 +68,7 @@ GuidanceScale = Annotated[float, Field(ge=1, le=100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 PresetName = Literal[
     "tune-a-video",
+    "layout",
     "style",
     "attribute",
     "object",

@@ -10,7 +10,7 @@ from benchmarks.scenes import EditResult
 from benchmarks.toyworld import SCORES
 from benchmarks.work import (
     CANDIDATE,
-    TODAY,
+    REFERENCE,
     VARIANTS,
     Work,
     differences_table,
@@ -41,11 +41,13 @@ def test_variants_are_parameters_that_exist_and_tune_on_their_own_where_they_cha
         for key, value in changes.items():
             section, field = key.split(".")
             ({"tune": TuneParams, "edit": EditParams}[section])(**{field: value})
-        assert tuned_in(name) == (None if name == TODAY or any(key.startswith("tune.") for key in changes) else TODAY)
+        assert tuned_in(name) == (
+            None if name == REFERENCE or any(key.startswith("tune.") for key in changes) else REFERENCE
+        )
 
 
 def test_targets_are_a_quarter_of_the_operations_and_no_score_that_is_worse():
-    today = edits()
+    usual = edits()
     for candidate, share, reached in (
         (edits(), 0.24, [True, True]),
         (edits(), 0.26, [False, True]),
@@ -53,26 +55,26 @@ def test_targets_are_a_quarter_of_the_operations_and_no_score_that_is_worse():
         (edits(track_error=0.4, psnr_to_truth=0.6), 0.1, [True, True]),
         (edits(attributes_kept=0.4), 0.1, [True, False]),
     ):
-        measures = targets({TODAY: today, CANDIDATE: candidate}, {TODAY: work(), CANDIDATE: work(share)})
+        measures = targets({REFERENCE: usual, CANDIDATE: candidate}, {REFERENCE: work(), CANDIDATE: work(share)})
         assert [one.reached for one in measures] == reached
-    assert worse_scores(edits(attributes_kept=0.4, track_error=0.6), today) == ["track error", "kept"]
+    assert worse_scores(edits(attributes_kept=0.4, track_error=0.6), usual) == ["track error", "kept"]
 
 
 def test_tables_and_plot_have_every_variant(tmp_path: Path):
-    results, works = {TODAY: edits(), "other": edits(track_error=0.6)}, {TODAY: work(), "other": work(0.5)}
+    results, works = {REFERENCE: edits(), "other": edits(track_error=0.6)}, {REFERENCE: work(), "other": work(0.5)}
     lines = work_table(results, works).splitlines()
     assert [cell.strip() for cell in lines[2].split("|")[1:9]] == [
-        *(TODAY, "400", "8.00", "1.00", "3.00", "12.00", "100 %", "60")
+        *(REFERENCE, "400", "8.00", "1.00", "3.00", "12.00", "100 %", "60")
     ]
     assert [cell.strip() for cell in lines[3].split("|")[6:9]] == ["6.00", "50 %", "30"]
-    assert "other, minus today" in differences_table(results) and "*" in differences_table(results)
+    assert "other, minus reference" in differences_table(results) and "*" in differences_table(results)
     plot(results, works, tmp_path / "work.png")
     assert (tmp_path / "work.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_unknown_variants_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert main(["magic", "--out", str(tmp_path)]) == 2
-    assert "variant 'magic': must be one of today; 100 DDIM steps; " in capsys.readouterr().err
+    assert "variant 'magic': must be one of reference; 100 DDIM steps; " in capsys.readouterr().err
 
 
 @pytest.mark.long
@@ -82,20 +84,21 @@ def test_work_is_counted_in_runs_of_the_real_stages(
 ):
     changes = {"tune.steps": 2, "tune.optimizer": "muon", "edit.guidance_end": 0.5, "tune.early_stopping": 20}
     monkeypatch.setitem(VARIANTS, CANDIDATE, changes)
+    monkeypatch.setitem(VARIANTS, REFERENCE, {"tune.steps": 4, "tune.optimizer": "adamw"})
     truth = load_truth(ROOT / "data" / "scenes" / "ball.json")
     save_truth(tmp_path / "scenes" / "ball.json", truth.scene, truth.frames, {"blue-ball": {"colour": "blue"}})
     arguments = ["--scenes", str(tmp_path / "scenes"), "--seeds", "1", "--out", str(tmp_path / "out"), "--set", *TINY]
     variants = [CANDIDATE, "features of every 2nd step"]
     assert main([*variants, *arguments]) in (0, 1)
     works = {name: Work(**one) for name, one in json.loads((tmp_path / "out" / "work.json").read_text()).items()}
-    today, candidate, reused = works[TODAY], works[CANDIDATE], works["features of every 2nd step"]
-    assert (today.tuning_steps, candidate.tuning_steps, reused.tuning_steps) == (4, 2, 4)
-    assert 0.4 < candidate.tuning / today.tuning < 0.7  # Muon multiplies matrices.
-    assert reused.tuning == today.tuning
-    assert candidate.inversion == today.inversion == reused.inversion
-    assert candidate.edits < today.edits and reused.edits < today.edits
-    assert today.seconds > 0 and reused.seconds > 0
+    reference, candidate, reused = works[REFERENCE], works[CANDIDATE], works["features of every 2nd step"]
+    assert (reference.tuning_steps, candidate.tuning_steps, reused.tuning_steps) == (4, 2, 4)
+    assert 0.4 < candidate.tuning / reference.tuning < 0.7  # Muon multiplies matrices.
+    assert reused.tuning == reference.tuning
+    assert candidate.inversion == reference.inversion == reused.inversion
+    assert candidate.edits < reference.edits and reused.edits < reference.edits
+    assert reference.seconds > 0 and reused.seconds > 0
     assert (tmp_path / "out" / "work.png").exists()
-    assert capfd.readouterr().out.count("| operations, share of today's ") == 1
+    assert capfd.readouterr().out.count("| operations, share of the reference's ") == 1
     assert main([*variants, *arguments]) in (0, 1)  # From the cache.
-    assert json.loads((tmp_path / "out" / "work.json").read_text())[TODAY]["edits"] == today.edits
+    assert json.loads((tmp_path / "out" / "work.json").read_text())[REFERENCE]["edits"] == reference.edits

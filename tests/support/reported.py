@@ -38,7 +38,7 @@ TUNED = {
     "attention": {"spatial": ["first", "former"], "temporal": True},
     "parameters": 172992,
     "base_model": "toyworld",
-    "steps": 400,
+    "steps": 100,
     "seed": 33,
     "sha256": "0" * 64,
 }
@@ -68,7 +68,7 @@ def make_results(root: Path) -> Path:
     write_scores(root)
     (results / "tuned/tuned.json").write_text(json.dumps(TUNED))
     rng = np.random.default_rng(0)
-    rows = [f"{s},{rng.uniform(0.002, 0.2)},{1e-3 * (1 - s / 400)},0.1,{rng.integers(1000)}" for s in range(1, 401)]
+    rows = [f"{s},{rng.uniform(0.002, 0.2)},{1e-3 * (1 - s / 100)},0.1,{rng.integers(1000)}" for s in range(1, 101)]
     (results / "tuned/loss.csv").write_text("\n".join(["step,loss,learning_rate,gradient_norm,timestep", *rows, ""]))
     (root / ".tav/timings").mkdir(parents=True)
     timings = {"decode": 2.1, "encode": 3.5, "annotate": 0.1, "tune": 112.8, "invert": 5.9, "edit": 27.6, "score": 17.0}

@@ -53,7 +53,7 @@ SCHEDULER = {
     "_class_name": "DDIMScheduler",
     "num_train_timesteps": 1000,
     "beta_start": 0.00085,
-    "beta_end": 0.012,
+    "beta_end": 0.02,
     "beta_schedule": "scaled_linear",
     "clip_sample": False,
     "set_alpha_to_one": False,
