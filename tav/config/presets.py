@@ -38,7 +38,7 @@ PRESETS = {
     "tune-a-video": Preset("nothing but the first latents, as in Tune-A-Video"),
     "layout": Preset(
         "the layout: what the prompt shares with the caption stays where it is (Prompt-to-Prompt, arXiv 2208.01626)",
-        cross_replace=0.4,
+        cross_replace=0.2,
     ),
     "style": Preset("another style of the complete picture; shapes stay", cross_replace=0.8, self_replace=0.8),
     "attribute": Preset(
