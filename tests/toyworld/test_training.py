@@ -17,6 +17,7 @@ from toyworld.captions import random_caption
 from toyworld.samples import random_scene
 from toyworld.training import unet
 from toyworld.training.loop import Part, Settings, Training
+from toyworld.training.pictures import DrawnPictures, TrainingSet
 from toyworld.training.text import MAX_TOKENS, Tokens, save_tokenizer
 from toyworld.training.vae import VaePart, psnr, unseen_pictures
 
@@ -160,13 +161,21 @@ def test_remembered_tokens_are_the_tokenizers(tmp_path: Path):
 
 
 @pytest.mark.slow
+def test_processes_draw_the_same_pictures():
+    chosen = torch.tensor([3, 0, 5])
+    alone, together = (DrawnPictures(TrainingSet(0, 3), 6, workers)[chosen] for workers in (0, 2))
+    assert torch.equal(alone, together) and alone.shape == (3, 128, 128, 3)
+    assert torch.equal(alone[1], torch.from_numpy(TrainingSet(0, 3)[0]))
+
+
+@pytest.mark.slow
 def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from diffusers import StableDiffusionPipeline
 
     from tav_model.metrics.clip import ClipScorer
 
     monkeypatch.setattr(unet, "CHUNK", 60)
-    monkeypatch.setattr(unet, "CHUNK_STEPS", 1)
+    monkeypatch.setattr(unet, "CHUNK_SAMPLES", 4)
     monkeypatch.setattr(train, "DEFAULTS", dict.fromkeys(train.DEFAULTS, (2, 4, 1e-3, 0.9, 0.0)))
     places = ["--base", str(tmp_path / "base"), "--work", str(tmp_path / "work"), "--tracking-uri", "none"]
     assert train.main(["all", "--device", "cpu", *places]) == 0

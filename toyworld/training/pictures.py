@@ -61,12 +61,8 @@ class DrawnPictures:
     def __getitem__(self, chosen: torch.Tensor) -> torch.Tensor:
         """Return the pictures with these numbers, `b h w c` in uint8, on the device of `chosen`."""
         if self.missing.any():
-            needed = self.missing.copy()
-            if not self.workers:
-                needed[:] = False
-                needed[chosen.cpu().numpy()] = True
-                needed &= self.missing
-            self._draw(np.flatnonzero(needed))
+            needed = np.arange(len(self.missing)) if self.workers else np.unique(chosen.cpu().numpy())
+            self._draw(needed[self.missing[needed]])
         if self.workers:
             self.kept = self.kept.to(chosen.device)
         return self.kept[chosen.to(self.kept.device)].to(chosen.device)
