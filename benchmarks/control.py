@@ -28,10 +28,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measures import ROOT, Measure, markdown, table, write_measures
-from benchmarks.methods import BASELINE, PLAIN, SCORES, differences_table, measure, scores_table
+from benchmarks.methods import BASELINE, SCORES, differences_table, measure, scores_table
 from benchmarks.options import add_scene_options, exit_code, scene_runs
 from benchmarks.scenes import EditResult, SceneRuns, by_scene
 from benchmarks.statistics import mean_interval, paired_difference
+from benchmarks.toyworld import PLAIN
 from tav_model.errors import TavError
 from toyworld.scenes import Scene
 
@@ -39,7 +40,7 @@ NETWORKS = ("edges", "depth")
 KINDS = {"edges": "canny", "depth": "depth"}
 FOLDER = "controlnet"  # of the networks in the projects of the runs
 SCALES = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
-RANDOM = {**PLAIN, "edit.start": "random"}
+RANDOM = {"edit.start": "random"}
 PARTS = ("noise", "inversion", "scale", "driven", "cost")
 # What a clip's object takes over from the one that drives it.
 PATH = ("motion", "radius", "start", "end")
@@ -65,10 +66,10 @@ NOISE = {
     "random, depth": RANDOM | control("depth"),
 }
 INVERSION = {
-    "edges": {**PLAIN, **control("edges", **BOTH)},
-    "depth": {**PLAIN, **control("depth", **BOTH)},
-    "edges, half of the steps": {**PLAIN, **control("edges", end=0.5, **BOTH)},
-    "depth, half of the steps": {**PLAIN, **control("depth", end=0.5, **BOTH)},
+    "edges": control("edges", **BOTH),
+    "depth": control("depth", **BOTH),
+    "edges, half of the steps": control("edges", end=0.5, **BOTH),
+    "depth, half of the steps": control("depth", end=0.5, **BOTH),
 }
 CURVE = {f"random, depth, scale {scale:g}": RANDOM | control("depth", scale=scale) for scale in SCALES if scale != 1}
 DRIVEN = "driven by the next clip"
@@ -81,7 +82,7 @@ def variants_of(parts: Sequence[str], scenes: Sequence[str]) -> dict[str, dict[s
         parts: of `PARTS`.
         scenes: their names.
     """
-    variants: dict[str, dict[str, Any]] = {BASELINE: dict(PLAIN)}
+    variants: dict[str, dict[str, Any]] = {BASELINE: {}}
     if {"noise", "scale"}.intersection(parts):
         variants |= NOISE
     if "inversion" in parts:
@@ -94,7 +95,7 @@ def variants_of(parts: Sequence[str], scenes: Sequence[str]) -> dict[str, dict[s
         following = zip(scenes, [*scenes[1:], *scenes[:1]], strict=True)
         own = {f"clips.{one}.control": control("depth", source=other)["control"] for one, other in following}
         variants[DRIVEN] = RANDOM | own
-    return variants
+    return {variant: PLAIN | changes for variant, changes in variants.items()}
 
 
 # Parts

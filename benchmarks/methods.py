@@ -24,14 +24,12 @@ from benchmarks.measures import Measure, markdown, table, write_measures
 from benchmarks.options import add_scene_options, exit_code, scene_runs
 from benchmarks.scenes import EditResult, SceneRuns, by_scene, edits_only
 from benchmarks.statistics import mean_interval, paired_difference
-from benchmarks.toyworld import Score
+from benchmarks.toyworld import PLAIN, Score
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 
 BASELINE = "tune-a-video"
 RECOMMENDED = "defaults"
-# Edits by Tune-A-Video take nothing over from the source but the first latents.
-PLAIN: Mapping[str, Any] = {"edit.preset": "tune-a-video"}
 FIXED_POINT = {"invert.method": "fixed-point"}
 LAYOUT = {"edit.layout_strength": 1.2}
 # Changes of params.yaml by variant.

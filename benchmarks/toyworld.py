@@ -33,12 +33,14 @@ UNSEEN, QUICK_UNSEEN = 256, 48  # frames or captions of held-out scenes
 SILHOUETTES = 96  # of these
 WORST = 8
 GUIDANCE_SCALE, STEPS = 5.0, 30
+# Edits by Tune-A-Video take nothing over from the source but the first latents.
+PLAIN: dict[str, Any] = {"edit.preset": "tune-a-video"}
 # The ablations: the project's parameters, changed by these. Those that change nothing are left out.
 VARIANTS: dict[str, dict[str, Any]] = {
     "full method": {},
     "without tuning": {"tune.steps": 0},
-    "without inversion": {"edit.start": "random", "edit.preset": "tune-a-video"},
-    "plain Tune-A-Video": {"edit.preset": "tune-a-video"},
+    "without inversion": {**PLAIN, "edit.start": "random"},
+    "plain Tune-A-Video": PLAIN,
     "first, former": {"attention.spatial": ["first", "former"]},
     "self": {"attention.spatial": ["self"]},
     "first": {"attention.spatial": ["first"]},

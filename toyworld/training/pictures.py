@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,14 +34,14 @@ class TrainingSet(Dataset[np.ndarray]):
     def __getitem__(self, index: int) -> np.ndarray:
         return render(*self.sample(index))
 
-    def batches(self, indexes: Sequence[int], workers: int) -> Iterator[np.ndarray]:
-        """Yield the pictures in batches of at most `BATCH`, `b h w c` in uint8.
+    def batches(self, indexes: Sequence[int], workers: int) -> DataLoader[np.ndarray]:
+        """Return an iterable of the pictures in batches, `b h w c` in uint8.
 
         Args:
             indexes: numbers of the pictures.
             workers: processes that draw; 0: this process draws.
         """
-        return iter(DataLoader(self, BATCH, sampler=indexes, num_workers=workers, collate_fn=np.stack))
+        return DataLoader(self, BATCH, sampler=indexes, num_workers=workers, collate_fn=np.stack)
 
 
 class DrawnPictures:
@@ -69,7 +69,7 @@ class DrawnPictures:
 
     def _draw(self, numbers: np.ndarray) -> None:
         place = 0
-        for batch in self.pictures.batches(numbers.tolist(), self.workers) if len(numbers) else ():
+        for batch in self.pictures.batches(numbers.tolist(), self.workers):
             these = numbers[place : place + len(batch)]
             self.kept[these] = torch.from_numpy(batch)
             self.missing[these] = False

@@ -20,7 +20,7 @@ from toyworld.captions import caption, partial_caption, random_caption
 from toyworld.renderer import render
 from toyworld.samples import random_scene
 from toyworld.training.loop import Part, Settings
-from toyworld.training.pictures import BATCH, TrainingSet
+from toyworld.training.pictures import TrainingSet
 from toyworld.training.text import WIDTH, Tokens, save_tokenizer, save_vocabulary, text_config
 from toyworld.training.vae import CONFIG as VAE
 from toyworld.training.vae import start_as_identity, to_pictures, to_tensor
@@ -256,7 +256,6 @@ class Latents:
             self.pictures.batches(indexes, self.workers),
             desc=f"latents {number}",
             unit="batch",
-            total=-(-CHUNK // BATCH),
             mininterval=10,
         )
         with torch.inference_mode(), torch.autocast(torch.device(self.device).type, torch.bfloat16):
