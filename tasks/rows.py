@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.model_loading import MODEL_LOADING
-from tasks.source_settings import Source, is_pixel_mask, mask_image, source_arguments, uses_trajectory
+from tasks.source_settings import Source, is_pixel_mask, mask_image, source_arguments, uses_caption, uses_trajectory
 from tasks.stage_control import StageControl
 from tav.config import AttentionParams, EditParams, WindowParams
 from tav.config.prompts import EditRow, PromptRow
@@ -426,12 +426,14 @@ class RowBatch:
                 "context_anchor": self.windows.anchor,
                 "context_weighting": self.windows.weighting,
             }
+        if uses_caption(arguments):
+            arguments["source_prompt"] = self.source.caption
         if is_pixel_mask(arguments):
             mask = self.source.pixel_mask(arguments["mask"])
             arguments["mask"] = mask.copy() if mask.strides[0] else mask[:1].copy()  # Of a still image, one is enough.
             arguments.pop("mask_feather")
         if uses_trajectory(arguments):
-            arguments |= {"trajectory": self.source.trajectory(), "source_prompt": self.source.caption}
+            arguments["trajectory"] = self.source.trajectory()
         return arguments
 
     def _store(self, row: EditRow, parts: Iterator[np.ndarray], mask: torch.Tensor | None = None) -> None:

@@ -46,7 +46,7 @@ class Source:
         parts: list[str | Path] = []
         if uses_trajectory(arguments):
             parts.append(self._present(self.inverted / TRAJECTORY))
-        if "cross_attention_kwargs" in arguments or arguments.get("mask") == WORDS:
+        if uses_caption(arguments):
             parts.append(self.caption)
         if is_pixel_mask(arguments) and self.frames is not None and self.decode is not None:
             parts += [
@@ -137,6 +137,11 @@ def uses_trajectory(arguments: dict[str, Any]) -> bool:
     return any(name in arguments for name in ("cross_attention_kwargs", "mask", "layout_strength"))
 
 
+def uses_caption(arguments: dict[str, Any]) -> bool:
+    """Return whether the prompt is compared with the caption, or guided away from it."""
+    return "cross_attention_kwargs" in arguments or "source_negative" in arguments or arguments.get("mask") == WORDS
+
+
 def is_pixel_mask(arguments: dict[str, Any]) -> bool:
     """Return whether there is a mask that is a file."""
     return arguments.get("mask", WORDS) != WORDS
@@ -172,6 +177,9 @@ def source_arguments(row: PromptRow, params: EditParams) -> tuple[str, dict[str,
         )
     if params.layout_strength is not None:
         arguments["layout_strength"] = params.layout_strength
+    negative = preset.source_negative if params.source_negative is None else params.source_negative
+    if negative:
+        arguments["source_negative"] = negative
     if params.proximal_quantile is not None:
         arguments["proximal_quantile"] = params.proximal_quantile
     if params.sampler != "ddim":

@@ -153,6 +153,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         mask_feather: float = 8.0,
         video: np.ndarray | None = None,
         proximal_quantile: float | None = None,
+        source_negative: float = 0.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         feature_reuse_interval: int = 1,
@@ -214,6 +215,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             video: the source's frames, `f H W 3` in uint8. With a `mask` in pixels, frames are exactly these beyond the
                 feather.
             proximal_quantile: of proximal guidance, see `tav_model.guidance`; None: plain guidance.
+            source_negative: share of the steps, from the first, in which `source_prompt` takes the place of the negative
+                prompt. Guidance then leads from what the source shows to what the prompt asks for, and leaves alone what
+                both have (as in negative-prompt inversion, Miyake et al., arXiv 2305.16807, where the share is 1).
             guidance_start: share of the steps after which guidance begins; before, the prediction is that for the prompt.
             guidance_end: share of the steps after which it ends.
             feature_reuse_interval: steps from one computation of the deep features to the next, see
@@ -272,6 +276,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("mask_end", mask_end),
             ("mask_threshold", mask_threshold),
             ("proximal_quantile", proximal_quantile or 0),
+            ("source_negative", source_negative),
             ("guidance_start", guidance_start),
             ("guidance_end", guidance_end),
         ):
@@ -311,7 +316,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             size=(latents.shape[2], latents.shape[3], latents.shape[4]),
             word_mask=isinstance(mask, str),
         )
-        if attention_control.uses_source and source_prompt_embeds is None:
+        if source_negative and source_prompt is None and source_prompt_embeds is None:
+            raise ValueError("source_prompt: needed for source_negative")
+        if (attention_control.uses_source or source_negative) and source_prompt_embeds is None:
             source_prompt_embeds, _ = self.encode_prompt(source_prompt or [""], do_classifier_free_guidance=False)
         blending = None
         word_maps = attention_control.word_maps
@@ -324,8 +331,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
         # 5. Denoise
         guided = guided_steps(guidance_start, guidance_end, num_inference_steps) if do_classifier_free_guidance else ()
         predict, text_batches = FeatureReuse(self.unet, feature_reuse_interval), TextBatches()
+        source_is_negative = range(round(source_negative * num_inference_steps))
+        source_as_negative = None
         if source_prompt_embeds is not None:
             source_prompt_embeds = source_prompt_embeds.to(prompt_embeds)
+            source_as_negative = source_prompt_embeds.expand_as(prompt_embeds)
         with (
             self.progress_bar(total=num_inference_steps) as progress,
             attention_control.attached(self.unet),
@@ -334,8 +344,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
             for step, timestep in enumerate(torch.tensor(schedule.timesteps, device=device)):
                 # [source, negative * b, prompt * b]; see `tav_model.attention_control`
                 rows, embeds = [latents], [prompt_embeds]
-                if step in guided and negative_prompt_embeds is not None:
-                    rows, embeds = [latents, *rows], [negative_prompt_embeds, *embeds]
+                negative = source_as_negative if step in source_is_negative else negative_prompt_embeds
+                if step in guided and negative is not None:
+                    rows, embeds = [latents, *rows], [negative, *embeds]
                 if source is not None and source_prompt_embeds is not None and attention_control.needs_source(step):
                     rows = [source.at(schedule.timesteps[step]).to(latents), *rows]
                     embeds = [source_prompt_embeds, *embeds]
@@ -354,7 +365,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 )
                 noise_pred = predict_in_windows(predict_window, latents.shape[2], window)
                 *others_pred, noise_pred = noise_pred.split([len(one) for one in rows])
-                if step in guided and negative_prompt_embeds is not None:
+                if step in guided:
                     noise_pred = guided_prediction(others_pred[-1], noise_pred, guidance_scale, proximal_quantile)
 
                 variance_noise = None

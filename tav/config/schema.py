@@ -310,6 +310,11 @@ class EditParams(Section):
         None,
         description="share of the steps in which self and temporal attention are the source's; null: as the preset",
     )
+    source_negative: Share | None = Field(
+        None,
+        description="share of the steps in which the caption takes the place of the negative prompt, so that guidance leads "
+        "from what the clip shows to what the prompt asks for; null: as the preset",
+    )
     proximal_quantile: Share | None = Field(
         None, description="proximal guidance: differences below this quantile are not guided; null: off"
     )

@@ -205,7 +205,19 @@ def test_category_chooses_the_preset_where_params_say_so(project):
 def test_shares_replace_those_of_the_preset():
     _, arguments = source_arguments(row(preset="style"), EditParams(cross_replace=0.0, self_replace=0.25))
     assert arguments == {"cross_attention_kwargs": {"n_self_replace": 0.25, "self_replace_layers": "all"}}
+    assert source_arguments(row(), EditParams(source_negative=0.5)) == ("tune-a-video", {"source_negative": 0.5})
     assert source_arguments(row(), EditParams()) == ("tune-a-video", {})
+
+
+def test_a_row_guided_away_from_the_caption_needs_no_trajectory(project):
+    (project / "inverted/trajectory.safetensors").unlink()
+    identities = [identity(project, **{"source_negative": 0.5} | changes) for changes in ({}, {"caption": "a woman"})]
+    assert len({identity(project), *identities}) == 3
+    videos = []
+    for changes in ({"source_negative": 1.0}, {"negative_prompt": "a man"}, {}):
+        edit(batch_of(project, row(), **changes), EventStream(lambda _: None))
+        videos.append((project / "edits/a-dog.mp4").read_bytes())
+    assert videos[0] == videos[1] != videos[2]
 
 
 def test_rows_of_one_batch_have_the_same_preset_and_mask(project):

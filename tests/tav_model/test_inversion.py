@@ -312,4 +312,39 @@ def test_negative_prompt_inversion_reproduces_guidance_1():
         for quantile in (None, 0.7):
             guided = {"guidance_scale": scale, "negative_prompt": "a man", "proximal_quantile": quantile}
             assert relative(pipe("a man", **guided, **arguments).frames, one) < 1e-4
+        guided = {"guidance_scale": scale, "source_prompt": "a man", "source_negative": 1.0}
+        assert relative(pipe("a man", **guided, **arguments).frames, one) < 1e-4
     assert relative(pipe("a man", guidance_scale=12.5, **arguments).frames, one) > 1e-3
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_source_is_the_negative_prompt_in_a_share_of_the_steps(share):
+    """Compared with negative prompts that a callback exchanges."""
+    pipe, steps = pipeline(), 4
+    arguments = {"latents": noise(1, 4, 3, 8, 8), "guidance_scale": 3.0, "num_inference_steps": steps}
+    arguments["output_type"] = "latent"
+    names = ["source", "negative"]
+    embeds = {
+        name: pipe.encode_prompt([text] * 2, do_classifier_free_guidance=False)[0]
+        for name, text in zip(names, ("a man", "blurry"), strict=True)
+    }
+
+    def exchange(_pipe, step, _timestep, _tensors):
+        return {"negative_prompt_embeds": embeds["source" if step + 1 < share * steps else "negative"]}
+
+    expected = pipe(
+        ["a dog", "a cat"],
+        negative_prompt_embeds=embeds["source" if share else "negative"],
+        callback_on_step_end=exchange,
+        callback_on_step_end_tensor_inputs=["latents", "negative_prompt_embeds"],
+        **arguments,
+    )
+    source = {"source_prompt": "a man", "source_negative": share}
+    video = pipe(["a dog", "a cat"], negative_prompt="blurry", **source, **arguments).frames
+    assert torch.equal(video, expected.frames)
+    assert torch.equal(video, pipe(["a dog", "a cat"], negative_prompt="blurry", **arguments).frames) == (share == 0)
+
+
+def test_source_as_negative_prompt_needs_it():
+    with pytest.raises(ValueError, match="source_prompt: needed for source_negative"):
+        pipeline()("a dog", latents=noise(1, 4, 1, 8, 8), num_inference_steps=1, source_negative=0.5)
