@@ -62,6 +62,18 @@ def test_rows_are_best_first_and_say_what_differs(tav, store: Path):
     assert [row["differing"] for row in rows[3:]] == [{"tune.steps": "9"}, {"tune.steps": "300"}]
 
 
+def test_control_that_only_some_runs_have_is_one_difference(tmp_path: Path):
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    canny = {"control.0.kind": "canny", "control.0.scale": 1.0, "control.0.end": 1.0}
+    with Tracker("sqlite:///mlflow.db", "tav", tmp_path) as tracker:
+        for changes in ({}, canny, canny | {"control.0.scale": 0.5}):
+            run = tracker.pipeline("ball", BALL | changes)
+            run.log_metrics(SCORES)
+            run.finish()
+    (comparison,) = compare(tmp_path)
+    assert comparison.differing == ["control.0.kind", "control.0.scale"]
+
+
 def test_lower_is_better_for_some(tav):
     code, out, _ = tav("compare", "--clip", "ball", "--by", "flicker", "--json")
     assert code == 0
