@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,8 +36,9 @@ GUIDANCE_SCALE, STEPS = 5.0, 30
 # Edits by Tune-A-Video take nothing over from the source but the first latents.
 PLAIN: dict[str, Any] = {"edit.preset": "tune-a-video"}
 # The ablations: the project's parameters, changed by these. Those that change nothing are left out.
+FULL = "full method"
 VARIANTS: dict[str, dict[str, Any]] = {
-    "full method": {},
+    FULL: {},
     "without tuning": {"tune.steps": 0},
     "without inversion": {**PLAIN, "edit.start": "random"},
     "plain Tune-A-Video": PLAIN,
@@ -214,7 +215,7 @@ def text_to_image(base: Path, captions: list[str], chunk: int = 32) -> np.ndarra
 
 def measure_method(runs: SceneRuns) -> Iterator[Measure]:
     """Run the method on the scenes, and compare the edits with the truth."""
-    results = edits_only(runs.run("full method"))
+    results = edits_only(runs.run(FULL))
     for score in SCORES:
         if score.key == "frames_without_object":
             continue
@@ -241,7 +242,7 @@ def measure_method(runs: SceneRuns) -> Iterator[Measure]:
 
 def method_tables(runs: SceneRuns, base: Path) -> str:
     """Return the method's scores beside their ceilings, by category, and the worst edits, as Markdown."""
-    results = runs.run("full method")
+    results = runs.run(FULL)
     edits = edits_only(results)
     ceiling = truth_after_vae(runs.scenes, base, _frames(runs))
     reconstructions = [result for result in results if result.edit == RECONSTRUCTION]
@@ -267,7 +268,7 @@ def _frames(runs: SceneRuns) -> list[list[float]]:
     from tav.config import load_params
     from tav.media.scene_truth import load_clip_truth
 
-    project = runs.project("full method")
+    project = runs.project(FULL)
     params = load_params(project / "params.yaml")
     return [scene.truth.times(load_clip_truth(project, scene.name, params)[1]) for scene in runs.scenes]
 
@@ -293,8 +294,11 @@ def truth_after_vae(scenes: Sequence[BenchmarkScene], base: Path, times: Sequenc
 
 def measure_ablations(runs: SceneRuns) -> str:
     """Return the ablations, and their paired differences from the full method, as Markdown tables."""
-    results = {name: edits_only(runs.run(name, changes)) for name, changes in _variants().items()}
-    full = results["full method"]
+    results = {
+        name: edits_only(runs.run(name, changes, _tuned_in(changes) if name != FULL else None))
+        for name, changes in _variants().items()
+    }
+    full = results[FULL]
     means, differences = ([["", *(score.heading for score in SCORES)]] for _ in range(2))
     for name, some in results.items():
         means.append([name, *_cells(some)])
@@ -303,6 +307,11 @@ def measure_ablations(runs: SceneRuns) -> str:
             cells = [_marked(score, paired_difference(*pair)) for score, pair in zip(SCORES, pairs, strict=True)]
             differences.append([f"{name}, minus full", *cells])
     return f"{markdown(means)}\n\n{markdown(differences)}\n\n*: the interval excludes 0."
+
+
+def _tuned_in(changes: Mapping[str, Any]) -> str | None:
+    """Return the variant whose tuned weights a variant shares; None where its own tuning differs."""
+    return FULL if all(key.startswith("edit.") for key in changes) else None
 
 
 def _variants() -> dict[str, dict[str, Any]]:
@@ -358,7 +367,7 @@ def picture(runs: SceneRuns, path: Path) -> bool:
     if not found or name not in found[0][0].truth.edits:
         return False
     (scene, times), edited = found[0], found[0][0].truth.edits[name]
-    source, _ = read_video(runs.project("full method") / "results" / clip / "frames" / "source.mp4")
+    source, _ = read_video(runs.project(FULL) / "results" / clip / "frames" / "source.mp4")
     rows = [
         (f"source: {caption(scene.truth.scene)}", source),
         (f"truth: {caption(edited)}", np.stack([render(edited, time) for time in times])),
@@ -410,7 +419,7 @@ def _run(options: argparse.Namespace) -> bool:
         elif part == "method":
             measures += measure_method(runs)
             tables.append(method_tables(runs, WEIGHTS))
-            rows = [asdict(result) for result in runs.run("full method")]
+            rows = [asdict(result) for result in runs.run(FULL)]
             write_json(out / "edits.json", rows)
         else:
             measures += MODEL_PARTS[part](WEIGHTS, count, out)

@@ -95,7 +95,7 @@ class KnownRuns(SceneRuns):
     def __init__(self, results: dict[str, list[EditResult]]) -> None:
         self.results = results
 
-    def run(self, variant, changes=None):
+    def run(self, variant, changes=None, tuned_in=None):
         return self.results[variant]
 
 
