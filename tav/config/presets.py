@@ -42,7 +42,7 @@ PRESETS = {
         "the layout: what the prompt shares with the caption stays where it is (Prompt-to-Prompt, arXiv 2208.01626), and "
         "guidance leads away from the caption at first (as in negative-prompt inversion, arXiv 2305.16807)",
         cross_replace=0.2,
-        source_negative=0.3,
+        source_negative=0.4,
     ),
     "style": Preset("another style of the complete picture; shapes stay", cross_replace=0.8, self_replace=0.8),
     "attribute": Preset(
