@@ -30,8 +30,6 @@ from toyworld.scenes import load_truth
 from toyworld.truth import track_error
 
 TUTORIAL = "my-clip"
-# The tutorial shows how the scores of an edit look that comes out wrong.
-WRONG = {"an orange fish is swinging on the sea at sunset"}
 # An object that is drawn elsewhere, or not at all, is much further away than this share of the picture's width.
 FAR = 0.2
 
@@ -79,7 +77,7 @@ def test_the_examples_are_found() -> None:
     readme = re.findall(r'^tav edit ball "([^"]+)"', (ROOT / "README.md").read_text(), re.MULTILINE)
     assert readme and set(readme) <= set(found["ball"])
     assert "a red ball is bouncing on the grass" in found["ball"]  # the caption, in Python
-    assert WRONG | {"a red boat is swinging on the sea at sunset"} <= set(found[TUTORIAL])
+    assert "a red boat is swinging on the sea at sunset" in found[TUTORIAL]
     assert all(prompt.startswith(("a ", "an ")) for prompts in found.values() for prompt in prompts), found
 
 
@@ -110,7 +108,6 @@ def test_the_examples_come_out_right(clip: str, tmp_path: Path) -> None:
     rows = [
         row
         for prompt in examples()[clip]
-        if prompt not in WRONG
         for row in make_rows([prompt], "the documentation", guidance_scale=scales.get(prompt))
     ]
     for edit in quick_edits(stages, rows):

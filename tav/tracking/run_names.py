@@ -38,7 +38,13 @@ def distinct_name(name: str, params: Mapping[str, str], others: Mapping[str, Map
     """
     if name not in others:
         return name
-    longer = with_settings(name, {key: value for key, value in params.items() if others[name].get(key) != value})
+    other = others[name]
+    differing = {key: value for key, value in params.items() if other.get(key) != value}
+    # Of a control network that only one of them has, the kind says enough.
+    for key in [key for key in differing if key.startswith("control.") and not key.endswith(".kind")]:
+        if key not in other:
+            del differing[key]
+    longer = with_settings(name, differing)
     return longer if longer not in others else _numbered(longer, others)
 
 

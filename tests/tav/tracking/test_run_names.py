@@ -29,3 +29,10 @@ def test_a_taken_name_is_made_longer():
     assert distinct_name("fish", PARAMS, others) == "fish"
     assert distinct_name("ball", PARAMS | {"seed": "35"}, others) == "ball · seed 35"
     assert distinct_name("ball", PARAMS | {"seed": "34"}, others) == "ball · seed 34 (2)"
+
+
+def test_control_that_the_other_run_lacks_is_named_by_its_kind():
+    canny = PARAMS | {"control.0.kind": "canny", "control.0.scale": "1.0", "control.0.end": "1.0"}
+    assert distinct_name("ball", canny, {"ball": PARAMS}) == "ball · control.0.kind canny"
+    weaker = canny | {"control.0.scale": "0.5"}
+    assert distinct_name("ball", weaker, {"ball": canny}) == "ball · control.0.scale 0.5"
