@@ -35,8 +35,8 @@ WORST = 8
 GUIDANCE_SCALE, STEPS = 5.0, 30
 # Edits by Tune-A-Video take nothing over from the source but the first latents.
 PLAIN: dict[str, Any] = {"edit.preset": "tune-a-video"}
-# The ablations: the project's parameters, changed by these. Those that change nothing are left out.
 FULL = "full method"
+# The ablations: the project's parameters, changed by these. Those that change nothing are left out.
 VARIANTS: dict[str, dict[str, Any]] = {
     FULL: {},
     "without tuning": {"tune.steps": 0},
@@ -294,10 +294,7 @@ def truth_after_vae(scenes: Sequence[BenchmarkScene], base: Path, times: Sequenc
 
 def measure_ablations(runs: SceneRuns) -> str:
     """Return the ablations, and their paired differences from the full method, as Markdown tables."""
-    results = {
-        name: edits_only(runs.run(name, changes, _tuned_in(changes) if name != FULL else None))
-        for name, changes in _variants().items()
-    }
+    results = {name: edits_only(runs.run(name, changes, _tuned_in(changes))) for name, changes in _variants().items()}
     full = results[FULL]
     means, differences = ([["", *(score.heading for score in SCORES)]] for _ in range(2))
     for name, some in results.items():
@@ -310,8 +307,8 @@ def measure_ablations(runs: SceneRuns) -> str:
 
 
 def _tuned_in(changes: Mapping[str, Any]) -> str | None:
-    """Return the variant whose tuned weights a variant shares; None where its own tuning differs."""
-    return FULL if all(key.startswith("edit.") for key in changes) else None
+    """Return the variant whose tuned weights a variant shares; None where it has its own."""
+    return FULL if changes and all(key.startswith("edit.") for key in changes) else None
 
 
 def _variants() -> dict[str, dict[str, Any]]:

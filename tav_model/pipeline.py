@@ -331,7 +331,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         # 5. Denoise
         guided = guided_steps(guidance_start, guidance_end, num_inference_steps) if do_classifier_free_guidance else ()
         predict, text_batches = FeatureReuse(self.unet, feature_reuse_interval), TextBatches()
-        source_is_negative = range(round(source_negative * num_inference_steps))
+        source_is_negative = guided_steps(0.0, source_negative, num_inference_steps)
         source_as_negative = None
         if source_prompt_embeds is not None:
             source_prompt_embeds = source_prompt_embeds.to(prompt_embeds)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tav.config.metrics import METRICS
+from tav.tracking.run_names import differs
 from tav.tracking.stored_runs import PipelineRun, read_runs
 from tav_model.errors import TavError
 
@@ -91,21 +92,10 @@ def _compare_clip(clip: str, runs: list[PipelineRun], by: str | None, left_out: 
         clip=clip,
         by=order_by,
         metrics=metrics + sorted(unknown),
-        differing=[key for key in parameters if _differs(key, runs)],
+        differing=[key for key in parameters if differs(key, (run.parameters.get(key) for run in runs))],
         runs=sorted(runs, key=lambda run: _sort_key(run, order_by)),
         left_out=left_out,
     )
-
-
-def _differs(key: str, runs: Sequence[PipelineRun]) -> bool:
-    """Return whether the runs differ in a parameter.
-
-    That a run has no control network is seen from the kind alone; it would be said once more for each of its settings.
-    """
-    values = {run.parameters.get(key) for run in runs}
-    if key.startswith("control.") and not key.endswith(".kind"):
-        values.discard(None)
-    return len(values) > 1
 
 
 def _sort_key(run: PipelineRun, by: str | None) -> tuple[Any, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 
 # Parameters that every name shows, and how much of the others it may show.
 NAMED = ("attention.spatial", "attention.temporal", "tune.steps")
@@ -38,14 +38,23 @@ def distinct_name(name: str, params: Mapping[str, str], others: Mapping[str, Map
     """
     if name not in others:
         return name
-    other = others[name]
-    differing = {key: value for key, value in params.items() if other.get(key) != value}
-    # Of a control network that only one of them has, the kind says enough.
-    for key in [key for key in differing if key.startswith("control.") and not key.endswith(".kind")]:
-        if key not in other:
-            del differing[key]
-    longer = with_settings(name, differing)
+    longer = with_settings(
+        name, {key: value for key, value in params.items() if differs(key, (value, others[name].get(key)))}
+    )
     return longer if longer not in others else _numbered(longer, others)
+
+
+def differs(key: str, values: Iterable[str | None]) -> bool:
+    """Return whether runs differ in a parameter.
+
+    That a run has no control network is seen from the kind alone; it would be said once more for each of its settings.
+
+    Args:
+        key: the parameter, by its dotted key.
+        values: its value in each run; None where a run does not have it.
+    """
+    details = key.startswith("control.") and not key.endswith(".kind")
+    return len({value for value in values if not (details and value is None)}) > 1
 
 
 def _numbered(name: str, taken: Container[str]) -> str:

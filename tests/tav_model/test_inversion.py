@@ -323,10 +323,9 @@ def test_source_is_the_negative_prompt_in_a_share_of_the_steps(share):
     pipe, steps = pipeline(), 4
     arguments = {"latents": noise(1, 4, 3, 8, 8), "guidance_scale": 3.0, "num_inference_steps": steps}
     arguments["output_type"] = "latent"
-    names = ["source", "negative"]
     embeds = {
         name: pipe.encode_prompt([text] * 2, do_classifier_free_guidance=False)[0]
-        for name, text in zip(names, ("a man", "blurry"), strict=True)
+        for name, text in {"source": "a man", "negative": "blurry"}.items()
     }
 
     def exchange(_pipe, step, _timestep, _tensors):
