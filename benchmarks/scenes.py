@@ -241,9 +241,10 @@ def _write_clip(project: Path, scene: BenchmarkScene) -> None:
     from toyworld.clips import write_rendered
 
     _, prompts, _ = write_rendered(project / "data", scene.name, scene.truth)
-    rows = [(caption(edited), edit, scene.truth.category(edit), "") for edit, edited in scene.truth.edits.items()]
-    rows.append((caption(scene.truth.scene), RECONSTRUCTION, "", "1.0"))
+    rows = [(caption(edited), edit, scene.truth.category(edit), "", "") for edit, edited in scene.truth.edits.items()]
+    # With its words unchanged and nothing to keep, so that all of it comes from inversion and sampling.
+    rows.append((caption(scene.truth.scene), RECONSTRUCTION, "", "1.0", "tune-a-video"))
     with prompts.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(("prompt", "name", "category", "guidance_scale"))
+        writer.writerow(("prompt", "name", "category", "guidance_scale", "preset"))
         writer.writerows(rows)

@@ -20,7 +20,7 @@ from pathlib import Path
 from tasks.clip_stages import ClipStages
 from tasks.rows import RowBatch, render_rows
 from tav.config.paths import Project, project_path
-from tav.config.presets import WORDS
+from tav.config.presets import NOT_FILES
 from tav.config.prompts import EditRow
 from tav.config.results import EDIT_SUFFIXES
 from tav.runtime.devices import DevicePool
@@ -90,7 +90,7 @@ def describe(stages: ClipStages, row: EditRow, remote: Mapping[str, str] | None,
 
 def _mask_files(root: Path, mask: str | None) -> tuple[tuple[str, bytes], ...]:
     """Return the files of a mask by path; none where it is missing, which fails where the row is rendered."""
-    if mask is None or mask == WORDS:
+    if mask is None or mask in NOT_FILES:
         return ()
     path = project_path(root, mask, "mask")
     files = sorted(path.iterdir()) if path.is_dir() else [path]

@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks.model_loading import MODEL_LOADING
-from tasks.source_settings import Source, is_pixel_mask, mask_image, source_arguments, uses_caption, uses_trajectory
+from tasks.source_settings import (
+    Source,
+    is_pasted,
+    is_pixel_mask,
+    mask_image,
+    source_arguments,
+    uses_caption,
+    uses_trajectory,
+)
 from tasks.stage_control import StageControl
 from tav.config import AttentionParams, EditParams, WindowParams
 from tav.config.prompts import EditRow, PromptRow
@@ -268,12 +276,13 @@ class RowBatch:
         if size < len(rows):
             self.batch_size = size
         for i, row in enumerate(rows[:size]):
-            frames = self._decoded(row, latents[i : i + 1], arguments)
-            self._store(row, frames, None if masks is None else masks[i])
+            mask = None if masks is None else masks[i]
+            frames = self._decoded(row, latents[i : i + 1], arguments, mask)
+            self._store(row, frames, mask)
         return list(rows[:size])
 
     def _decoded(
-        self, row: EditRow, latents: torch.Tensor, arguments: dict[str, Any], first: int = 0
+        self, row: EditRow, latents: torch.Tensor, arguments: dict[str, Any], mask: torch.Tensor | None, first: int = 0
     ) -> Iterator[np.ndarray]:
         """Yield the frames of latents `1 c f h w`, pasted into the source where there is a mask: `f h w 3` in uint8.
 
@@ -283,11 +292,12 @@ class RowBatch:
             row: the row.
             latents: of the frames.
             arguments: what `_pipeline_arguments` returns for it.
+            mask: of the latents, `f h w`; None without a mask.
             first: index of the first of the frames.
         """
         import numpy as np
 
-        from tav_model.blending import paste
+        from tav_model.blending import paste, pixel_masks
         from tav_model.latents import decode_latents, to_frames
 
         vae, size, settings = self.pipeline.vae, self.decode_chunk, self._arguments[row.identity]
@@ -296,10 +306,14 @@ class RowBatch:
             video, self.decode_chunk = retry_with_smaller_batch(
                 partial(decode_latents, vae, part), self.decode_chunk, "frames at a time"
             )
-            if is_pixel_mask(settings):
+            if is_pasted(settings) and self.source.frames is not None and mask is not None:
                 places = slice(first + start, first + start + part.shape[2])
-                source, mask = self.source.source_frames()[places].numpy(), arguments["mask"]
-                generated = (mask if len(mask) == 1 else mask[places]) != settings.get("mask_inverted", False)
+                source = self.source.source_frames()[places].numpy()
+                if is_pixel_mask(settings):
+                    pixels = arguments["mask"]
+                    generated = (pixels if len(pixels) == 1 else pixels[places]) != settings.get("mask_inverted", False)
+                else:
+                    generated = pixel_masks(mask[start : start + size], self.pipeline.vae_scale_factor)
                 video = paste(video, source, np.broadcast_to(generated, source.shape[:3]), settings["mask_feather"])
             yield to_frames(video[0])
 
@@ -342,12 +356,14 @@ class RowBatch:
             if part.resumed:
                 on_step([row], row.steps)
             if part.start not in growing:
-                growing.add(part.start, self._decoded(row, part.latents, taken_over, part.start))
+                mask = None if part.masks is None else part.masks[0]
+                growing.add(part.start, self._decoded(row, part.latents, taken_over, mask, part.start))
                 logger.info("%s: %d of %d frames: %s", row.name, part.stop, latents.shape[2], growing.path)
             parts.append(part.latents)
             masks += [] if part.masks is None else [part.masks[0]]
         # Once more and in one piece, so that the video does not depend on where it was interrupted.
-        self._store(row, self._decoded(row, torch.cat(parts, dim=2), taken_over), torch.cat(masks) if masks else None)
+        mask = torch.cat(masks) if masks else None
+        self._store(row, self._decoded(row, torch.cat(parts, dim=2), taken_over, mask), mask)
         shutil.rmtree(folder, ignore_errors=True)
 
     def _fps(self) -> Fraction:
@@ -431,7 +447,7 @@ class RowBatch:
         if is_pixel_mask(arguments):
             mask = self.source.pixel_mask(arguments["mask"])
             arguments["mask"] = mask.copy() if mask.strides[0] else mask[:1].copy()  # Of a still image, one is enough.
-            arguments.pop("mask_feather")
+        arguments.pop("mask_feather", None)
         if uses_trajectory(arguments):
             arguments["trajectory"] = self.source.trajectory()
         return arguments

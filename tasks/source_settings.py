@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.decode import AUDIO
 from tav.config.paths import project_path
-from tav.config.presets import PRESETS, WORDS, preset_of
+from tav.config.presets import DIFFERENCE, NO_MASK, NOT_FILES, PRESETS, WORDS, preset_of
 from tav.config.results import MASK_IMAGE, read_record
 from tav_model.digests import digest
 from tav_model.errors import TavError
@@ -54,6 +54,8 @@ class Source:
                 self._present(self.frames / "frames.safetensors"),
             ]
             parts.append(self.decode.model_dump_json())
+        elif is_pasted(arguments) and self.frames is not None:
+            parts.append(self._present(self.frames / "frames.safetensors"))
         return digest(*parts) if parts else ""
 
     @staticmethod
@@ -87,7 +89,7 @@ class Source:
         from tav.media.masks import load_mask
 
         if self.decode is None or self.frames is None:
-            raise TavError(f"mask: {mask!r}: without the clip's frames, only {WORDS!r} is allowed")
+            raise TavError(f"mask: {mask!r}: without the clip's frames, only {', '.join(NOT_FILES)} are allowed")
         # How many frames a clip of all has is known from those.
         number = len(self.source_frames()) if self.decode.frames == "all" else self.decode.frames
         return load_mask(self.mask_path(mask), self.decode.model_copy(update={"frames": number}))
@@ -100,7 +102,7 @@ class Source:
 
         record = read_record(video.with_suffix(".json"))
         mask = record.get("mask")
-        if not mask or mask == WORDS:
+        if not mask or mask in NOT_FILES:
             return None
         generated = self.pixel_mask(mask)
         shape = generated.shape
@@ -139,18 +141,25 @@ def uses_trajectory(arguments: dict[str, Any]) -> bool:
 
 def uses_caption(arguments: dict[str, Any]) -> bool:
     """Return whether the prompt is compared with the caption, or guided away from it."""
-    return "cross_attention_kwargs" in arguments or "source_negative" in arguments or arguments.get("mask") == WORDS
+    compared = arguments.get("mask") in (WORDS, DIFFERENCE)
+    return compared or "cross_attention_kwargs" in arguments or "source_negative" in arguments
 
 
 def is_pixel_mask(arguments: dict[str, Any]) -> bool:
     """Return whether there is a mask that is a file."""
-    return arguments.get("mask", WORDS) != WORDS
+    return arguments.get("mask", WORDS) not in NOT_FILES
+
+
+def is_pasted(arguments: dict[str, Any]) -> bool:
+    """Return whether what is outside of the mask is copied from the clip's frames."""
+    return is_pixel_mask(arguments) or arguments.get("mask") == DIFFERENCE
 
 
 def source_arguments(row: PromptRow, params: EditParams) -> tuple[str, dict[str, Any]]:
     """Return the name of the row's preset, and those arguments of the pipeline that depend on it and on the parameters.
 
-    Arguments that have no effect are left out: with Tune-A-Video's method, there are none. A mask is still a path, or `words`.
+    Arguments that have no effect are left out: with Tune-A-Video's method, there are none. A mask is still a path, `words` or
+    `difference`.
     """
     name = preset_of(row.preset or params.preset, row.category)
     preset = PRESETS[name]
@@ -166,15 +175,18 @@ def source_arguments(row: PromptRow, params: EditParams) -> tuple[str, dict[str,
 
     arguments: dict[str, Any] = {"cross_attention_kwargs": control} if control else {}
     mask = row.mask or params.mask or preset.mask
-    if mask:
+    if mask and mask != NO_MASK:
         arguments |= {"mask": mask, "mask_end": preset.mask_end}
         if preset.mask_start is not None:
             arguments["mask_start"] = preset.mask_start
         if params.mask_inverted:
             arguments["mask_inverted"] = True
-        arguments |= (
-            {"mask_threshold": params.mask_threshold} if mask == WORDS else {"mask_feather": params.mask_feather}
-        )
+        if mask == WORDS:
+            arguments["mask_threshold"] = params.mask_threshold
+        else:
+            arguments["mask_feather"] = params.mask_feather
+        if mask == DIFFERENCE:
+            arguments["difference_threshold"] = params.difference_threshold
     if params.layout_strength is not None:
         arguments["layout_strength"] = params.layout_strength
     negative = preset.source_negative if params.source_negative is None else params.source_negative

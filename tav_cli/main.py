@@ -234,7 +234,10 @@ def edit(
         str | None, typer.Option(metavar="NAME", help="What to keep of the clip, such as attribute.")
     ] = None,
     mask: Annotated[
-        str | None, typer.Option(metavar="PATH", help="Where to edit: a file or folder of the project, or: words.")
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Where to edit: a file or folder of the project, or: difference, words, none."
+        ),
     ] = None,
     control_scale: Annotated[
         float | None, typer.Option(metavar="X", help="Strength of the control networks, 0 to 2.")

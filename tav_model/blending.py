@@ -38,6 +38,11 @@ def latent_mask(mask: torch.Tensor, factor: int) -> torch.Tensor:
     return pooled.reshape(*shape[:-2], *pooled.shape[-2:])
 
 
+def pixel_masks(masks: torch.Tensor, factor: int) -> np.ndarray:
+    """Return masks of latents, `... h w`, in pixels: `... H W`, each latent `factor` pixels to a side."""
+    return masks.cpu().numpy().repeat(factor, axis=-2).repeat(factor, axis=-1)
+
+
 def word_mask(maps: torch.Tensor, size: tuple[int, int], threshold: float = THRESHOLD) -> torch.Tensor:
     """Return the mask of where attention to words is strong, as in Prompt-to-Prompt (arXiv 2208.01626, "local blending").
 

@@ -24,17 +24,18 @@ from PIL import Image
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tav_model.attention_control import AttentionControl, AttentionControlOptions, check_share
-from tav_model.blending import THRESHOLD, Blending, latent_mask, paste
+from tav_model.attention_control import AttentionControl, AttentionControlOptions, WordMaps, check_share
+from tav_model.blending import THRESHOLD, Blending, latent_mask, paste, pixel_masks
 from tav_model.control import ControlSignal
 from tav_model.control_networks import check_fits, control_networks
+from tav_model.difference_mask import DIFFERENCE_THRESHOLD, difference_mask
 from tav_model.guidance import guided_prediction, guided_steps
 from tav_model.inversion import ddim_overrides
 from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.feature_reuse import FeatureReuse
 from tav_model.networks.text_projections import TextBatches, text_projected_once
 from tav_model.networks.unet import UNet3DConditionModel
-from tav_model.sampling import SAMPLERS
+from tav_model.sampling import SAMPLERS, DDIMSampler
 from tav_model.tensors import StoredTensor
 from tav_model.text import encode_prompts
 from tav_model.trajectory import Trajectory, inversion_timesteps
@@ -43,6 +44,8 @@ from tav_model.windows import Window, WindowOptions, predict_in_windows, select
 
 WORDS = "words"
 """The value of `mask` that derives it from the words that the prompts change."""
+DIFFERENCE = "difference"
+"""The value of `mask` that derives it from the predictions that the prompts change."""
 WORD_MASK_START = 0.2
 """Share of the steps after which masks from words are used: before, their maps say little."""
 
@@ -150,6 +153,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         mask_start: float | None = None,
         mask_end: float = 1.0,
         mask_threshold: float = THRESHOLD,
+        difference_threshold: float = DIFFERENCE_THRESHOLD,
         mask_feather: float = 8.0,
         video: np.ndarray | None = None,
         proximal_quantile: float | None = None,
@@ -206,14 +210,16 @@ class TuneAVideoPipeline(DiffusionPipeline):
             cross_attention_kwargs: see `tav_model.attention_control.AttentionControlOptions`.
             mask: where the video is generated, `f H W` or `b f H W` from 0 to 1 in pixels, with one frame for all or one
                 for each: elsewhere the latents stay the source's. "words": where attention to the words is strong that
-                differ from those of `source_prompt`.
+                differ from those of `source_prompt`. "difference": where the predictions for the prompt and for
+                `source_prompt` differ.
             mask_inverted: generate outside of the mask instead.
             mask_start: share of the steps after which the mask applies; by default 0, and 0.2 for masks from words.
             mask_end: share of the steps after which it does not apply any more.
             mask_threshold: of masks from words, see `tav_model.blending.word_mask`.
+            difference_threshold: of masks from differences, see `tav_model.difference_mask.difference_mask`.
             mask_feather: pixels around the mask in which the edit fades into the frames of `video`.
-            video: the source's frames, `f H W 3` in uint8. With a `mask` in pixels, frames are exactly these beyond the
-                feather.
+            video: the source's frames, `f H W 3` in uint8. With a `mask` in pixels or from differences, frames are exactly
+                these beyond the feather.
             proximal_quantile: of proximal guidance, see `tav_model.guidance`; None: plain guidance.
             source_negative: share of the steps, from the first, in which `source_prompt` takes the place of the negative
                 prompt. Guidance then leads from what the source shows to what the prompt asks for, and leaves alone what
@@ -281,6 +287,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("guidance_end", guidance_end),
         ):
             check_share(name, share)
+        if not difference_threshold >= 0:
+            raise ValueError(f"difference_threshold: {difference_threshold} must be 0 or more")
         if feature_reuse_interval < 1:
             raise ValueError(f"feature_reuse_interval: {feature_reuse_interval} must be 1 or more")
         window = None
@@ -314,16 +322,34 @@ class TuneAVideoPipeline(DiffusionPipeline):
             length=prompt_embeds.shape[1],
             num_steps=num_inference_steps,
             size=(latents.shape[2], latents.shape[3], latents.shape[4]),
-            word_mask=isinstance(mask, str),
+            word_mask=isinstance(mask, str) and mask == WORDS,
         )
-        if source_negative and source_prompt is None and source_prompt_embeds is None:
-            raise ValueError("source_prompt: needed for source_negative")
-        if (attention_control.uses_source or source_negative) and source_prompt_embeds is None:
+        of_difference = isinstance(mask, str) and mask == DIFFERENCE
+        for name, wanted in (("source_negative", source_negative), ("mask", of_difference)):
+            if wanted and source_prompt is None and source_prompt_embeds is None:
+                raise ValueError(f"source_prompt: needed for {name}")
+        needs_caption = attention_control.uses_source or source_negative or of_difference
+        if needs_caption and source_prompt_embeds is None:
             source_prompt_embeds, _ = self.encode_prompt(source_prompt or [""], do_classifier_free_guidance=False)
+        if source_prompt_embeds is not None:
+            source_prompt_embeds = source_prompt_embeds.to(prompt_embeds)
         blending = None
         word_maps = attention_control.word_maps
         if source is not None and (mask is not None or word_maps is not None):
-            region = self.prepare_mask(mask, latents) if word_maps is None else word_maps
+            region: torch.Tensor | WordMaps
+            if word_maps is not None:
+                region = word_maps
+            elif of_difference and source_prompt_embeds is not None:
+                predict_source = partial(
+                    self._predict_source,
+                    text=torch.cat([source_prompt_embeds, prompt_embeds]),
+                    schedule=schedule,
+                    control_signal=control_signal,
+                    window=window,
+                )
+                region = difference_mask(predict_source, source, difference_threshold)
+            else:
+                region = self.prepare_mask(mask, latents)
             if mask_start is None:
                 mask_start = 0.0 if word_maps is None else WORD_MASK_START
             blending = Blending(source, region, mask_inverted, mask_start, mask_end, mask_threshold)
@@ -334,7 +360,6 @@ class TuneAVideoPipeline(DiffusionPipeline):
         source_is_negative = guided_steps(0.0, source_negative, num_inference_steps)
         source_as_negative = None
         if source_prompt_embeds is not None:
-            source_prompt_embeds = source_prompt_embeds.to(prompt_embeds)
             source_as_negative = source_prompt_embeds.expand_as(prompt_embeds)
         with (
             self.progress_bar(total=num_inference_steps) as progress,
@@ -389,6 +414,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
 
         # 7. Decode, and paste into the source
         frames: Any = latents
+        masks = None
+        if blending is not None:
+            masks = blending.current_mask((latents.shape[-2], latents.shape[-1])).expand(len(latents), -1, -1, -1)
         if output_type != "latent":
             decoded = self.decode_latents(latents, "pt", decode_chunk_size)
             if video is not None and isinstance(mask, torch.Tensor | np.ndarray):
@@ -396,10 +424,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 if len(generated) == 1 and generated.ndim == 3:
                     generated = np.broadcast_to(generated, video.shape[:3])
                 decoded = paste(decoded, video, 1 - generated if mask_inverted else generated, mask_feather)
+            elif video is not None and masks is not None:
+                generated = pixel_masks(masks, self.vae_scale_factor)
+                parts = zip(decoded.split(1), generated, strict=True)
+                decoded = torch.cat([paste(part, video, one, mask_feather) for part, one in parts])
             frames = _as_output(decoded, output_type)
-        masks = None
-        if blending is not None:
-            masks = blending.current_mask((latents.shape[-2], latents.shape[-1])).expand(len(latents), -1, -1, -1)
         self.maybe_free_model_hooks()
         return TuneAVideoPipelineOutput(frames=frames, masks=masks) if return_dict else (frames,)
 
@@ -427,6 +456,30 @@ class TuneAVideoPipeline(DiffusionPipeline):
             )
         attention_control.begin_step(step, len(sample), window)
         return predict(sample, timestep, text, kinds, **residuals).float()
+
+    def _predict_source(
+        self,
+        latents: torch.Tensor,
+        timestep: int,
+        *,
+        text: torch.Tensor,
+        schedule: DDIMSampler,
+        control_signal: ControlSignal | None,
+        window: WindowOptions | None,
+    ) -> torch.Tensor:
+        """Return the network's predictions from the source's latents `1 c f h w`, for each of the texts `b n c`."""
+        timesteps = schedule.timesteps
+        step = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - timestep))
+        time = torch.tensor(timestep, device=text.device)
+
+        def predict(window: Window | None) -> torch.Tensor:
+            sample = select(latents.to(text), window).expand(len(text), -1, -1, -1, -1)
+            residuals: dict[str, Any] = {}
+            if control_signal is not None:
+                residuals = control_signal.residuals(sample, time, text, step, len(timesteps), window=window)
+            return self.unet(sample, time, text, **residuals).sample.float()
+
+        return predict_in_windows(predict, latents.shape[2], window)
 
     def check_inputs(
         self,
@@ -497,8 +550,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
             raise ValueError(f"sampler: {sampler!r} must be one of {', '.join(SAMPLERS)}")
         if layout_strength is not None and not layout_strength >= 0:
             raise ValueError(f"layout_strength: {layout_strength} must be 0 or more")
-        if isinstance(mask, str) and mask != WORDS:
-            raise ValueError(f"mask: {mask!r} must be {WORDS!r}, or numbers")
+        if isinstance(mask, str) and mask not in (WORDS, DIFFERENCE):
+            raise ValueError(f"mask: {mask!r} must be {WORDS!r}, {DIFFERENCE!r}, or numbers")
         takes_over = {
             "layout_strength": layout_strength is not None,
             "mask": mask is not None,
@@ -514,8 +567,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
             raise ValueError(
                 f"num_inversion_steps: {num_inversion_steps}, but the trajectory has {len(source.latents) - 1} steps"
             )
-        if video is not None and (output_type == "latent" or mask is None or isinstance(mask, str)):
-            raise ValueError("video: needs a mask of pixels, and another output_type than latent")
+        if video is not None and (output_type == "latent" or mask is None or (isinstance(mask, str) and mask == WORDS)):
+            raise ValueError("video: needs a mask of pixels or from differences, and another output_type than latent")
 
     def encode_prompt(
         self,

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 BY_CATEGORY = "category"
 WORDS = "words"
 """The value of `mask` that derives it from the words that differ between the caption and the prompt."""
+DIFFERENCE = "difference"
+"""The value of `mask` that derives it from the predictions that differ between the caption and the prompt."""
+NO_MASK = "none"
+"""The value of `mask` that turns a preset's mask off."""
+NOT_FILES = (WORDS, DIFFERENCE, NO_MASK)
+"""The values of `mask` that are not the path of a mask of pixels."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +26,7 @@ class Preset:
         self_replace_layers: "upper" or "all", see `tav_model.attention_control`.
         residual_replace: share in which the features of an upper residual block are the source's.
         source_negative: share in which the caption takes the place of the negative prompt.
-        mask: "words", or None for no mask.
+        mask: "words" or "difference", or None for no mask.
         mask_start: share after which the mask applies; None: the default of the kind of mask.
         mask_end: share after which it does not apply any more.
     """

@@ -16,7 +16,7 @@ from typing import Any
 from tav.config.characters import has_control_characters
 from tav.config.csv_rows import read_csv_rows
 from tav.config.paths import project_path
-from tav.config.presets import PRESETS, WORDS
+from tav.config.presets import NOT_FILES, PRESETS
 from tav_model.errors import TavError
 from tav_model.files import atomic_file
 
@@ -255,11 +255,13 @@ def _check_row(where: str, record: dict[str, Any]) -> PromptRow:
         raise error("category", f"one of {', '.join(CATEGORIES)}")
     if cells["preset"] and cells["preset"] not in PRESETS:
         raise error("preset", f"one of {', '.join(PRESETS)}")
-    if cells["mask"] and cells["mask"] != WORDS:
+    if cells["mask"] and cells["mask"] not in NOT_FILES:
         try:
             project_path(Path(), cells["mask"], "")
         except TavError as reason:
-            raise error("mask", f"words or a path inside the project ({str(reason).rpartition(': ')[2]})") from None
+            raise error(
+                "mask", f"{', '.join(NOT_FILES)}, or a path inside the project ({str(reason).rpartition(': ')[2]})"
+            ) from None
     name = cells["name"]
     if name and (not FILE_NAME.fullmatch(name) or RESERVED_NAME.fullmatch(name)):
         raise error(

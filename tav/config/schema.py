@@ -295,14 +295,24 @@ class EditParams(Section):
     )
     mask: OptionalProjectPath = Field(
         None,
-        description="where videos are edited: an image, a folder of images or a video, white on black; or words: where the "
-        "attention to the changed words is; null: as the preset",
+        description="where videos are edited: an image, a folder of images or a video, white on black; words: where the "
+        "attention to the changed words is; difference: where the predictions for the prompt and the caption differ; none: no "
+        "mask, whatever the preset; null: as the preset",
     )
     mask_inverted: bool = Field(False, description="edit outside of the mask")
     mask_feather: float = Field(
-        8, ge=0, le=256, description="pixels around a mask of pixels in which the edit fades into the source"
+        8,
+        ge=0,
+        le=256,
+        description="pixels around a mask of pixels or from differences in which the edit fades into the source",
     )
     mask_threshold: Share = Field(0.3, description="share of the strongest attention above which words are in the mask")
+    difference_threshold: float = Field(
+        0.08,
+        ge=0,
+        le=4,
+        description="difference of the predicted clean latents, whose deviation is 1, above which they are in the mask",
+    )
     cross_replace: Share | None = Field(
         None, description="share of the steps in which shared words keep the source's attention; null: as the preset"
     )

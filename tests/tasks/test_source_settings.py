@@ -23,7 +23,7 @@ from tav.config.prompts import PromptRow
 from tav.config.results import MASK_IMAGE
 from tav.reports.videos import read_edit
 from tav.runtime.events import Event, EventStream, LoopProgressed
-from tav_model.blending import feathered
+from tav_model.blending import feathered, pixel_masks
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 from tav_model.tensors import save_tensors
@@ -98,6 +98,29 @@ def test_frames_are_the_source_outside_of_the_mask_and_its_feather(project, monk
     assert outside.mean() > 0.2
     assert np.array_equal(frames[outside], FRAMES[outside])
     assert not np.array_equal(frames[generated], FRAMES[generated])
+
+
+def test_frames_are_the_source_outside_of_what_the_prompt_changes(project, monkeypatch):
+    threshold = 0.09  # Between the differences of the small network.
+    batch = batch_of(project, row(mask="difference"), difference_threshold=threshold, mask_feather=4.0)
+    masks = []
+    store = batch._decoded
+    monkeypatch.setattr(batch, "_decoded", lambda *args: masks.append(args[3]) or store(*args))
+    frames = frames_of(batch, monkeypatch)
+    generated = pixel_masks(masks[0], 2)
+    outside = feathered(generated, 4) == 0
+    assert 0 < outside.mean() < 1
+    assert np.array_equal(frames[outside], FRAMES[outside])
+    assert not np.array_equal(frames[generated > 0], FRAMES[generated > 0])
+    record = read_json(project / "edits/a-dog.json")
+    assert record["mask"] == "difference" and record["mask_image"].startswith(MASK_IMAGE)
+
+
+def test_a_mask_of_none_turns_off_that_of_the_preset(project):
+    assert identity(project, row(mask="none")) == identity(project)
+    with_preset, without = row(preset="video-p2p"), row(preset="video-p2p", mask="none")
+    assert "mask" in source_arguments(with_preset, EditParams())[1]
+    assert "mask" not in source_arguments(without, EditParams())[1]
 
 
 @pytest.mark.parametrize("name", sorted(set(PRESETS) - {"tune-a-video"}))
@@ -190,8 +213,15 @@ def test_identity_depends_on_what_a_row_reads(project):
     identities += [identity(project, row(preset="object")), identity(project, layout_strength=1.0)]
     identities += [identity(project, sampler="dpm-solver++"), identity(project, pixels, mask_feather=3.0)]
     identities += [identity(project, words, caption="a woman"), identity(project, style, caption="a woman")]
+    difference = row(mask="difference")
+    identities += [identity(project, difference), identity(project, difference, mask_feather=3.0)]
+    identities += [
+        identity(project, difference, caption="a woman"),
+        identity(project, difference, difference_threshold=0.5),
+    ]
     Image.fromarray(255 - MASK).save(project / "mask.png")
-    identities.append(identity(project, pixels))
+    save_tensors(project / "frames/frames.safetensors", {"frames": torch.from_numpy(255 - FRAMES)}, {})
+    identities += [identity(project, pixels), identity(project, difference)]
     assert len(set(identities)) == len(identities)
 
 

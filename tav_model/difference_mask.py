@@ -1,0 +1,54 @@
+"""Masks of what a prompt changes: where the predictions of the clean latents for it and for the caption differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional
+
+from tav_model.sampling import predicted_clean_and_noise
+
+if TYPE_CHECKING:
+    from tav_model.trajectory import Trajectory
+
+DIFFERENCE_THRESHOLD = 0.08
+"""Deviations of the clean latents, which are scaled to a deviation of 1."""
+SHARES = (0.6, 0.7, 0.8)
+"""Shares of the inversion's steps. Closer to the clean latents, the prompt has nothing left to decide; closer to pure noise,
+where objects are is not yet decided."""
+
+
+def difference_mask(
+    predict: Callable[[torch.Tensor, int], torch.Tensor], source: Trajectory, threshold: float = DIFFERENCE_THRESHOLD
+) -> torch.Tensor:
+    """Return the mask of what prompts change of the source, as in DiffEdit (Couairon et al., arXiv 2210.11427).
+
+    From the source's latents at three noise levels, the clean latents are predicted for the caption and for each prompt. The
+    mask is where the root mean square of their difference over the channels, averaged over the levels, is above the
+    threshold, and the positions around. DiffEdit adds random noise to the clean latents, compares predictions of the noise,
+    and divides by the maximum. Here, the latents are the trajectory's, so that no noise is drawn, and the threshold is an
+    absolute one: a prompt that changes everything, such as the style, has a mask of everything, and the caption itself an
+    empty one.
+
+    Args:
+        predict: called with latents `1 c f h w` and their timestep; returns the network's predictions for the caption and
+            for each of b prompts, `(1 + b) c f h w`.
+        source: the trajectory of the inversion.
+        threshold: in deviations of the clean latents.
+
+    Returns:
+        `b f h w`, 0 or 1, in float32.
+    """
+    last = len(source.timesteps) - 1
+    levels = [source.timesteps[max(round(share * last), 1)] for share in SHARES]
+    differences = []
+    for timestep in levels:
+        latents = source.at(timestep)
+        predicted = predict(latents, timestep)
+        clean, _ = predicted_clean_and_noise(source.scheduler, predicted, timestep, latents.to(predicted))
+        differences.append((clean[1:] - clean[:1]).square().mean(dim=1).sqrt())
+    above = (torch.stack(differences).mean(dim=0) > threshold).float()
+    # Objects that take the place of others are a little larger, and cast shadows.
+    return functional.max_pool2d(above, 3, stride=1, padding=1)
