@@ -178,9 +178,17 @@ class RowBatch:
 
     def steps_of(self, row: EditRow) -> int:
         """Return how many sampling steps the row takes."""
+        sampled = self._sampled_steps(row)
         if self.windows is None or not self.params.autoregressive:
-            return row.steps
-        return row.steps * len(self.windows.windows(self.num_frames))
+            return sampled
+        return sampled * len(self.windows.windows(self.num_frames))
+
+    def _sampled_steps(self, row: EditRow) -> int:
+        """Return how many of the row's steps are sampled."""
+        from tav_model.sampling import first_sampled_step
+
+        strength = self._arguments[row.identity].get("strength", 1.0) if self.params.start == "inverted" else 1.0
+        return row.steps - first_sampled_step(strength, row.steps)
 
     # Which rows are done
 
@@ -323,13 +331,17 @@ class RowBatch:
 
         from tav.media.growing import GrowingVideo
         from tav_model.autoregressive import edit_autoregressively
+        from tav_model.sampling import SAMPLERS
         from tav_model.trajectory import Trajectory
 
         folder = self.store / f"{row.identity}{PARTIAL}"
         taken_over = self._pipeline_arguments(row)
         latents, arguments = self._first_latents([row], taken_over)
         if latents is None:
-            latents = Trajectory(arguments["trajectory"], self.pipeline.scheduler).start(arguments["layout_strength"])
+            source = Trajectory(arguments["trajectory"], self.pipeline.scheduler)
+            schedule = SAMPLERS[self.params.sampler](source.scheduler, row.steps, source.timesteps[-1])
+            first = schedule.timesteps[row.steps - self._sampled_steps(row)]
+            latents = source.start(arguments.get("layout_strength"), first)
         arguments.pop("layout_strength", None)
         for name in ("context_length", "context_stride", "context_anchor", "context_weighting"):
             arguments.pop(name)
@@ -354,7 +366,7 @@ class RowBatch:
             **arguments,
         ):
             if part.resumed:
-                on_step([row], row.steps)
+                on_step([row], self._sampled_steps(row))
             if part.start not in growing:
                 mask = None if part.masks is None else part.masks[0]
                 growing.add(part.start, self._decoded(row, part.latents, taken_over, mask, part.start))
@@ -416,10 +428,11 @@ class RowBatch:
         arguments = dict(taken_over)
         if self.params.start == "inverted":
             arguments["num_inversion_steps"] = int(metadata["steps"])
-            if "layout_strength" in arguments:
+            if "layout_strength" in arguments or "strength" in arguments:
                 latents = None
         else:
             arguments.pop("layout_strength", None)
+            arguments.pop("strength", None)
             noise = [
                 torch.randn(tensors["latents"].shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows
             ]

@@ -136,7 +136,7 @@ def mask_image(mask: np.ndarray) -> str:
 
 def uses_trajectory(arguments: dict[str, Any]) -> bool:
     """Return whether something is read from the trajectory."""
-    return any(name in arguments for name in ("cross_attention_kwargs", "mask", "layout_strength"))
+    return any(name in arguments for name in ("cross_attention_kwargs", "mask", "layout_strength", "strength"))
 
 
 def uses_caption(arguments: dict[str, Any]) -> bool:
@@ -189,6 +189,9 @@ def source_arguments(row: PromptRow, params: EditParams) -> tuple[str, dict[str,
             arguments["difference_threshold"] = params.difference_threshold
     if params.layout_strength is not None:
         arguments["layout_strength"] = params.layout_strength
+    strength = preset.strength if params.strength is None else params.strength
+    if strength < 1:
+        arguments["strength"] = strength
     negative = preset.source_negative if params.source_negative is None else params.source_negative
     if negative:
         arguments["source_negative"] = negative

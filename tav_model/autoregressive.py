@@ -143,7 +143,7 @@ def _sample(
         latents = tensors["latents"]
         if held is not None:
             latents = latents.clone()
-            latents[:, :, : held.shape[3]] = held[step].to(latents)
+            latents[:, :, : held.shape[3]] = held[len(states)].to(latents)
         states.append(without_anchor(latents, window).cpu())
         if callback_on_step_end is not None:
             callback_on_step_end(pipe, step, timestep, tensors | {"latents": latents})

@@ -35,7 +35,7 @@ from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.feature_reuse import FeatureReuse
 from tav_model.networks.text_projections import TextBatches, text_projected_once
 from tav_model.networks.unet import UNet3DConditionModel
-from tav_model.sampling import SAMPLERS, DDIMSampler
+from tav_model.sampling import SAMPLERS, DDIMSampler, first_sampled_step
 from tav_model.tensors import StoredTensor
 from tav_model.text import encode_prompts
 from tav_model.trajectory import Trajectory, inversion_timesteps
@@ -145,6 +145,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         num_inversion_steps: int | None = None,
         trajectory: torch.Tensor | StoredTensor | None = None,
         layout_strength: float | None = None,
+        strength: float = 1.0,
         source_prompt: str | None = None,
         source_prompt_embeds: torch.Tensor | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
@@ -205,6 +206,10 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 given.
             layout_strength: how strong the source's layout is in the first latents, relative to the noise in them; see
                 `tav_model.trajectory.Trajectory.start`. By default, as strong as the inversion left it.
+            strength: share of the steps that are sampled, the last ones. Sampling then starts from the trajectory's latents
+                of a lower noise level, which have more of the source (as with the noised picture of SDEdit, arXiv
+                2108.01073). Other shares are still of all steps. `latents`, where given, are those of the first sampled
+                step.
             source_prompt: describes the source; the prompt of the source branch. By default the empty prompt.
             source_prompt_embeds: embeddings `1 n c` in place of those of `source_prompt`.
             cross_attention_kwargs: see `tav_model.attention_control.AttentionControlOptions`.
@@ -257,10 +262,13 @@ class TuneAVideoPipeline(DiffusionPipeline):
         options = AttentionControlOptions.from_kwargs(cross_attention_kwargs)
         if trajectory is not None:
             source = Trajectory(trajectory, self.scheduler)
+            starts_from_source = latents is None
             latents = source.start(layout_strength) if latents is None else latents
             num_inversion_steps = num_inversion_steps or len(trajectory) - 1
         else:
-            source = None
+            source, starts_from_source = None, False
+            if strength < 1 and latents is None:
+                raise ValueError("trajectory: needed for strength")
         self.check_inputs(
             prompt,
             height,
@@ -281,6 +289,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("mask_start", mask_start or 0),
             ("mask_end", mask_end),
             ("mask_threshold", mask_threshold),
+            ("strength", strength),
             ("proximal_quantile", proximal_quantile or 0),
             ("source_negative", source_negative),
             ("guidance_start", guidance_start),
@@ -289,6 +298,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             check_share(name, share)
         if not difference_threshold >= 0:
             raise ValueError(f"difference_threshold: {difference_threshold} must be 0 or more")
+        first_step = first_sampled_step(strength, num_inference_steps)
         if feature_reuse_interval < 1:
             raise ValueError(f"feature_reuse_interval: {feature_reuse_interval} must be 1 or more")
         window = None
@@ -314,6 +324,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
         # 4. Prepare timesteps, and what is taken over from the source
         first_timestep = inversion_timesteps(self.scheduler, num_inversion_steps)[-1] if num_inversion_steps else None
         schedule = SAMPLERS[sampler](self.scheduler, num_inference_steps, first_timestep)
+        if source is not None and starts_from_source and first_step:
+            start = source.start(layout_strength, schedule.timesteps[first_step])
+            latents = self.prepare_latents(len(prompt_embeds), None, None, None, device, latents=start)
         attention_control = AttentionControl(
             options,
             None if prompt is None else _texts(prompt, "prompt"),
@@ -362,11 +375,12 @@ class TuneAVideoPipeline(DiffusionPipeline):
         if source_prompt_embeds is not None:
             source_as_negative = source_prompt_embeds.expand_as(prompt_embeds)
         with (
-            self.progress_bar(total=num_inference_steps) as progress,
+            self.progress_bar(total=num_inference_steps - first_step) as progress,
             attention_control.attached(self.unet),
             text_projected_once(self.unet),
         ):
-            for step, timestep in enumerate(torch.tensor(schedule.timesteps, device=device)):
+            timesteps = torch.tensor(schedule.timesteps, device=device)
+            for step, timestep in enumerate(timesteps[first_step:], first_step):
                 # [source, negative * b, prompt * b]; see `tav_model.attention_control`
                 rows, embeds = [latents], [prompt_embeds]
                 negative = source_as_negative if step in source_is_negative else negative_prompt_embeds

@@ -141,6 +141,18 @@ SAMPLERS = {"ddim": DDIMSampler, "dpm-solver++": DPMSolverSampler}
 """The samplers by name."""
 
 
+def first_sampled_step(strength: float, num_steps: int) -> int:
+    """Return the first of the steps that are sampled: their share `strength`, the last ones.
+
+    Raises:
+        ValueError: there would be none.
+    """
+    first = num_steps - round(strength * num_steps)
+    if first == num_steps:
+        raise ValueError(f"strength: {strength} of {num_steps} steps leaves none")
+    return first
+
+
 def _log_snr(alpha: torch.Tensor) -> torch.Tensor:
     """Return half the logarithm of the signal-to-noise ratio, infinity for clean latents."""
     return (torch.log(alpha) - torch.log1p(-alpha)) / 2

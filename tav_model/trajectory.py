@@ -52,8 +52,8 @@ class Trajectory:
         """The last latents, `1 c f h w`."""
         return self.latents[-1].float()
 
-    def start(self, layout_strength: float | None = None) -> torch.Tensor:
-        """Return the latents that an edit starts from, `1 c f h w`: the inverted ones, with a fixed share of the layout.
+    def start(self, layout_strength: float | None = None, timestep: int | None = None) -> torch.Tensor:
+        """Return the latents that an edit starts from, `1 c f h w`: those of a timestep, with a fixed share of the layout.
 
         Inverted latents are `m + b z + r`, by channel: their mean, a trace of the clean latents (`z`, with mean 0 and deviation
         1), and a residual of deviation s that looks like noise. The trace is what an edit keeps of the layout and motion.
@@ -64,17 +64,19 @@ class Trajectory:
             x = m + d (l z + r / s) / sqrt(l^2 + 1),    with d the deviation of the inverted latents.
 
         Args:
-            layout_strength: l; None: the inverted latents as they are.
+            layout_strength: l; None: the latents as they are.
+            timestep: None: that of the inverted latents.
         """
+        inverted = self.inverted if timestep is None else self.at(timestep)
         if layout_strength is None:
-            return self.inverted
+            return inverted
         dims = (2, 3, 4)
         tiny = torch.finfo(torch.float32).tiny
 
         def deviation(x: torch.Tensor) -> torch.Tensor:
             return x.std(dims, keepdim=True, correction=0)
 
-        clean, inverted = self.latents[0].float(), self.inverted
+        clean = self.latents[0].float()
         layout = clean - clean.mean(dims, keepdim=True)
         layout = layout / deviation(layout).clamp(min=tiny)
         mean = inverted.mean(dims, keepdim=True)

@@ -26,6 +26,8 @@ class Preset:
         self_replace_layers: "upper" or "all", see `tav_model.attention_control`.
         residual_replace: share in which the features of an upper residual block are the source's.
         source_negative: share in which the caption takes the place of the negative prompt.
+        strength: share of the steps that are sampled, the last ones; the clip's latents take the place of what the others
+            would lead to.
         mask: "words" or "difference", or None for no mask.
         mask_start: share after which the mask applies; None: the default of the kind of mask.
         mask_end: share after which it does not apply any more.
@@ -37,6 +39,7 @@ class Preset:
     self_replace_layers: str = "all"
     residual_replace: float = 0.0
     source_negative: float = 0.0
+    strength: float = 1.0
     mask: str | None = None
     mask_start: float | None = None
     mask_end: float = 1.0

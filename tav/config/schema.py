@@ -293,6 +293,13 @@ class EditParams(Section):
         description="strength of the source's layout in the first latents, relative to their noise; null: as the inversion "
         "left it",
     )
+    strength: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the steps that are sampled, the last ones, from the clip's latents at their noise level; null: "
+        "as the preset",
+    )
     mask: OptionalProjectPath = Field(
         None,
         description="where videos are edited: an image, a folder of images or a video, white on black; words: where the "

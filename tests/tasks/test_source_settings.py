@@ -116,6 +116,24 @@ def test_frames_are_the_source_outside_of_what_the_prompt_changes(project, monke
     assert record["mask"] == "difference" and record["mask_image"].startswith(MASK_IMAGE)
 
 
+def test_strength_is_of_the_preset_or_the_row_and_counts_fewer_steps(project, monkeypatch):
+    assert identity(project, strength=1.0) == identity(project)
+    assert source_arguments(row(), EditParams(strength=0.5)) == ("tune-a-video", {"strength": 0.5})
+    batch = batch_of(project, row(), strength=0.5)
+    assert batch.steps_of(batch.rows[0]) == 1
+    assert batch.rows[0].identity != identity(project)
+    counts = []
+    monkeypatch.setattr(batch, "steps_of", lambda one: counts.append(1) or 1)
+    half = frames_of(batch, monkeypatch)
+    assert counts
+    assert not np.array_equal(half, frames_of(batch_of(project, row()), monkeypatch))
+    random = batch_of(project, row(), strength=0.5, start="random")
+    assert random.steps_of(random.rows[0]) == 2
+    assert np.array_equal(
+        frames_of(random, monkeypatch), frames_of(batch_of(project, row(), start="random"), monkeypatch)
+    )
+
+
 def test_a_mask_of_none_turns_off_that_of_the_preset(project):
     assert identity(project, row(mask="none")) == identity(project)
     with_preset, without = row(preset="video-p2p"), row(preset="video-p2p", mask="none")
