@@ -27,6 +27,7 @@ from tasks.source_settings import (
 )
 from tasks.stage_control import StageControl
 from tav.config import AttentionParams, EditParams, WindowParams
+from tav.config.presets import DIFFERENCE
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
 from tav.runtime.devices import retry_with_smaller_batch
@@ -505,6 +506,14 @@ class RowBatch:
             return {}
         arguments = self._arguments[row.identity]
         settings = {name: arguments[name] for name in MASK_SETTINGS if name in arguments}
+        if not mask.any():
+            logger.warning(
+                "%s: nothing is in the mask %r, so that the video is the clip's: the model sees no change in %r%s",
+                row.name,
+                row.mask,
+                row.prompt,
+                "; lower edit.difference_threshold" if row.mask == DIFFERENCE else "",
+            )
         return {**settings, "mask_image": mask_image(mask[len(mask) // 2].cpu().numpy())}
 
     def _control_record(self, row: EditRow) -> dict[str, Any]:

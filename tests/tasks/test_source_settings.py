@@ -116,6 +116,12 @@ def test_frames_are_the_source_outside_of_what_the_prompt_changes(project, monke
     assert record["mask"] == "difference" and record["mask_image"].startswith(MASK_IMAGE)
 
 
+def test_a_prompt_that_changes_nothing_is_named(project, caplog):
+    edit(batch_of(project, row("a man", mask="difference")), EventStream())
+    assert "a-man: nothing is in the mask 'difference', so that the video is the clip's" in caplog.text
+    assert "lower edit.difference_threshold" in caplog.text
+
+
 def test_strength_is_of_the_preset_or_the_row_and_counts_fewer_steps(project, monkeypatch):
     assert identity(project, strength=1.0) == identity(project)
     assert source_arguments(row(), EditParams(strength=0.5)) == ("tune-a-video", {"strength": 0.5})
