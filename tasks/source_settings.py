@@ -201,8 +201,9 @@ def source_arguments(row: PromptRow, params: EditParams) -> tuple[str, dict[str,
         arguments["sampler"] = params.sampler
     if params.guidance_start > 0:
         arguments["guidance_start"] = params.guidance_start
-    if params.guidance_end < 1:
-        arguments["guidance_end"] = params.guidance_end
+    guidance_end = preset.guidance_end if params.guidance_end is None else params.guidance_end
+    if guidance_end < 1:
+        arguments["guidance_end"] = guidance_end
     if params.feature_reuse_interval > 1:
         arguments["feature_reuse_interval"] = params.feature_reuse_interval
     return name, arguments

@@ -28,6 +28,7 @@ class Preset:
         source_negative: share in which the caption takes the place of the negative prompt.
         strength: share of the steps that are sampled, the last ones; the clip's latents take the place of what the others
             would lead to.
+        guidance_end: share after which the prompt is no longer guided, see `tav_model.guidance.guided_steps`.
         mask: "words" or "difference", or None for no mask.
         mask_start: share after which the mask applies; None: the default of the kind of mask.
         mask_end: share after which it does not apply any more.
@@ -40,6 +41,7 @@ class Preset:
     residual_replace: float = 0.0
     source_negative: float = 0.0
     strength: float = 1.0
+    guidance_end: float = 1.0
     mask: str | None = None
     mask_start: float | None = None
     mask_end: float = 1.0

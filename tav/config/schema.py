@@ -262,8 +262,9 @@ class EditParams(Section):
     )
     guidance_scale: GuidanceScale = Field(12.5, description="scale of classifier-free guidance; 1: no guidance")
     guidance_start: Share = Field(0.0, description="share of the steps after which guidance begins")
-    guidance_end: Share = Field(
-        1.0, description="share of the steps after which guidance ends; steps without it cost half as much"
+    guidance_end: Share | None = Field(
+        None,
+        description="share of the steps after which guidance ends; steps without it cost half as much; null: as the preset",
     )
     negative_prompt: PlainText = Field("", description="what the guidance steers away from")
     start: Literal["inverted", "random"] = Field(
