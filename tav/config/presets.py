@@ -55,17 +55,26 @@ PRESETS = {
         cross_replace=0.2,
         source_negative=0.4,
     ),
-    "style": Preset("another style of the complete picture; shapes stay", cross_replace=0.8, self_replace=0.8),
+    "style": Preset(
+        "another style of the complete picture; shapes stay", cross_replace=0.2, source_negative=0.4, strength=0.9
+    ),
     "attribute": Preset(
         "another colour or material of an object; its shape and everything else stay",
         cross_replace=0.7,
         self_replace=0.7,
-        mask=WORDS,
+        strength=0.8,
+        guidance_end=0.6,
+        mask=DIFFERENCE,
     ),
     "object": Preset(
-        "another object in the place of one; its surroundings stay", cross_replace=0.5, self_replace=0.5, mask=WORDS
+        "another object in the place of one; its surroundings stay",
+        cross_replace=0.2,
+        source_negative=0.4,
+        strength=0.8,
+        guidance_end=0.7,
+        mask=DIFFERENCE,
     ),
-    "background": Preset("other surroundings; objects stay", cross_replace=0.7, self_replace=0.5, mask=WORDS),
+    "background": Preset("other surroundings; objects stay", cross_replace=0.2, source_negative=0.4, mask=DIFFERENCE),
     "fatezero": Preset(
         "FateZero (arXiv 2303.09535): attention of all layers, blending by words from 0.2 to 0.8 of the steps; without "
         "its blending of the attention maps themselves",
@@ -97,10 +106,13 @@ _OF_CATEGORY = {
     "object": "object",
     "background": "background",
     "colour": "attribute",
-    "multiple": "tune-a-video",
 }
+_OTHERWISE = "layout"
 
 
 def preset_of(name: str, category: str | None) -> str:
-    """Return the name of a preset; `category` stands for that of the row's category."""
-    return _OF_CATEGORY.get(category or "", "tune-a-video") if name == BY_CATEGORY else name
+    """Return the name of a preset; `category` stands for that of the row's category.
+
+    Rows of several changes, or without a category, keep the layout alone: what else would stay is not known.
+    """
+    return _OF_CATEGORY.get(category or "", _OTHERWISE) if name == BY_CATEGORY else name

@@ -251,13 +251,17 @@ def test_identity_depends_on_what_a_row_reads(project):
 
 def test_category_chooses_the_preset_where_params_say_so(project):
     colour = batch_of(project, row(category="colour"), preset="category").rows[0]
-    assert colour.preset == "attribute" and colour.mask == "words"
+    assert colour.preset == "attribute" and colour.mask == "difference"
+    for others in (row(), row(category="multiple")):
+        assert batch_of(project, others, preset="category").rows[0].preset == "layout"
     assert batch_of(project, row(category="colour")).rows[0].preset == "tune-a-video"
     assert identity(project, row(category="colour"), preset="category") == identity(project, row(preset="attribute"))
 
 
 def test_shares_replace_those_of_the_preset():
-    _, arguments = source_arguments(row(preset="style"), EditParams(cross_replace=0.0, self_replace=0.25))
+    others = {"source_negative": 0.0, "strength": 1.0, "guidance_end": 1.0}
+    params = EditParams(cross_replace=0.0, self_replace=0.25, **others)
+    _, arguments = source_arguments(row(preset="attribute", mask="none"), params)
     assert arguments == {"cross_attention_kwargs": {"n_self_replace": 0.25, "self_replace_layers": "all"}}
     assert source_arguments(row(), EditParams(source_negative=0.5)) == ("tune-a-video", {"source_negative": 0.5})
     assert source_arguments(row(), EditParams()) == ("tune-a-video", {})
