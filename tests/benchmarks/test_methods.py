@@ -26,7 +26,7 @@ def test_variants_are_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     truth = load_truth(ROOT / "data" / "scenes" / "ball.json")
     save_truth(tmp_path / "scenes" / "ball.json", truth.scene, truth.frames, {"blue-ball": {"colour": "blue"}})
     arguments = [
-        "words, 0.8",
+        "preset layout",
         "reconstruction",
         "--scenes",
         str(tmp_path / "scenes"),
@@ -37,7 +37,7 @@ def test_variants_are_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     ]
     assert main([*arguments, "--set", *TINY]) in (0, 1)
     out = capfd.readouterr().out
-    assert f"| {BASELINE} " in out and f"| words, 0.8, minus {BASELINE}" in out
+    assert f"| {BASELINE} " in out and f"| preset layout, minus {BASELINE}" in out
     assert all(score.heading in out for score in SCORES)
     assert (tmp_path / "out" / "methods.png").exists()
     assert (tmp_path / "out" / "reconstruction.png").exists()
