@@ -39,6 +39,7 @@ from tav_model.digests import canonical_json, digest
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import atomic_folder, read_json, write_json
 from tav_model.tensors import load_tensors, read_metadata, read_shape
+from tav_model.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -149,7 +150,7 @@ class RowBatch:
             "steps": params.steps if row.steps is None else row.steps,
             "seed": seed if row.seed is None else row.seed,
         }
-        preset, arguments = source_arguments(row, params)
+        preset, arguments = source_arguments(row, params, self._category(row.prompt))
         parts = [inputs, canonical_json(settings | arguments)]
         if arguments:
             parts.append(self.source.identity(arguments))
@@ -166,6 +167,16 @@ class RowBatch:
             control_scale=row.control_scale,
             **settings,
         )
+
+    def _category(self, prompt: str) -> str | None:
+        """Return the category that the base model's vocabulary gives to an edit, if it has one."""
+        if self._vocabulary is None or not self.source.caption:
+            return None
+        return self._vocabulary.category(self.source.caption, prompt)
+
+    @cached_property
+    def _vocabulary(self) -> Vocabulary | None:
+        return read_vocabulary(self.base)
 
     @cached_property
     def num_frames(self) -> int:

@@ -155,13 +155,15 @@ def is_pasted(arguments: dict[str, Any]) -> bool:
     return is_pixel_mask(arguments) or arguments.get("mask") == DIFFERENCE
 
 
-def source_arguments(row: PromptRow, params: EditParams) -> tuple[str, dict[str, Any]]:
+def source_arguments(row: PromptRow, params: EditParams, category: str | None = None) -> tuple[str, dict[str, Any]]:
     """Return the name of the row's preset, and those arguments of the pipeline that depend on it and on the parameters.
+
+    Where `category` chooses the preset, that of the row does, or else the one that is given here.
 
     Arguments that have no effect are left out: with Tune-A-Video's method, there are none. A mask is still a path, `words` or
     `difference`.
     """
-    name = preset_of(row.preset or params.preset, row.category)
+    name = preset_of(row.preset or params.preset, row.category or category)
     preset = PRESETS[name]
     control: dict[str, Any] = {}
     cross = preset.cross_replace if params.cross_replace is None else params.cross_replace

@@ -7,17 +7,19 @@ with a closed vocabulary declares it in `vocabulary.json`, next to its parts:
       "summary": what the model shows, in a few words,
       "documentation": where all words are listed: a path in the project, or an address,
       "attributes": {ATTRIBUTE: {VALUE: [words that mean this value and nothing else]}},
+      "categories": {ATTRIBUTE: the category of an edit that changes it alone},
       "other_words": [the other words that it knows]
     }
 
-An attribute, such as the colour, has one value in a video, so a prompt that names two values cannot come out right.
+An attribute, such as the colour, has one value in a video, so a prompt that names two values cannot come out right. Categories
+are optional.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tav_model.errors import TavError
@@ -35,16 +37,31 @@ class Vocabulary:
         documentation: where all words are listed.
         meanings: what a word means, as (attribute, value), for the words that mean one value.
         words: all words.
+        categories: of edits, by the attribute that they change.
     """
 
     summary: str
     documentation: str
     meanings: dict[str, tuple[str, str]]
     words: frozenset[str]
+    categories: dict[str, str] = field(default_factory=dict)
 
     def unknown_words(self, text: str) -> list[str]:
         """Return the words of a prompt that the model does not know, each once, in order."""
         return [word for word in prompt_words(text) if word not in self.words]
+
+    def category(self, caption: str, prompt: str) -> str | None:
+        """Return the category of an edit: that of the attributes whose words differ between the caption and the prompt.
+
+        None where no attribute differs that has a category; "multiple" where several differ whose categories are not the same.
+        """
+        before, after = (
+            dict(self.meanings[word] for word in prompt_words(text) if word in self.meanings)
+            for text in (caption, prompt)
+        )
+        changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
+        categories = {self.categories[name] for name in changed if name in self.categories}
+        return "multiple" if len(categories) > 1 else next(iter(categories), None)
 
     def conflicts(self, text: str) -> dict[str, list[str]]:
         """Return the attributes for which a prompt names more than one value, with these values in order."""
@@ -89,9 +106,9 @@ def read_vocabulary(base: str) -> Vocabulary | None:
             for word in words
         }
         others = {word.lower() for word in record["other_words"]}
-        return Vocabulary(
-            str(record["summary"]), str(record["documentation"]), meanings, frozenset(others | {*meanings})
-        )
+        categories = {str(name): str(category) for name, category in record.get("categories", {}).items()}
+        words = frozenset(others | {*meanings})
+        return Vocabulary(str(record["summary"]), str(record["documentation"]), meanings, words, categories)
     except (KeyError, TypeError, AttributeError) as error:
         raise TavError(f"{path}: not a vocabulary ({type(error).__name__}: {error})") from None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from toyworld.scenes import ATTRIBUTES, COLOURS, GROUNDS, OBJECTS, Scene
+from toyworld.scenes import ATTRIBUTES, CATEGORIES, COLOURS, GROUNDS, OBJECTS, Scene
 
 MOVING = {
     "bouncing": ("bouncing", "hopping"),
@@ -162,6 +162,7 @@ def vocabulary_record() -> dict[str, Any]:
         "summary": f"a {_either(OBJECTS)} on {_either(GROUNDS)}",
         "documentation": DOCUMENTATION,
         "attributes": attributes,
+        "categories": {name: CATEGORIES[frozenset({name})] for name in ATTRIBUTES},
         "other_words": sorted(vocabulary() - meaning),
     }
 

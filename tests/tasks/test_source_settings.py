@@ -258,6 +258,19 @@ def test_category_chooses_the_preset_where_params_say_so(project):
     assert identity(project, row(category="colour"), preset="category") == identity(project, row(preset="attribute"))
 
 
+def test_words_that_the_base_model_knows_tell_the_category(project):
+    words = {"attributes": {"colour": {"red": ["red"], "blue": ["blue"]}}, "categories": {"colour": "colour"}}
+    write_json(project / "base/vocabulary.json", {"summary": "", "documentation": "", "other_words": [], **words})
+
+    def preset(one: PromptRow, **params) -> str | None:
+        return batch_of(project, one, caption="a red man", **{"preset": "category"} | params).rows[0].preset
+
+    assert preset(row("a blue man")) == "attribute"
+    assert preset(row("a red woman")) == "layout"
+    assert preset(row("a blue man", category="background")) == "background"
+    assert preset(row("a blue man"), preset="style") == "style"
+
+
 def test_shares_replace_those_of_the_preset():
     others = {"source_negative": 0.0, "strength": 1.0, "guidance_end": 1.0}
     params = EditParams(cross_replace=0.0, self_replace=0.25, **others)

@@ -16,6 +16,7 @@ RECORD = {
     "summary": "a cat or a dog",
     "documentation": "words.md",
     "attributes": {"animal": {"cat": ["cat", "kitten"], "dog": ["dog"]}, "colour": {"red": ["red"], "blue": ["blue"]}},
+    "categories": {"animal": "object", "colour": "colour"},
     "other_words": ["a", "and", "the"],
 }
 
@@ -27,6 +28,27 @@ def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
     vocabulary = read_vocabulary(str(folder))
     assert vocabulary is not None
     return vocabulary
+
+
+@pytest.mark.parametrize(
+    ("caption", "prompt", "category"),
+    [
+        ("a red cat", "a blue cat", "colour"),
+        ("a red cat", "the kitten", "colour"),  # Its colour is no longer named.
+        ("a red cat", "a red kitten", None),
+        ("a red cat", "the red dog", "object"),
+        ("a red cat", "a blue dog", "multiple"),
+        ("a zebra", "a lion", None),
+    ],
+)
+def test_category_of_an_edit(vocabulary, caption, prompt, category):
+    assert vocabulary.category(caption, prompt) == category
+
+
+def test_without_categories_edits_have_none(tmp_path):
+    write_json(tmp_path / FILE, {name: value for name, value in RECORD.items() if name != "categories"})
+    plain = read_vocabulary(str(tmp_path))
+    assert plain is not None and plain.category("a red cat", "a blue cat") is None
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from tav_model.vocabulary import read_vocabulary
 from tests.toyworld.test_scenes import scenes
 from toyworld import WEIGHTS
 from toyworld.captions import caption, described, meanings, partial_caption, phrase, random_caption, vocabulary
-from toyworld.scenes import ATTRIBUTES, COLOURS, OBJECTS, Scene
+from toyworld.scenes import ATTRIBUTES, COLOURS, OBJECTS, Scene, Truth
 
 
 def words(text: str) -> list[str]:
@@ -72,3 +72,12 @@ def test_words_that_mean_a_value_mean_it_in_every_caption():
 def test_there_are_many_wordings():
     rng = np.random.default_rng(0)
     assert len({random_caption(Scene(sky="night", style="cartoon"), rng) for _ in range(500)}) > 150
+
+
+@given(scenes(), scenes())
+def test_the_vocabulary_gives_edits_the_category_of_their_truth(scene: Scene, other: Scene):
+    edited = scene.edited(**{name: getattr(other, name) for name in ATTRIBUTES})
+    truth, known = Truth(scene, 8, {"edit": edited}), read_vocabulary(str(WEIGHTS))
+    assert known is not None
+    expected = truth.category("edit") if truth.changes("edit") else None
+    assert known.category(caption(scene), caption(edited)) == expected
