@@ -196,11 +196,18 @@ class RowBatch:
         return sampled * len(self.windows.windows(self.num_frames))
 
     def _sampled_steps(self, row: EditRow) -> int:
-        """Return how many of the row's steps are sampled."""
+        """Return how many of the row's steps are sampled.
+
+        Raises:
+            TavError: none would be.
+        """
         from tav_model.sampling import first_sampled_step
 
         strength = self._arguments[row.identity].get("strength", 1.0) if self.params.start == "inverted" else 1.0
-        return row.steps - first_sampled_step(strength, row.steps)
+        try:
+            return row.steps - first_sampled_step(strength, row.steps)
+        except ValueError as error:
+            raise TavError(f"{row.name}: {error}; allowed: above {0.5 / row.steps:.2g}") from None
 
     # Which rows are done
 

@@ -140,6 +140,11 @@ def test_strength_is_of_the_preset_or_the_row_and_counts_fewer_steps(project, mo
     )
 
 
+def test_a_strength_that_leaves_no_step_is_refused(project):
+    with pytest.raises(TavError, match=r"^a-dog: strength: 0.1 of 2 steps leaves none; allowed: above 0.25$"):
+        edit(batch_of(project, row(), strength=0.1), EventStream())
+
+
 def test_a_mask_of_none_turns_off_that_of_the_preset(project):
     assert identity(project, row(mask="none")) == identity(project)
     with_preset, without = row(preset="video-p2p"), row(preset="video-p2p", mask="none")
