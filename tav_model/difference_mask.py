@@ -13,7 +13,7 @@ from tav_model.sampling import predicted_clean_and_noise
 if TYPE_CHECKING:
     from tav_model.trajectory import Trajectory
 
-DIFFERENCE_THRESHOLD = 0.08
+DIFFERENCE_THRESHOLD = 0.05
 """Deviations of the clean latents, which are scaled to a deviation of 1."""
 SHARES = (0.6, 0.7, 0.8)
 """Shares of the inversion's steps. Closer to the clean latents, the prompt has nothing left to decide; closer to pure noise,

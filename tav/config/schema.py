@@ -316,7 +316,7 @@ class EditParams(Section):
     )
     mask_threshold: Share = Field(0.3, description="share of the strongest attention above which words are in the mask")
     difference_threshold: float = Field(
-        0.08,
+        0.05,
         ge=0,
         le=4,
         description="difference of the predicted clean latents, whose deviation is 1, above which they are in the mask",
