@@ -51,9 +51,11 @@ PRESETS = {
     "tune-a-video": Preset("nothing but the first latents, as in Tune-A-Video"),
     "layout": Preset(
         "the layout: what the prompt shares with the caption stays where it is (Prompt-to-Prompt, arXiv 2208.01626), and "
-        "guidance leads away from the caption at first (as in negative-prompt inversion, arXiv 2305.16807)",
+        "guidance leads away from the caption at first (as in negative-prompt inversion, arXiv 2305.16807); and everything "
+        "where the prompt changes nothing",
         cross_replace=0.2,
         source_negative=0.4,
+        mask=DIFFERENCE,
     ),
     "style": Preset(
         "another style of the complete picture; shapes stay", cross_replace=0.2, source_negative=0.4, strength=0.9
