@@ -19,7 +19,7 @@ from tasks.source_settings import Source
 from tasks.stage_control import StageControl
 from tav.config import load_params
 from tav.config.paths import Project, project_path, resolve_model
-from tav.config.prompt_words import unknown_words_warning
+from tav.config.prompt_words import load_vocabulary, unknown_words_warning
 from tav.config.results import read_record
 from tav.config.stages import DEVICE_STAGES
 from tav.runtime.devices import DevicePool, Slot, choose_devices
@@ -388,6 +388,7 @@ class ClipStages:
             source=self._source(),
             control=self.control("edit"),
             window=self.params.window,
+            vocabulary=load_vocabulary(self.root, self.params.base_model),
             **others,
         )
 

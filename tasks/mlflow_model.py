@@ -99,6 +99,7 @@ class TunedClip(PythonModel):
         from tav.runtime.devices import choose_device
         from tav.runtime.events import EventStream
         from tav_model.errors import TavError
+        from tav_model.vocabulary import read_vocabulary
 
         rows = []
         for i, row in enumerate(model_input.to_dict("records")):
@@ -106,6 +107,7 @@ class TunedClip(PythonModel):
             whole: dict[str, Any] = {name: int(given[name]) for name in ("steps", "seed") if name in given}
             rows.append(PromptRow(line=i + 1, name=f"edit-{i}", **given | whole))
         root = Path(tempfile.mkdtemp(prefix="tav-"))
+        base = resolve_model(Path.cwd(), self._config["base_model"])
         try:
             batch = RowBatch(
                 rows,
@@ -113,7 +115,8 @@ class TunedClip(PythonModel):
                 self._folders["tuned"],
                 root / "edits",
                 root=root,
-                base=resolve_model(Path.cwd(), self._config["base_model"]),
+                base=base,
+                vocabulary=read_vocabulary(base),
                 attention=AttentionParams(**self._config["attention"]),
                 params=EditParams(**self._config["edit"]),
                 seed=self._config["seed"],

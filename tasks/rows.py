@@ -39,13 +39,13 @@ from tav_model.digests import canonical_json, digest
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import atomic_folder, read_json, write_json
 from tav_model.tensors import load_tensors, read_metadata, read_shape
-from tav_model.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
 
     from tav_model import TuneAVideoPipeline
+    from tav_model.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +88,7 @@ class RowBatch:
         window: the section `window` of params.yaml; None: no windows.
         adopt: False only looks: the store is left as it is, and nothing may be rendered.
         compile: compile the network.
+        vocabulary: of the base model; tells the category of rows that have none.
     """
 
     def __init__(
@@ -113,11 +114,12 @@ class RowBatch:
         window: WindowParams | None = None,
         adopt: bool = True,
         compile: bool = False,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self.inverted, self.tuned, self.out, self.root, self.store = inverted, tuned, out, root, store
         self.base, self.attention, self.params, self.device = base, attention, params, device
         self.batch_size, self.decode_chunk, self.compile = batch_size, decode_chunk, compile
-        self.found_in = (out, *found_in)
+        self.vocabulary, self.found_in = vocabulary, (out, *found_in)
         self.source = source or Source(root, inverted)
         self.control = control or StageControl(root)
         self._arguments: dict[str, dict[str, Any]] = {}  # of the pipeline, by identity
@@ -170,13 +172,9 @@ class RowBatch:
 
     def _category(self, prompt: str) -> str | None:
         """Return the category that the base model's vocabulary gives to an edit, if it has one."""
-        if self._vocabulary is None or not self.source.caption:
+        if self.vocabulary is None or not self.source.caption:
             return None
-        return self._vocabulary.category(self.source.caption, prompt)
-
-    @cached_property
-    def _vocabulary(self) -> Vocabulary | None:
-        return read_vocabulary(self.base)
+        return self.vocabulary.category(self.source.caption, prompt)
 
     @cached_property
     def num_frames(self) -> int:

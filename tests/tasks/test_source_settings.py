@@ -28,6 +28,7 @@ from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
 from tav_model.tensors import save_tensors
 from tav_model.video import read_video
+from tav_model.vocabulary import Vocabulary
 from tests.support.models import noise, pipeline
 from tests.support.row_batches import row_batch
 from tests.support.videos import write_tone
@@ -55,7 +56,12 @@ def project(tmp_path: Path) -> Path:
 
 
 def batch_of(
-    project: Path, *rows: PromptRow, caption: str = "a man", window: WindowParams | None = None, **params
+    project: Path,
+    *rows: PromptRow,
+    caption: str = "a man",
+    window: WindowParams | None = None,
+    vocabulary: Vocabulary | None = None,
+    **params,
 ) -> RowBatch:
     return row_batch(
         project,
@@ -64,6 +70,7 @@ def batch_of(
         PIPELINE,
         source=Source(project, project / "inverted", caption, project / "frames", DECODE),
         window=window,
+        vocabulary=vocabulary,
     )
 
 
@@ -264,11 +271,12 @@ def test_category_chooses_the_preset_where_params_say_so(project):
 
 
 def test_words_that_the_base_model_knows_tell_the_category(project):
-    words = {"attributes": {"colour": {"red": ["red"], "blue": ["blue"]}}, "categories": {"colour": "colour"}}
-    write_json(project / "base/vocabulary.json", {"summary": "", "documentation": "", "other_words": [], **words})
+    meanings = {"red": ("colour", "red"), "blue": ("colour", "blue")}
+    words = Vocabulary("", "", meanings, frozenset(meanings), {"colour": "colour"})
 
     def preset(one: PromptRow, **params) -> str | None:
-        return batch_of(project, one, caption="a red man", **{"preset": "category"} | params).rows[0].preset
+        batch = batch_of(project, one, caption="a red man", vocabulary=words, **{"preset": "category"} | params)
+        return batch.rows[0].preset
 
     assert preset(row("a blue man")) == "attribute"
     assert preset(row("a red woman")) == "layout"
