@@ -51,11 +51,9 @@ PRESETS = {
     "tune-a-video": Preset("nothing but the first latents, as in Tune-A-Video"),
     "layout": Preset(
         "the layout: what the prompt shares with the caption stays where it is (Prompt-to-Prompt, arXiv 2208.01626), and "
-        "guidance leads away from the caption at first (as in negative-prompt inversion, arXiv 2305.16807); and everything "
-        "where the prompt changes nothing",
+        "guidance leads away from the caption at first (as in negative-prompt inversion, arXiv 2305.16807)",
         cross_replace=0.2,
         source_negative=0.4,
-        mask=DIFFERENCE,
     ),
     "style": Preset(
         "another style of the complete picture; shapes stay", cross_replace=0.2, source_negative=0.4, strength=0.9
@@ -76,7 +74,7 @@ PRESETS = {
         guidance_end=0.7,
         mask=DIFFERENCE,
     ),
-    "background": Preset("other surroundings; objects stay", cross_replace=0.2, source_negative=0.4, mask=DIFFERENCE),
+    "background": Preset("other surroundings; objects stay", cross_replace=0.2, source_negative=0.4),
     "fatezero": Preset(
         "FateZero (arXiv 2303.09535): attention of all layers, blending by words from 0.2 to 0.8 of the steps; without "
         "its blending of the attention maps themselves",
