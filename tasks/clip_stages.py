@@ -511,7 +511,13 @@ class ClipStages:
                 from tasks import mlflow_model
 
                 mlflow_model.save(
-                    folder, self.params, tuned, inverted, self.settings.caption, control.folder if control else None
+                    folder,
+                    self.params,
+                    tuned,
+                    inverted,
+                    self.project.frames(self.clip) / "frames.safetensors",
+                    self.settings.caption,
+                    control.folder if control else None,
                 )
             run.log_model(folder, identity, mlflow_model.parameters(self.params))
         finally:

@@ -2,8 +2,8 @@
 
 A run that reuses the tuning of another has a link to that run's model, which `models:/ID` loads.
 
-MLflow runs this file where the model is loaded ("models from code": nothing is pickled). The tuned weights and the
-inverted latents are the model's files, the parameters its configuration.
+MLflow runs this file where the model is loaded ("models from code": nothing is pickled). The tuned weights, the
+inverted latents and the clip's frames are the model's files, the parameters its configuration.
 """
 
 import os
@@ -22,7 +22,15 @@ from tav.config.dotted_keys import flatten
 COLUMNS = ("prompt", "negative_prompt", "guidance_scale", "steps", "seed", "preset", "control_scale")
 
 
-def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str, control: Path | None = None) -> None:
+def save(
+    folder: Path,
+    params: Params,
+    tuned: Path,
+    inverted: Path,
+    frames: Path,
+    caption: str,
+    control: Path | None = None,
+) -> None:
     """Write the model of one tuning as a folder that `mlflow.pyfunc.load_model` reads.
 
     Args:
@@ -30,6 +38,7 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str
         params: of the tuning and the edits.
         tuned: the output of the stage `tune`.
         inverted: the output of the stage `invert`.
+        frames: `frames.safetensors` of the stage `decode`; masks from differences keep their pixels.
         caption: what the clip shows.
         control: the output of the stage `annotate`, where control networks act in the edits.
     """
@@ -49,6 +58,7 @@ def save(folder: Path, params: Params, tuned: Path, inverted: Path, caption: str
         artifacts={
             "tuned": str(tuned),
             "inverted": str(inverted),
+            "frames": str(frames),
             **({} if control is None else {"control": str(control)}),
         },
         model_config={
@@ -108,6 +118,7 @@ class TunedClip(PythonModel):
             rows.append(PromptRow(line=i + 1, name=f"edit-{i}", **given | whole))
         root = Path(tempfile.mkdtemp(prefix="tav-"))
         base = resolve_model(Path.cwd(), self._config["base_model"])
+        frames = self._folders["frames"].parent if "frames" in self._folders else None  # Older models have none.
         try:
             batch = RowBatch(
                 rows,
@@ -123,7 +134,7 @@ class TunedClip(PythonModel):
                 device=choose_device(os.environ.get("TAV_DEVICE", "auto")),
                 store=root / "store",
                 window=WindowParams(**self._config.get("window", {})),  # Older models have none.
-                source=Source(root, self._folders["inverted"], self._config.get("caption", "")),
+                source=Source(root, self._folders["inverted"], self._config.get("caption", ""), frames),
                 control=StageControl.read(Path.cwd(), folder, "edit")
                 if (folder := self._folders.get("control"))
                 else None,

@@ -56,7 +56,10 @@ def check_model(project: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     results = project / "results/ball"
     params = load_params(project / "params.yaml").for_clip("ball")
-    mlflow_model.save(folder, params, results / "tuned", results / "inverted", "a red ball", results / "control")
+    frames = results / "frames/frames.safetensors"
+    mlflow_model.save(
+        folder, params, results / "tuned", results / "inverted", frames, "a red ball", results / "control"
+    )
     monkeypatch.chdir(project)
     monkeypatch.setenv("TAV_DEVICE", "cpu")
     rows = pd.DataFrame({"prompt": ["a ball", "a ball"], "control_scale": [None, 0.0]})
