@@ -149,7 +149,10 @@ def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pyte
         ),
         (["ball", "a", "--control-scale", "3"], "control_scale: '3.0' is not a number between 0 and 2"),
         (["ball", "a", "--preset", "jacket"], "preset: 'jacket' is not one of tune-a-video, layout, style, "),
-        (["ball", "a", "--mask", "../mask.png"], "mask: '../mask.png' is not words or a path inside the project"),
+        (
+            ["ball", "a", "--mask", "../mask.png"],
+            "mask: '../mask.png' is not words, difference, none, or a path inside the project",
+        ),
         (["ball", "a", "--seed", "-1"], "seed: '-1' is not a whole number"),
     ],
 )
