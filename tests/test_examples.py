@@ -28,7 +28,7 @@ from toyworld.clips import CLIPS
 from toyworld.judge import Judge
 from toyworld.scenes import load_truth
 from toyworld.silhouette import silhouette
-from toyworld.truth import track_error
+from toyworld.truth import look, track_error
 
 TUTORIAL = "my-clip"
 # An object that is drawn elsewhere, or not at all, is much further away than this share of the picture's width.
@@ -130,7 +130,7 @@ def test_the_examples_come_out_right(clip: str, tmp_path: Path) -> None:
                 shapes = [np.mean([silhouette(frame, one) for frame in frames]) for one in (scene, mistaken)]
                 if shapes[0] <= shapes[1]:
                     wrong.append(f"{edit.prompt}: silhouette: {shapes}")
-            errors = [track_error(frame, scene, time) for frame, time in zip(frames, times, strict=True)]
+            errors = [track_error(look(frame).region, scene, time) for frame, time in zip(frames, times, strict=True)]
             if max(errors) > FAR:
                 wrong.append(f"{edit.prompt}: distance from the true position: {np.round(errors, 2)}")
     for video in sorted(stages.project.quick(clip).glob("*.mp4")):

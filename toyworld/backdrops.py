@@ -15,6 +15,8 @@ WIDTH = 2 * SIDE
 OVERSAMPLING = 3
 # Side of a block of pixel art, in pixels.
 BLOCK = 4
+# Height above which there is only sky: the hills end 0.17 above the horizon.
+HILLTOPS = HORIZON - 0.18
 
 # Colours of the upper and lower end of the sky. All colours are RGB from 0 to 1.
 SKY = {
@@ -55,33 +57,45 @@ def backdrop(ground: str, sky: str, style: str) -> np.ndarray:
 
 
 def _landscape(ground: str, sky: str, cartoon: bool) -> np.ndarray:
-    rows, columns = SIDE * OVERSAMPLING, WIDTH * OVERSAMPLING
-    y, x = np.meshgrid(
-        (np.arange(rows, dtype=np.float32) + 0.5) / rows,
-        2 * (np.arange(columns, dtype=np.float32) + 0.5) / columns,
-        indexing="ij",
-    )
-    picture = _sky(x, y, sky, cartoon)
+    x, y = _positions()
+    picture = _sky(sky, cartoon).copy()
     light = np.array(LIGHT[sky], np.float32)
+    # All below is hills and ground, whose edges are the more expensive part.
+    below = slice(round(HILLTOPS * len(y)), None)
+    x, y, lower = x[below], y[below], picture[below]
     for height, colour in zip(_ridges(x), (0.75, 1.0), strict=True):
-        ridge = HORIZON - height
         hill = (colour * np.array(HILL[ground], np.float32) + (1 - colour) * np.array(SKY[sky][1], np.float32)) * light
         # Over the sea, hills are low, like distant islands.
         low = 0.45 if ground == "sea" else 1.0
         ridge = HORIZON - height * low
-        cover = _edge(y - ridge)
-        picture = _blend(picture, hill, cover)
+        lower = _blend(lower, hill, _edge(y - ridge))
         if cartoon:
-            picture = _blend(picture, hill * 0.45, _line(y - ridge, 0.006))
+            lower = _blend(lower, hill * 0.45, _line(y - ridge, 0.006))
     near = ((y - HORIZON) / (1 - HORIZON)).clip(0, 1)
     land = _ground(x, near, ground, cartoon) * light
-    picture = _blend(picture, land, _edge(y - HORIZON))
+    lower = _blend(lower, land, _edge(y - HORIZON))
     if cartoon:
-        picture = _blend(picture, np.array(GROUND[ground][1], np.float32) * light * 0.45, _line(y - HORIZON, 0.006))
+        lower = _blend(lower, np.array(GROUND[ground][1], np.float32) * light * 0.45, _line(y - HORIZON, 0.006))
+    picture[below] = lower
     return picture.clip(0, 1)
 
 
-def _sky(x: np.ndarray, y: np.ndarray, sky: str, cartoon: bool) -> np.ndarray:
+@functools.cache
+def _positions() -> tuple[np.ndarray, np.ndarray]:
+    """Return x, 0 to 2, and y, 0 to 1, of the pixels of a panorama before it is averaged down."""
+    rows, columns = SIDE * OVERSAMPLING, WIDTH * OVERSAMPLING
+    x, y = np.meshgrid(
+        2 * (np.arange(columns, dtype=np.float32) + 0.5) / columns,
+        (np.arange(rows, dtype=np.float32) + 0.5) / rows,
+        indexing="xy",
+    )
+    return x, y
+
+
+@functools.cache
+def _sky(sky: str, cartoon: bool) -> np.ndarray:
+    """Return the sky in the whole panorama, before it is averaged down; it is cached and must not be changed."""
+    x, y = _positions()
     top, bottom = (np.array(colour, np.float32) for colour in SKY[sky])
     share = (y / HORIZON).clip(0, 1)
     if cartoon:

@@ -14,7 +14,7 @@ from toyworld.captions import phrase
 from toyworld.identity import identity_error
 from toyworld.renderer import render
 from toyworld.scenes import ATTRIBUTES, Scene
-from toyworld.truth import shows_object, track_error
+from toyworld.truth import look, shows_object, track_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,10 +86,13 @@ class Judge:
         right = self.shares(frames, [truth] * len(frames))
         changed = [name for name in ATTRIBUTES if getattr(source, name) != getattr(truth, name)]
         error = np.square((frames.astype(np.float64) - true_frames) / 255).mean()
-        missing = [not shows_object(frame, truth, time) for frame, time in zip(frames, times, strict=True)]
+        regions = [look(frame).region for frame in frames]
+        missing = [not shows_object(region, truth, time) for region, time in zip(regions, times, strict=True)]
         consistency = frame_consistency(self.scorer.embed_frames(frames))
         return Verdict(
-            track_error=float(np.mean([track_error(f, truth, t) for f, t in zip(frames, times, strict=True)])),
+            track_error=float(
+                np.mean([track_error(region, truth, time) for region, time in zip(regions, times, strict=True)])
+            ),
             attributes_edited=float(np.mean([right[name] for name in changed])) if changed else 1.0,
             attributes_kept=float(np.mean([right[name] for name in ATTRIBUTES if name not in changed] or [1.0])),
             consistency_to_truth=consistency - frame_consistency(self.scorer.embed_frames(true_frames)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,20 +47,19 @@ def look(picture: np.ndarray) -> Seen:
     return Seen(ground, sky, _colour_of(picture[region], sky), region)
 
 
-def track_error(picture: np.ndarray, truth: Scene, time: float) -> float:
+def track_error(region: np.ndarray, truth: Scene, time: float) -> float:
     """Return the distance of the object from its true position, as a share of the picture's width.
 
-    The object's pixels are those that do not belong to the landscape. The object is where the true object's mask fits
-    these pixels best, by normalized correlation. A picture without an object counts as 0.5.
+    The object is where the true object's mask fits its pixels best, by normalized correlation. A picture without an object
+    counts as 0.5.
 
     Args:
-        picture: (128, 128, 3) in uint8.
+        region: the object's pixels as `look` returns them, (128, 128) bool.
         truth: scene of the ground truth.
         time: time of the picture, 0 to 1.
     """
     import cv2
 
-    region = look(picture).region
     if not region.any():
         return 0.5
     _, mask = render_with_mask(truth, time)
@@ -77,24 +75,22 @@ def track_error(picture: np.ndarray, truth: Scene, time: float) -> float:
     return float(np.hypot(best_x - reach - x, best_y - reach - y) / SIDE)
 
 
-def shows_object(picture: np.ndarray, truth: Scene, time: float) -> bool:
+def shows_object(region: np.ndarray, truth: Scene, time: float) -> bool:
     """Return whether a picture shows an object with at least a quarter of the true object's visible area, anywhere.
 
     Args:
-        picture: (128, 128, 3) in uint8.
+        region: the object's pixels as `look` returns them, (128, 128) bool.
         truth: scene of the ground truth.
         time: time of the picture, 0 to 1.
     """
     _, mask = render_with_mask(truth, time)
-    return bool(look(picture).region.sum() >= max(1.0, 0.25 * mask.sum()))
+    return bool(region.sum() >= max(1.0, 0.25 * mask.sum()))
 
 
 @functools.cache
 def _landscapes() -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarray]:
     """Return every (ground, sky, style), the colours of its top and bottom rows as (n, 2, 3), and of all rows."""
     names = list(itertools.product(GROUNDS, SKIES, STYLES))
-    with ThreadPoolExecutor() as pool:  # This takes seconds, and numpy releases the interpreter lock.
-        list(pool.map(lambda name: backdrop(*name), names))
     ends = [[np.median(backdrop(*n)[rows], axis=(0, 1)) for rows in (SKY_ROWS, GROUND_ROWS)] for n in names]
     return names, 255 * np.array(ends), np.array([255 * backdrop(*n)[:, ::COLUMN_STEP] for n in names])
 

@@ -35,15 +35,15 @@ def test_a_track_is_right_where_the_object_is_and_wrong_where_it_is_not():
     rng = np.random.default_rng(8)
     for _ in range(25):
         scene, time = random_scene(rng), float(rng.random())
-        assert track_error(noisy(render(scene, time), rng), scene, time) < 0.03
+        assert track_error(look(noisy(render(scene, time), rng)).region, scene, time) < 0.03
     scene = Scene(motion="rolling")
-    assert track_error(render(scene, 0.0), scene, 1.0) == pytest.approx(0.56, abs=0.03)
+    assert track_error(look(render(scene, 0.0)).region, scene, 1.0) == pytest.approx(0.56, abs=0.03)
 
 
 def test_another_object_in_the_right_place_is_on_track():
     scene = Scene(motion="rolling")
     for other in ("cube", "car", "tree"):
-        assert track_error(render(scene.edited(object=other, colour="blue"), 0.4), scene, 0.4) < 0.06
+        assert track_error(look(render(scene.edited(object=other, colour="blue"), 0.4)).region, scene, 0.4) < 0.06
 
 
 def test_an_empty_landscape_has_no_object():
@@ -51,4 +51,4 @@ def test_an_empty_landscape_has_no_object():
     picture = np.rint(255 * empty_picture(scene)).astype(np.uint8)
     seen = look(picture)
     assert (seen.ground, seen.sky, seen.colour) == ("sea", "sunset", None) and not seen.region.any()
-    assert track_error(picture, scene, 0.5) == 0.5
+    assert track_error(look(picture).region, scene, 0.5) == 0.5

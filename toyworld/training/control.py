@@ -132,7 +132,7 @@ class ControlPart(Part):
         The metrics are the loss with and without control, and the distance of the sampled objects from their true
         places, as a share of the picture's width.
         """
-        from toyworld.truth import track_error
+        from toyworld.truth import look, track_error
 
         rng = np.random.default_rng(2_000_000_083)
         scenes = [(random_scene(rng, unseen=True), float(rng.random())) for _ in range(EVALUATED)]
@@ -152,7 +152,7 @@ class ControlPart(Part):
             "loss_unseen_without": self._error(latents, noise, timesteps, states, None).item(),
         }
         sampled = self._sample(states, conditions, noise)
-        errors = [track_error(picture, *one) for picture, one in zip(sampled, scenes, strict=True)]
+        errors = [track_error(look(picture).region, *one) for picture, one in zip(sampled, scenes, strict=True)]
         metrics["track_error"] = float(np.mean(errors))
         rows = [np.concatenate(list(row[:8]), 1) for row in (np.stack(seen), sampled, pictures)]
         return metrics, np.concatenate(rows)
