@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,17 @@ def read_record(path: Path) -> dict[str, Any]:
     except TavError:
         return {}
     return record if isinstance(record, dict) else {}
+
+
+def decode_mask_image(record: Mapping[str, Any]) -> bytes:
+    """Return the PNG of the mask that a row's record holds; empty where there is none, or something else."""
+    image = record.get("mask_image")
+    if not isinstance(image, str) or not image.startswith(MASK_IMAGE):
+        return b""
+    try:
+        return base64.b64decode(image.removeprefix(MASK_IMAGE), validate=True)
+    except binascii.Error:
+        return b""
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, float]]:

@@ -14,7 +14,7 @@ from tav.config import RESULT_SECTIONS, parse_params
 from tav.config.dotted_keys import flatten
 from tav.config.metrics import METRICS
 from tav.config.paths import Project
-from tav.config.results import read_scores
+from tav.config.results import decode_mask_image, read_scores
 from tav.config.stages import TRACKED_STAGES
 from tav.tracking.system_metrics import peak_memory, system_metrics
 from tav.tracking.tracker import Run, Tracker
@@ -22,7 +22,7 @@ from tav.tracking.tuning_steps import TuningSteps
 from tav.versioning.lock_file import read_lock_file, recorded_hashes
 from tav_model.digests import digest
 from tav_model.errors import TavError
-from tav_model.files import read_json, write_json
+from tav_model.files import atomic_file, read_json, write_json
 from tav_model.tensors import read_shapes
 
 if TYPE_CHECKING:
@@ -142,7 +142,7 @@ class ClipRuns:
         """Log the scores of each edit, their means, and the contact sheet.
 
         An edit that has no run with these parameters yet, because DVC restored it or only the scoring has changed, gets
-        one with its settings and its video.
+        one with its settings, its video and its mask.
         """
         metrics = read_json(self.project.scores(self.clip) / "metrics.json")
         for name, values in read_scores(self.project.scores(self.clip)).items():
@@ -150,6 +150,11 @@ class ClipRuns:
             run = self._edit_run(record["identity"], name)
             run.log_params(_edit_parameters(record))
             run.log_artifact(self.project.edits(self.clip) / f"{name}.mp4")
+            if mask := decode_mask_image(record):
+                path = self.project.work / "mlflow" / self.clip / "masks" / f"{name}.png"
+                with atomic_file(path) as new:
+                    new.write_bytes(mask)
+                run.log_artifact(path, "mask")
             run.log_metrics(_in_catalogue_order(values))
             run.finish()
         self.pipeline.log_metrics(_in_catalogue_order(metrics["mean"]))

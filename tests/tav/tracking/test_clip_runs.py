@@ -6,8 +6,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tasks.source_settings import mask_image
 from tav.config import load_params, write_overrides
 from tav.config.metrics import METRICS
 from tav.config.prompts import EditRow
@@ -56,6 +59,23 @@ def test_a_parent_run_has_scores_and_durations_and_nothing_else(project: Path) -
     assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert stage.data.metrics
     assert all(name.startswith("system/") for name in stage.data.metrics)
+
+
+def test_the_mask_of_an_edit_is_an_artifact_of_its_run(project: Path) -> None:
+    mask = np.zeros((4, 6))
+    mask[1:3, 2:5] = 1
+    path = project / "results" / CLIP / "edits/cube.json"
+    changes = {"identity": "2" * 32, "mask_image": mask_image(mask)}
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with (score := clip_runs(project)).reporting("score"):
+        score.scores()
+    edits = [run for run in runs(project) if run.data.tags["tav.kind"] == "edit"]
+    folders = {run.info.run_name: project / "mlartifacts" / run.info.run_id / "artifacts" for run in edits}
+    masked = folders.pop("edit cube")
+    assert [path.name for path in (masked / "mask").iterdir()] == ["cube.png"]
+    assert (np.asarray(Image.open(masked / "mask/cube.png")) == (mask > 0)).all()
+    assert folders
+    assert not any((folder / "mask").exists() for folder in folders.values())
 
 
 @pytest.mark.parametrize(("error", "status"), [(TavError("no room"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
