@@ -1,12 +1,14 @@
 """Measure long clips: the memory and time of every stage by number of frames, and the quality of windows.
 
-python -m benchmarks.length                     memory, and quality on all scenes
-python -m benchmarks.length memory              memory alone
+python -m benchmarks.length                     all parts, quality on all scenes
+python -m benchmarks.length memory              memory alone, of the embedded base model
+python -m benchmarks.length full-size           memory at Stable Diffusion 1.5's size, with random weights
 python -m benchmarks.length quality --quick     quality on three scenes, one seed
 python -m benchmarks.length --scenes FOLDER     scenes of a folder
 
-Each stage of each length runs in a process of its own. Prints tables, and writes a plot of the drift: how much the object's
-appearance differs between frames, by their distance in time. Exits with code 1 if a target is missed.
+Where memory is measured, each stage of each length runs in a process of its own, with one step. Prints tables, and writes a
+plot of the drift: how much the object's appearance differs between frames, by their distance in time. Exits with code 1 if
+a target is missed.
 """
 
 from __future__ import annotations
@@ -14,13 +16,16 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.full_size import write_base
 from benchmarks.measures import ROOT, Measure, markdown, table, write_measures
 from benchmarks.options import add_scene_options, exit_code, scene_runs
 from benchmarks.scenes import BenchmarkScene, EditResult, SceneRuns, by_scene, edits_only, load_scenes
@@ -28,14 +33,16 @@ from benchmarks.statistics import mean_interval
 from benchmarks.toyworld import Score
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_json
+from toyworld.backdrops import SIDE
 from toyworld.scenes import Truth
 
 if TYPE_CHECKING:
     import numpy as np
 
-PARTS = ("memory", "quality")
+PARTS = ("memory", "full-size", "quality")
+QUICK_PARTS = ("memory", "quality")
 LENGTHS, QUICK_LENGTHS = (16, 64, 256, 1024), (16, 64)
-CONTEXT = 16  # frames of a window where memory is measured
+FULL_SIZE_LENGTHS = (8, 16, 32, 64)
 FLAT = 0.10  # by how much memory may grow beyond two windows
 QUALITY_LENGTHS, QUICK_QUALITY_LENGTHS = (64, 256), (64,)
 SHORT = 8  # frames that quality is compared with: those that the other benchmarks use
@@ -59,25 +66,53 @@ STAGE = "import sys; from benchmarks.length import run_stage; run_stage(*sys.arg
 # Memory
 
 
-def measure_memory(out: Path, lengths: Sequence[int], scene: BenchmarkScene) -> dict[str, dict[int, float]]:
-    """Return the largest memory of each stage in megabytes, by number of frames; what was measured before is kept."""
+@dataclass(frozen=True)
+class MemorySetting:
+    """What the memory is measured of.
+
+    Attributes:
+        base: the base model, as in params.yaml.
+        size: width and height of the frames in pixels.
+        context: frames of a window.
+    """
+
+    base: str
+    size: int
+    context: int
+
+
+TOYWORLD = MemorySetting("toyworld", SIDE, 16)
+FULL_SIZE = MemorySetting("full-size", 256, 8)
+
+
+def measure_memory(
+    out: Path, lengths: Sequence[int], scene: BenchmarkScene, setting: MemorySetting = TOYWORLD
+) -> dict[str, dict[int, float]]:
+    """Return the largest memory of each stage in megabytes, by number of frames; what was measured before is kept.
+
+    Args:
+        out: folder of the projects that are measured.
+        lengths: numbers of frames.
+        scene: the clip, and its first edit.
+        setting: the base model and the size of the frames and windows.
+    """
     from tav.config.stages import STAGES
 
     measured: dict[str, dict[int, float]] = {stage: {} for stage in STAGES}
     for frames in lengths:
-        project = out / "memory" / str(frames)
+        project = out / str(frames)
         record = project / "memory.json"
         if not record.exists():
-            print(f"  memory: {frames} frames", file=sys.stderr, flush=True)
+            print(f"  memory: {setting.base}, {frames} frames", file=sys.stderr, flush=True)
             shutil.rmtree(project, ignore_errors=True)
-            _memory_project(project, scene, frames)
-            write_json(record, {stage: _stage_memory(project, stage) for stage in STAGES})
+            _memory_project(project, scene, frames, setting)
+            write_json(record, {stage: _stage_memory(project, stage, out) for stage in STAGES})
         for stage, megabytes in read_json(record).items():
             measured[stage][frames] = megabytes
     return measured
 
 
-def _memory_project(project: Path, scene: BenchmarkScene, frames: int) -> None:
+def _memory_project(project: Path, scene: BenchmarkScene, frames: int, setting: MemorySetting) -> None:
     """Write a project with a clip of so many frames, one edit, and one step of everything."""
     import yaml
 
@@ -89,9 +124,9 @@ def _memory_project(project: Path, scene: BenchmarkScene, frames: int) -> None:
     truth = dataclasses.replace(scene.truth, frames=frames, edits={edit: edited})
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
     files = {"video": "data/clip.mp4", "prompts": "data/clip.csv"}
-    params |= {"base_model": "toyworld", "clips": {"clip": {**files, "caption": caption(truth.scene)}}}
-    params["decode"]["frames"] = "all"
-    params["window"]["context_length"] = CONTEXT
+    params |= {"base_model": setting.base, "clips": {"clip": {**files, "caption": caption(truth.scene)}}}
+    params["decode"] |= {"frames": "all", "width": setting.size, "height": setting.size}
+    params["window"]["context_length"] = setting.context
     params["tracking"]["uri"] = None
     for section in ("tune", "invert", "edit"):
         params[section]["steps"] = 1
@@ -104,10 +139,19 @@ def _memory_project(project: Path, scene: BenchmarkScene, frames: int) -> None:
         csv.writer(file).writerows([("prompt", "name"), (caption(edited), edit)])
 
 
-def _stage_memory(project: Path, stage: str) -> float:
-    """Run a stage in a process of its own, and return its largest memory, or its decoder's, in megabytes."""
+def _stage_memory(project: Path, stage: str, models: Path) -> float:
+    """Run a stage in a process of its own, and return its largest memory, or its decoder's, in megabytes.
+
+    Args:
+        project: the project.
+        stage: of its clip.
+        models: a folder with base models, beside those that the user has.
+    """
     command = [sys.executable, "-c", STAGE, str(project), stage]
-    done = subprocess.run(command, cwd=ROOT, text=True, stdout=subprocess.PIPE)
+    folders = os.pathsep.join(filter(None, (str(models.resolve()), os.environ.get("TAV_MODELS"))))
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"TAV_MODELS": folders}, text=True, stdout=subprocess.PIPE
+    )
     if done.returncode:
         raise TavError(f"{stage}: failed, see above")
     return float(done.stdout.splitlines()[-1])
@@ -136,21 +180,22 @@ def time_table(out: Path, lengths: Sequence[int]) -> str:
     """Return the seconds of every stage by number of frames, with the loading of the model, as Markdown."""
     from tav.config.paths import Project
 
-    timings = {frames: read_json(Project(out / "memory" / str(frames)).timings("clip")) for frames in lengths}
+    timings = {frames: read_json(Project(out / str(frames)).timings("clip")) for frames in lengths}
     rows = [["seconds", *(f"{frames} frames" for frames in lengths)]]
     rows += [[stage, *(f"{timings[n][stage]:.1f}" for n in lengths)] for stage in timings[lengths[0]]]
     return markdown(rows)
 
 
-def memory_targets(measured: Mapping[str, Mapping[int, float]], context: int = CONTEXT) -> list[Measure]:
+def memory_targets(
+    measured: Mapping[str, Mapping[int, float]], context: int = TOYWORLD.context, prefix: str = ""
+) -> list[Measure]:
     """Return by how much the memory of each stage grows beyond two windows."""
     targets = []
     for stage, values in measured.items():
         long = [megabytes for frames, megabytes in values.items() if frames > 2 * context]
         if long:
-            targets.append(
-                Measure(stage, "growth of memory beyond two windows", max(long) / long[0] - 1, FLAT, at_most=True)
-            )
+            growth = max(long) / long[0] - 1
+            targets.append(Measure(prefix + stage, "growth of memory beyond two windows", growth, FLAT, at_most=True))
     return targets
 
 
@@ -315,7 +360,7 @@ def main(arguments: list[str] | None = None) -> int:
         description=__doc__.partition("\n")[0],
         epilog="Exits with code 1 if a target is missed.",
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{' or '.join(PARTS)} (default: both)")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
     add_scene_options(parser, "length")
     options = parser.parse_args(arguments)
     return exit_code(lambda: _run(options))
@@ -324,17 +369,24 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> bool:
     """Measure and print what the options ask for, and return whether all targets are reached."""
     if unknown := sorted(set(options.parts) - set(PARTS)):
-        raise TavError(f"part {unknown[0]!r}: must be {' or '.join(PARTS)}")
+        raise TavError(f"part {unknown[0]!r}: must be one of {', '.join(PARTS)}")
     measures: list[Measure] = []
     texts = []
     runs = scene_runs(options)
-    if not options.parts or "memory" in options.parts:
-        scene = runs.scenes[0] if options.scenes else load_scenes([ROOT / "data" / "scenes"])[0]
-        lengths = QUICK_LENGTHS if options.quick else LENGTHS
-        measured = measure_memory(options.out, lengths, scene)
+    parts = options.parts or (QUICK_PARTS if options.quick else PARTS)
+    scene = runs.scenes[0] if options.scenes else load_scenes([ROOT / "data" / "scenes"])[0]
+    if "memory" in parts:
+        lengths, out = QUICK_LENGTHS if options.quick else LENGTHS, options.out / "memory"
+        measured = measure_memory(out, lengths, scene)
         measures += memory_targets(measured)
-        texts += [memory_table(measured), time_table(options.out, lengths)]
-    if not options.parts or "quality" in options.parts:
+        texts += [memory_table(measured), time_table(out, lengths)]
+    if "full-size" in parts:
+        out = options.out / "full-size"
+        write_base(out / FULL_SIZE.base)
+        measured = measure_memory(out, FULL_SIZE_LENGTHS, scene, FULL_SIZE)
+        measures += memory_targets(measured, FULL_SIZE.context, "full size, ")
+        texts += [memory_table(measured), time_table(out, FULL_SIZE_LENGTHS)]
+    if "quality" in parts:
         lengths = QUICK_QUALITY_LENGTHS if options.quick else QUALITY_LENGTHS
         results = measure_quality(runs, lengths)
         measures += quality_targets(results) + seams(runs, lengths)

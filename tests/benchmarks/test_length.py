@@ -7,7 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from benchmarks import full_size
 from benchmarks.length import (
+    FULL_SIZE,
     QUICK_LENGTHS,
     SEAM,
     SHORT,
@@ -96,13 +98,32 @@ def test_memory_of_the_stages_is_measured(tmp_path) -> None:
     assert tuple(measured) == STAGES
     assert all(30 < values[3] < 5000 for values in measured.values())
     assert [line.split()[1] for line in time_table(tmp_path, (3,)).splitlines()[2:]] == list(measured)
-    (tmp_path / "memory/3/memory.json").write_text('{"tune": 1}')
+    (tmp_path / "3/memory.json").write_text('{"tune": 1}')
     assert measure_memory(tmp_path, (3,), BenchmarkScene("ball", truth))["tune"] == {3: 1}  # It is kept.
+
+
+@pytest.mark.long
+def test_memory_is_measured_with_a_base_model_of_random_weights(tmp_path, monkeypatch) -> None:
+    small = {
+        "block_out_channels": (32, 32, 32, 32),
+        "in_channels": 4,
+        "cross_attention_dim": 12,
+        "attention_head_dim": 4,
+    }
+    monkeypatch.setitem(full_size.UNET_CONFIGS, "sd15", small)
+    monkeypatch.setitem(full_size.TEXT_SHAPES, "sd15", (32, 12))
+    monkeypatch.setattr(full_size, "CHANNELS", (32, 32, 32, 32))
+    full_size.write_base(tmp_path / FULL_SIZE.base)
+    scene = Scene()
+    truth = Truth(scene, 24, {"blue": scene.edited(colour="blue")})
+    setting = dataclasses.replace(FULL_SIZE, size=64)
+    measured = measure_memory(tmp_path, (9,), BenchmarkScene("ball", truth), setting)
+    assert all(30 < values[9] < 5000 for values in measured.values())
 
 
 def test_unknown_part_is_refused(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     assert main(["speed", "--out", str(tmp_path)]) == 2
-    assert "part 'speed': must be memory or quality" in capsys.readouterr().err
+    assert "part 'speed': must be one of memory, full-size, quality" in capsys.readouterr().err
     assert QUICK_LENGTHS == (16, 64)
 
 
