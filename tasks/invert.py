@@ -8,6 +8,7 @@ from pathlib import Path
 from tasks.model_loading import MODEL_LOADING
 from tasks.stage_control import StageControl
 from tav.config import AttentionParams, InvertParams, WindowParams
+from tav.runtime.devices import resolve_precision
 from tav.runtime.progress import Progress
 from tav_model.base_models import load_part, load_tuned_unet
 from tav_model.digests import digest
@@ -48,7 +49,7 @@ def invert(
     from tav_model.networks.text_projections import text_projected_once
     from tav_model.text import encode_prompts
 
-    dtype = getattr(torch, params.precision)
+    dtype = getattr(torch, resolve_precision(params.precision, device))
     with MODEL_LOADING:
         unet, info = load_tuned_unet(base, tuned, attention.spatial, attention.temporal, device, dtype)
     if compile:

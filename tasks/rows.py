@@ -30,7 +30,7 @@ from tav.config import AttentionParams, EditParams, WindowParams
 from tav.config.presets import DIFFERENCE
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
-from tav.runtime.devices import retry_with_smaller_batch
+from tav.runtime.devices import resolve_precision, retry_with_smaller_batch
 from tav.runtime.events import EventStream, RowFinished
 from tav.runtime.progress import Progress
 from tav.versioning.cache_lookup import previous_output
@@ -265,7 +265,7 @@ class RowBatch:
         inverted_with = load_tensors(self.inverted / "inverted.safetensors")[1].get("tuned")
         if inverted_with != read_info(self.tuned)["sha256"]:
             raise TavError(f"{self.tuned}: not the weights that {self.inverted} was inverted with; run dvc repro")
-        dtype = getattr(torch, self.params.precision)
+        dtype = getattr(torch, resolve_precision(self.params.precision, self.device))
         spatial, temporal = self.attention.spatial, self.attention.temporal
         with MODEL_LOADING:
             networks = self.control.networks(self.device, dtype)

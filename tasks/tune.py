@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tasks.model_loading import MODEL_LOADING
 from tasks.stage_control import StageControl
 from tav.config import AttentionParams, TuneParams, WindowParams
-from tav.runtime.devices import is_out_of_memory, release_memory
+from tav.runtime.devices import is_out_of_memory, release_memory, resolve_precision
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
 from tav_model.digests import canonical_json, digest
@@ -82,6 +82,7 @@ def tune(
 
     tensors, _ = load_tensors(latents / "latents.safetensors", device)
     text, _ = load_tensors(latents / "text.safetensors", device)
+    params = params.model_copy(update={"precision": resolve_precision(params.precision, device)})
     settings = params.model_dump()
     clip, base_identity = digest(latents), base_digest(base)
     windows = _windows(latents, window)

@@ -216,8 +216,16 @@ def _run_flow(root: Path, clips: list[str], overrides: dict[str, Any], progress:
         from flows.observers import observed_by
         from flows.tav import tav
 
+    import httpx
+
     with observed_by(*progress.subscribers), _prefect_log(root / LOG):
-        state = tav(clips, None, overrides, return_state=True)
+        try:
+            state = tav(clips, None, overrides, return_state=True)
+        except httpx.TransportError:
+            logging.getLogger("prefect").exception("the server is gone")
+            return (
+                f"Prefect's server no longer answers; what is done is kept, so run it again; see {LOG} and {SERVER_LOG}"
+            )
     if state.is_cancelled():  # The flow has handled the interrupt.
         raise KeyboardInterrupt
     if state.is_completed() or progress.errors:

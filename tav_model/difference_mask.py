@@ -19,6 +19,10 @@ SHARES = (0.6, 0.7, 0.8)
 """Shares of the inversion's steps. Closer to the clean latents, the prompt has nothing left to decide; closer to pure noise,
 where objects are is not yet decided."""
 
+WHOLE = 0.9
+"""Share of the clip above which a mask is one of everything. Edits of the light change the complete picture, but not
+everywhere by as much as the threshold."""
+
 
 def difference_mask(
     predict: Callable[[torch.Tensor, int], torch.Tensor], source: Trajectory, threshold: float = DIFFERENCE_THRESHOLD
@@ -29,8 +33,8 @@ def difference_mask(
     mask is where the root mean square of their difference over the channels, averaged over the levels, is above the
     threshold, and the positions around. DiffEdit adds random noise to the clean latents, compares predictions of the noise,
     and divides by the maximum. Here, the latents are the trajectory's, so that no noise is drawn, and the threshold is an
-    absolute one: a prompt that changes everything, such as the style, has a mask of everything, and the caption itself an
-    empty one.
+    absolute one: a prompt that changes nearly everything, such as the style, has a mask of everything, and the caption itself
+    an empty one.
 
     Args:
         predict: called with latents `1 c f h w` and their timestep; returns the network's predictions for the caption and
@@ -51,4 +55,6 @@ def difference_mask(
         differences.append((clean[1:] - clean[:1]).square().mean(dim=1).sqrt())
     above = (torch.stack(differences).mean(dim=0) > threshold).float()
     # Objects that take the place of others are a little larger, and cast shadows.
-    return functional.max_pool2d(above, 3, stride=1, padding=1)
+    mask = functional.max_pool2d(above, 3, stride=1, padding=1)
+    is_whole = mask.mean(dim=(1, 2, 3), keepdim=True) > WHOLE
+    return torch.where(is_whole, torch.ones_like(mask), mask)

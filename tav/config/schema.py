@@ -62,6 +62,7 @@ DEVICE_RULE = "must be auto; or cpu, mps, cuda or cuda:NUMBER, or a list of thes
 MOST_FRAMES = 100000
 FRAMES_RULE = f"must be a whole number between 1 and {MOST_FRAMES}, or all"
 Precision = Literal["float32", "bfloat16", "float16"]
+DevicePrecision = Literal["auto", "float32", "bfloat16", "float16"]
 ImageSide = Annotated[int, Field(ge=64, le=4096, multiple_of=8)]
 SamplingSteps = Annotated[int, Field(ge=1, le=1000)]
 GuidanceScale = Annotated[float, Field(ge=1, le=100)]
@@ -200,8 +201,10 @@ class TuneParams(Section):
     ] = Field("constant", description="learning rate schedule, by its name in diffusers")
     warmup_steps: int = Field(0, ge=0, le=100000, description="steps until the learning rate reaches its peak")
     accumulation_steps: int = Field(1, ge=1, le=1000, description="backward passes for each optimizer step")
-    precision: Precision = Field(
-        "float32", description="precision of the forward and backward pass; trained weights stay in float32"
+    precision: DevicePrecision = Field(
+        "float32",
+        description="precision of the forward and backward pass; trained weights stay in float32; auto: bfloat16 where the "
+        "hardware has it, otherwise float32",
     )
     max_gradient_norm: float = Field(1.0, gt=0, description="gradients with a larger norm are scaled down to it")
     weight_decay: float = Field(1e-2, ge=0, le=1, description="weight decay of AdamW")
@@ -237,7 +240,9 @@ class InvertParams(Section):
 
     steps: SamplingSteps = Field(50, description="DDIM steps")
     prompt: PlainText = Field("", description="prompt during the inversion; empty in the paper")
-    precision: Precision = Field("float32", description="precision of the UNet; the latents stay in float32")
+    precision: DevicePrecision = Field(
+        "float32", description="precision of the UNet; the latents stay in float32; auto: as for the tuning"
+    )
     method: Literal["plain", "fixed-point"] = Field(
         "plain",
         description="plain: DDIM inversion; fixed-point: each step is iterated until sampling leads back exactly",
@@ -271,8 +276,8 @@ class EditParams(Section):
         "inverted",
         description="inverted: start from the inverted latents; random: from noise drawn with the row's seed",
     )
-    precision: Precision = Field(
-        "float32", description="precision of the UNet; the latents and the VAE stay in float32"
+    precision: DevicePrecision = Field(
+        "float32", description="precision of the UNet; the latents and the VAE stay in float32; auto: as for the tuning"
     )
     sampler: Literal["ddim", "dpm-solver++"] = Field(
         "ddim", description="dpm-solver++ needs about half as many steps as ddim"

@@ -13,7 +13,7 @@ import platform
 import re
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,6 +70,26 @@ def _problem(name: str) -> str | None:
 def choose_device(setting: str | Sequence[str]) -> str:
     """Return the first of the devices selected by `runtime.device`. Raises TavError as `choose_devices`."""
     return choose_devices(setting)[0]
+
+
+def resolve_precision(setting: str, device: str) -> str:
+    """Return the precision that a setting means on a device.
+
+    `auto` is bfloat16 on GPUs and x86 CPUs that multiply matrices in it, which is about twice as fast, and float32 elsewhere:
+    without such instructions, bfloat16 is emulated and slower.
+    """
+    if setting != "auto":
+        return setting
+    import torch
+
+    kind = torch.device(device).type
+    if kind == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        # Older torch does not tell.
+        able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
+        fast = any(able.get(name) for name in ("amx_bf16", "avx512_bf16"))
+    return "bfloat16" if fast else "float32"
 
 
 def gpu_identity(device: str) -> str | None:

@@ -71,6 +71,15 @@ def test_precision_of_the_trajectory_leaves_the_inverted_latents(project):
     assert torch.equal(latents, exact) and torch.equal(half, trajectory.half())
 
 
+def test_automatic_precision_is_that_of_the_hardware(project, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(tasks.invert, "resolve_precision", lambda setting, device: {"auto": "bfloat16"}[setting])
+    load = tasks.invert.load_tuned_unet
+    monkeypatch.setattr(tasks.invert, "load_tuned_unet", lambda *given: loaded.append(given[-1]) or load(*given))
+    run(project, precision="auto")
+    assert loaded == [torch.bfloat16]
+
+
 def test_steps_that_do_not_converge_are_logged(project, caplog):
     run(project, method="fixed-point", iterations=2, tolerance=1e-6)
     assert "fixed-point inversion: the latents still changed" in caplog.text

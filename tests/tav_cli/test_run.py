@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -120,6 +121,22 @@ def test_run_names_what_has_failed(tav: Tav, done: Path, monkeypatch: pytest.Mon
     ]
     monkeypatch.setattr(runner, "_run_flow", lambda *_: "no Prefect server can be started")
     assert tav("run", "--set", "edit.steps=2") == (1, "", "error: no Prefect server can be started\n")
+
+
+def test_run_says_when_its_server_has_gone(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flow(*_: Any, **__: Any) -> None:
+        raise httpx.ConnectError("All connection attempts failed")
+
+    monkeypatch.setattr(runner, "serving_api", lambda _: "http://127.0.0.1:9/api")
+    monkeypatch.setattr("flows.tav.tav", flow)
+    ended = tav("run", "ball", "--set", "edit.steps=2")
+    assert (ended.code, ended.out) == (1, "")
+    # In this process, Prefect was imported before the command could silence it on the terminal.
+    assert ended.err.endswith(
+        "error: Prefect's server no longer answers; what is done is kept, so run it again; "
+        "see logs/run.log and logs/run-prefect-server.log\n"
+    )
+    assert "All connection attempts failed" in (done / "logs/run.log").read_text()
 
 
 def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

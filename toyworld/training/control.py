@@ -30,6 +30,8 @@ EMPTY = 0.25
 # Share of depths of another object at the same place. From them, the network learns that the depth tells where the object
 # is and how large, while its outline comes from the caption, so that an edit may exchange the object.
 EXCHANGED = 0.5
+# Exponent of the timesteps, as shares of all; below 1, more of them are noisy. There it is decided where the objects are.
+NOISINESS = 0.6
 # Channels of the layers that turn the condition into latents.
 EMBEDDING = (16, 32, 32, 64)
 GUIDANCE_SCALE, STEPS, EVALUATED = 5.0, 20, 16
@@ -83,7 +85,7 @@ class ControlPart(Part):
                 seen = scene.edited(object=OBJECTS[rng.integers(len(OBJECTS))])
             conditions.append(condition(self.kind, seen, time, picture))
             captions.append("" if rng.random() < EMPTY else random_caption(scene, rng))
-        places = (rng.permutation(size) + rng.random(size)) / size
+        places = ((rng.permutation(size) + rng.random(size)) / size) ** NOISINESS
         timesteps = (places * self.scheduler.config.num_train_timesteps).astype(np.int64)
         return {
             "pictures": to_tensor(np.stack(pictures)),

@@ -26,6 +26,7 @@ from tav.runtime.devices import (
     choose_devices,
     gpu_identity,
     is_out_of_memory,
+    resolve_precision,
     retry_with_smaller_batch,
 )
 from tav.runtime.events import Event, EventStream, LoopProgressed, LoopResumed, Stopped
@@ -181,6 +182,31 @@ def test_devices_are_chosen_by_name_or_all_that_there_are() -> None:
     assert choose_devices("auto") == ([f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"])
     with pytest.raises(TavError, match=r"params\.yaml: runtime\.device: 'cuda:99' is not usable here"):
         choose_devices(["cpu", "cuda:99"])
+
+
+@pytest.mark.parametrize(
+    ("device", "capabilities", "expected"),
+    [
+        ("cpu", {"amx_bf16": True, "avx512_bf16": True}, "bfloat16"),
+        ("cpu", {"amx_bf16": False, "avx512_bf16": True}, "bfloat16"),
+        ("cpu", {"avx512_f": True, "bf16": True}, "float32"),  # Not measured on ARM.
+        ("mps", {"amx_bf16": True}, "float32"),
+    ],
+)
+def test_automatic_precision(
+    monkeypatch: pytest.MonkeyPatch, device: str, capabilities: dict[str, bool], expected: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", device) == expected
+    assert resolve_precision("float16", device) == "float16"
+
+
+def test_automatic_precision_on_gpus_and_with_older_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    for supported in (True, False):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: supported)  # noqa: B023
+        assert resolve_precision("auto", "cuda:1") == ("bfloat16" if supported else "float32")
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert resolve_precision("auto", "cpu") == "float32"
 
 
 def test_a_cpu_is_no_gpu() -> None:
