@@ -74,7 +74,7 @@ PRESETS = {
         guidance_end=0.7,
         mask=DIFFERENCE,
     ),
-    "background": Preset("other surroundings; objects stay", source_negative=0.7),
+    "background": Preset("other surroundings; objects stay", source_negative=0.7, mask=DIFFERENCE),
     "fatezero": Preset(
         "FateZero (arXiv 2303.09535): attention of all layers, blending by words from 0.2 to 0.8 of the steps; without "
         "its blending of the attention maps themselves",
