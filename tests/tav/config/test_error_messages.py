@@ -38,7 +38,7 @@ INSIDE = "must be a relative path inside the project, without '..'"
             "tune.adam_beta2: 1 is not allowed: must be a number at least 0 and less",
         ),
         ("tune: {}", "tune: {learning_rate_schedule: cosin}", "must be one of constant, constant_with_warmup, linear"),
-        ("tune: {}", "tune: {precision: half}", "must be one of float32, bfloat16, float16"),
+        ("tune: {}", "tune: {precision: half}", "must be one of auto, float32, bfloat16, float16"),
         (
             "tune: {}",
             "tune: {trainable: [1]}",
