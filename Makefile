@@ -28,12 +28,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 install: $(VENV)/.installed
 
-# On an idle machine, tuning takes two thirds of the time if threads spin while they wait. Beside other work, spinning
-# threads take the processor from those that they wait for, and tuning takes many times as long.
-WAIT_POLICY = $$($(BIN)/python -c 'import psutil; print("ACTIVE" if psutil.cpu_percent(1) < 15 else "PASSIVE")')
-
 demo: install
-	@$(RUN) OMP_WAIT_POLICY=$(WAIT_POLICY) python -m tasks all --clip ball
+	@$(RUN) python -m tasks all --clip ball
 
 up: install
 	@$(RUN) tav up

@@ -32,11 +32,12 @@ BASELINE = "tune-a-video"
 RECOMMENDED = "defaults"
 FIXED_POINT = {"invert.method": "fixed-point"}
 LAYOUT = {"edit.layout_strength": 1.2}
+DDIM = {"edit.sampler": "ddim", "edit.steps": 20}
 # Changes of params.yaml by variant.
 VARIANTS: dict[str, Mapping[str, Any]] = {
     BASELINE: PLAIN,
     RECOMMENDED: {},
-    "50 steps": {**PLAIN, "invert.steps": 50, "edit.steps": 50},
+    "50 steps": {**PLAIN, **DDIM, "invert.steps": 50, "edit.steps": 50},
     "fixed point": {**PLAIN, **FIXED_POINT},
     "regularised": {**PLAIN, "invert.regularization": 0.1},
     "layout": {**PLAIN, **LAYOUT},
@@ -49,7 +50,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "fatezero": {"edit.preset": "fatezero"},
     "video-p2p": {"edit.preset": "video-p2p"},
     "plug-and-play": {"edit.preset": "plug-and-play"},
-    "dpm-solver++, 10 steps": {**PLAIN, "edit.sampler": "dpm-solver++", "edit.steps": 10},
+    "defaults, DDIM": DDIM,
 }
 SCORES = (
     Score("track_error", "track error", "track error", at_most=True),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.measures import ROOT
 from benchmarks.scenes import FOLDERS, SceneRuns, load_scenes
+from tav.runtime.waiting import set_waiting
 from tav_model.errors import TavError
 
 SEEDS, QUICK_SCENES = 3, 3
@@ -73,7 +74,7 @@ def exit_code(benchmark: Callable[[], bool]) -> int:
     Args:
         benchmark: returns whether all targets are reached.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    set_waiting()
     os.environ.setdefault("TAV_QUIET", "1")
     try:
         return 0 if benchmark() else 1

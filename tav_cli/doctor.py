@@ -199,8 +199,6 @@ def _threads() -> Check:
     if policy.upper() == "ACTIVE" and load > cpus / 2:
         advice = "unset OMP_WAIT_POLICY: threads that spin while they wait slow down a busy machine many times"
         return Check("threads", "warning", found, advice)
-    if policy == "unset" and load < cpus / 4:
-        return Check("threads", "ok", f"{found}; ACTIVE is up to twice as fast on an otherwise idle machine")
     return Check("threads", "ok", found)
 
 

@@ -21,7 +21,7 @@ from benchmarks.work import (
     work_table,
     worse_scores,
 )
-from tav.config import EditParams, TuneParams
+from tav.config import EditParams, InvertParams, TuneParams
 from toyworld.scenes import load_truth, save_truth
 
 TINY = ("decode.frames=3", "tune.steps=4", "invert.steps=2", "edit.steps=2", 'runtime.device="cpu"')
@@ -37,13 +37,14 @@ def work(share: float = 1.0) -> Work:
 
 
 def test_variants_are_parameters_that_exist_and_tune_on_their_own_where_they_change_it():
-    for name, changes in VARIANTS.items():
+    for changes in VARIANTS.values():
         for key, value in changes.items():
             section, field = key.split(".")
-            ({"tune": TuneParams, "edit": EditParams}[section])(**{field: value})
-        assert tuned_in(name) == (
-            None if name == REFERENCE or any(key.startswith("tune.") for key in changes) else REFERENCE
-        )
+            ({"tune": TuneParams, "invert": InvertParams, "edit": EditParams}[section])(**{field: value})
+    alike = [name for name in VARIANTS if tuned_in(name)]
+    assert {tuned_in(name) for name in alike} == {REFERENCE}
+    assert "features of every 2nd step" in alike and REFERENCE not in alike and CANDIDATE not in alike
+    assert not any(name.startswith(("tune", "LoRA", "early")) for name in alike)
 
 
 def test_targets_are_a_quarter_of_the_operations_and_no_score_that_is_worse():
@@ -84,7 +85,9 @@ def test_work_is_counted_in_runs_of_the_real_stages(
 ):
     changes = {"tune.steps": 2, "tune.optimizer": "muon", "edit.guidance_end": 0.5, "tune.early_stopping": 20}
     monkeypatch.setitem(VARIANTS, CANDIDATE, changes)
-    monkeypatch.setitem(VARIANTS, REFERENCE, {"tune.steps": 4, "tune.optimizer": "adamw"})
+    full = {"tune.steps": 4, "tune.optimizer": "adamw"}
+    monkeypatch.setitem(VARIANTS, REFERENCE, full)
+    monkeypatch.setitem(VARIANTS, "features of every 2nd step", full | {"edit.feature_reuse_interval": 2})
     truth = load_truth(ROOT / "data" / "scenes" / "ball.json")
     save_truth(tmp_path / "scenes" / "ball.json", truth.scene, truth.frames, {"blue-ball": {"colour": "blue"}})
     arguments = ["--scenes", str(tmp_path / "scenes"), "--seeds", "1", "--out", str(tmp_path / "out"), "--set", *TINY]
