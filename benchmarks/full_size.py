@@ -39,22 +39,21 @@ def write_base(folder: Path) -> None:
     )
     levels = len(CHANNELS)
     torch.manual_seed(0)
-    with torch.device("cpu"):
-        pipeline = StableDiffusionPipeline(
-            vae=AutoencoderKL(
-                block_out_channels=CHANNELS,
-                down_block_types=("DownEncoderBlock2D",) * levels,
-                up_block_types=("UpDecoderBlock2D",) * levels,
-                layers_per_block=2,
-                latent_channels=4,
-            ),
-            text_encoder=CLIPTextModel(text),
-            tokenizer=tokenizer,
-            unet=UNet2DConditionModel(sample_size=64, **UNET_CONFIGS["sd15"]),
-            scheduler=DDIMScheduler.from_pretrained(WEIGHTS / "scheduler"),
-            safety_checker=None,
-            feature_extractor=None,
-            requires_safety_checker=False,
-        )
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=CHANNELS,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            layers_per_block=2,
+            latent_channels=4,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=tokenizer,
+        unet=UNet2DConditionModel(sample_size=64, **UNET_CONFIGS["sd15"]),
+        scheduler=DDIMScheduler.from_pretrained(WEIGHTS / "scheduler"),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     with atomic_folder(folder) as new:
         pipeline.to(torch.float16).save_pretrained(new, safe_serialization=True)

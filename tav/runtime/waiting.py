@@ -8,6 +8,7 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
+OURS = "TAV_SET_WAITING"  # tells child processes which of the two are not the user's
 # Threads that spin this often before they sleep are nearly as fast on an idle machine as those that always spin, and twice as
 # fast as those that sleep at once. Beside another process on the same processors, they take about twice as long as the latter,
 # and those that always spin twenty times as long.
@@ -20,13 +21,17 @@ def set_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
     """Let threads spin for a moment before they sleep if the machine is idle, and sleep at once otherwise.
 
     What the user has set, stays. `OMP_WAIT_POLICY` counts everywhere, `GOMP_SPINCOUNT` for GNU's OpenMP, which torch has on
-    Linux.
+    Linux. Child processes decide anew: a service may start its runs hours later.
     """
-    if POLICY in environment:
+    ours = environment.get(OURS, "").split()
+    if POLICY in environment and POLICY not in ours:
         return
-    environment[POLICY] = "PASSIVE"
-    if SPINS not in environment and _has_idle_processors(environment.get("OMP_NUM_THREADS", "")):
-        environment[SPINS] = str(SPIN_COUNT)
+    environment[POLICY], environment[OURS] = "PASSIVE", POLICY
+    if SPINS in environment and SPINS not in ours:
+        return
+    environment.pop(SPINS, None)
+    if _has_idle_processors(environment.get("OMP_NUM_THREADS", "")):
+        environment[SPINS], environment[OURS] = str(SPIN_COUNT), f"{POLICY} {SPINS}"
 
 
 def _has_idle_processors(threads: str) -> bool:

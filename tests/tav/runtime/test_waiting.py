@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tav.runtime import waiting
-from tav.runtime.waiting import POLICY, SPIN_COUNT, SPINS, set_waiting
+from tav.runtime.waiting import OURS, POLICY, SPIN_COUNT, SPINS, set_waiting
 
 SPIN, SLEEP = {POLICY: "PASSIVE", SPINS: str(SPIN_COUNT)}, {POLICY: "PASSIVE"}
 
@@ -16,7 +16,7 @@ SPIN, SLEEP = {POLICY: "PASSIVE", SPINS: str(SPIN_COUNT)}, {POLICY: "PASSIVE"}
 def chosen(**environment: str) -> dict[str, str]:
     before = dict(environment)
     set_waiting(environment)
-    return {name: value for name, value in environment.items() if before.get(name) != value}
+    return {name: value for name, value in environment.items() if before.get(name) != value and name != OURS}
 
 
 @pytest.fixture
@@ -53,3 +53,15 @@ def test_what_the_user_has_set_stays(load: Path) -> None:
     load.write_text("0.00 0.00 0.00 1/205 30512\n")
     assert chosen(**{POLICY: "ACTIVE"}) == {}
     assert chosen(**{SPINS: "7"}) == SLEEP
+
+
+def test_child_processes_decide_anew(load: Path) -> None:
+    environment: dict[str, str] = {}
+    for running, spins in ((1, True), (5, False), (1, True)):
+        load.write_text(f"0.00 0.00 0.00 {running}/205 30512\n")
+        set_waiting(environment)
+        assert (environment[POLICY], SPINS in environment) == ("PASSIVE", spins)
+    environment = {SPINS: "7"}
+    for _ in range(2):
+        set_waiting(environment)
+        assert (environment[POLICY], environment[SPINS]) == ("PASSIVE", "7")
