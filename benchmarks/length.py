@@ -84,7 +84,7 @@ class MemorySetting:
 
 
 TOYWORLD = MemorySetting("toyworld", SIDE, 16, "category")
-# Other presets take six times as long, with one row more in the batch.
+# With one step, other presets take four times as long: their masks need six predictions.
 FULL_SIZE = MemorySetting("full-size", 256, 8, "tune-a-video")
 
 
