@@ -61,9 +61,9 @@ def run(project: Path, *command: str, **environment: str) -> float:
 
 def measure_sample_run(by_dvc: Path, by_prefect: Path) -> tuple[list[Measure], str]:
     """Run the sample clip through DVC and through Prefect, and return the measures and a table of where the time goes."""
-    wall = run(by_dvc, "dvc", "repro", "score@ball", OMP_WAIT_POLICY="ACTIVE")
+    wall = run(by_dvc, "dvc", "repro", "score@ball")
     dvc_parts = _parts(by_dvc, wall, "DVC, and starting six processes")
-    with _served(by_prefect, OMP_WAIT_POLICY="ACTIVE") as environment:
+    with _served(by_prefect) as environment:
         run(by_prefect, *DEPLOYMENT, "--param", 'clips=["ball"]', **environment)
         flow = _flow_seconds(by_prefect, environment)
     flow_parts = _parts(by_prefect, flow, "Prefect, DVC, and imports")

@@ -5,8 +5,8 @@ python -m benchmarks.work --quick            three scenes, one seed
 python -m benchmarks.work --scenes FOLDER    scenes of a folder
 python -m benchmarks.work candidate          only this variant and the reference
 
-The reference tunes for 400 steps of AdamW and samples by DDIM in float32, as the first edition did; the candidate has the
-defaults of params.yaml. Prints a table of operations, seconds and scores with 95 % intervals, and the paired differences from
+The reference tunes for 400 steps of AdamW and samples 20 steps of DDIM in float32, as the first edition did, with today's
+presets and guidance; the candidate has the defaults of params.yaml. Prints a table of operations, seconds and scores with 95 % intervals, and the paired differences from
 the reference. Writes a plot of quality against operations. Exits with code 1 if the candidate needs more than a quarter of the
 operations, or if one of its scores is worse beyond the interval.
 """
@@ -36,7 +36,7 @@ REFERENCE, CANDIDATE = "reference", "candidate"
 EDITS = 5
 COUNTED_SEED = 2**31 - 1  # of the edit whose operations are counted; no run uses it
 SHARE = 0.25  # of the reference's operations, at most
-# Long tuning and DDIM, as in the paper; edits keep of the clip what they keep by default.
+# Tuning and sampling of the first edition; edits keep of the clip what they keep by default.
 FULL: dict[str, Any] = {
     "tune.steps": 400,
     "tune.learning_rate": 1e-3,
@@ -158,6 +158,7 @@ def _count(project: Path, scene: BenchmarkScene, steps: float, seconds: float) -
 
 def _tuning_operations(base: str, latents: Path, params: Any) -> tuple[float, float]:
     """Return the operations of a step of tuning, and of one measurement of the held-out loss."""
+    from tav.runtime.devices import resolve_precision
     from tav_model import Tuner, TuningConfig, UNet3DConditionModel
     from tav_model.base_models import load_part
     from tav_model.tensors import load_tensors
@@ -166,7 +167,8 @@ def _tuning_operations(base: str, latents: Path, params: Any) -> tuple[float, fl
     caption = load_tensors(latents / "text.safetensors")[0]["caption"]
     attention = params.attention
     unet = UNet3DConditionModel.from_pretrained_2d(base, attention=attention.spatial, temporal=attention.temporal)
-    tuner = Tuner(unet, load_part(base, "scheduler"), TuningConfig(**params.tune.model_dump(), seed=params.seed))
+    settings = params.tune.model_dump() | {"precision": resolve_precision(params.tune.precision, "cpu")}
+    tuner = Tuner(unet, load_part(base, "scheduler"), TuningConfig(**settings, seed=params.seed))
     step = count_flop(lambda: tuner.step(tensors["mean"], tensors["deviation"], caption))
     return step, count_flop(lambda: tuner.measure_held_out(tensors["mean"], caption))
 

@@ -348,7 +348,7 @@ def compare(
     show_comparisons(root, [*(clips or []), *(clip or [])], by, include_unscored, json)
 
 
-@_command("Run the LOVEU-TGVE-2023 benchmark.", "tav benchmark ~/loveu-tgve-2023 --set edit.steps=20")
+@_command("Run the LOVEU-TGVE-2023 benchmark.", "tav benchmark ~/loveu-tgve-2023 --set edit.guidance_scale=7.5")
 def benchmark(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", hidden=True)],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for results and the submission.")] = Path(

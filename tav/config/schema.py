@@ -245,7 +245,7 @@ class InvertParams(Section):
     )
     method: Literal["plain", "fixed-point"] = Field(
         "plain",
-        description="plain: DDIM inversion; fixed-point: each step is iterated until sampling leads back exactly",
+        description="plain: DDIM inversion; fixed-point: each step is iterated until as many steps of ddim lead back exactly",
     )
     iterations: int = Field(5, ge=2, le=50, description="evaluations of the UNet in each step of fixed-point, at most")
     tolerance: float = Field(
