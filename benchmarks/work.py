@@ -6,9 +6,9 @@ python -m benchmarks.work --scenes FOLDER    scenes of a folder
 python -m benchmarks.work candidate          only this variant and the reference
 
 The reference tunes for 400 steps of AdamW and samples 20 steps of DDIM in float32, as the first edition did, with today's
-presets and guidance; the candidate has the defaults of params.yaml. Prints a table of operations, seconds and scores with 95 % intervals, and the paired differences from
-the reference. Writes a plot of quality against operations. Exits with code 1 if the candidate needs more than a quarter of the
-operations, or if one of its scores is worse beyond the interval.
+presets and guidance; the candidate has the defaults of params.yaml. Prints a table of operations, seconds and scores with 95 %
+intervals, and the paired differences from the reference. Writes a plot of quality against operations. Exits with code 1 if the
+candidate needs more than a quarter of the operations, or if one of its scores is worse beyond the interval.
 """
 
 from __future__ import annotations
