@@ -9,9 +9,9 @@ from pathlib import Path
 
 POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 OURS = "TAV_SET_WAITING"  # tells child processes which of the two are not the user's
-# Threads that spin this often before they sleep are nearly as fast on an idle machine as those that always spin, and twice as
-# fast as those that sleep at once. Beside another process on the same processors, they take about twice as long as the latter,
-# and those that always spin twenty times as long.
+# Threads that spin this often before they sleep are nearly as fast on an idle machine as those that always spin, and up to
+# twice as fast as those that sleep at once. Beside another process on the same processors, they take about twice as long as the
+# latter, and those that always spin twenty times as long (benchmarks/README.md).
 SPIN_COUNT = 5000
 LOAD = Path("/proc/loadavg")
 LOOKS, SECONDS_BETWEEN = 5, 0.01
