@@ -82,12 +82,14 @@ def tune(
 
     tensors, _ = load_tensors(latents / "latents.safetensors", device)
     text, _ = load_tensors(latents / "text.safetensors", device)
-    params = params.model_copy(update={"precision": resolve_precision(params.precision, device)})
+    precisions = {params.precision: resolve_precision(params.precision, device)}
+    params = params.model_copy(update={"precision": precisions[params.precision]})
     settings = params.model_dump()
     clip, base_identity = digest(latents), base_digest(base)
     windows = _windows(latents, window)
     identity = _identity(clip, base_identity, attention, params, seed, control, windows)
-    write_json(checkpoints / BASE_FILE, {"base_model": base_name, "base_digest": base_identity})
+    origin = {"base_model": base_name, "base_digest": base_identity, "precisions": precisions}
+    write_json(checkpoints / BASE_FILE, origin)
 
     def on_step(record: StepRecord) -> None:
         progress.update(record=record, loss=record.loss)
@@ -163,7 +165,8 @@ def resume_step(
 ) -> int | None:
     """Return the step of the checkpoint that `tune` would resume from with the same arguments; None where it would begin.
 
-    Nothing of the base model is read: it is assumed to be the one that was tuned, if it has the same name.
+    Nothing of the base model is read: it is assumed to be the one that was tuned, if it has the same name. An automatic
+    precision is assumed to be what it was then.
     """
     if not (checkpoints / BASE_FILE).is_file() or not latents.is_dir():
         return None
@@ -171,9 +174,11 @@ def resume_step(
         base = read_json(checkpoints / BASE_FILE)
         if base["base_model"] != base_name:
             return None
+        precision = base.get("precisions", {}).get(params.precision, params.precision)
+        params = params.model_copy(update={"precision": precision})
         windows = _windows(latents, window)
         identity = _identity(digest(latents), base["base_digest"], attention, params, seed, control, windows)
-    except (TavError, OSError, LookupError, TypeError):
+    except (TavError, OSError, LookupError, TypeError, AttributeError):
         return None  # Damaged, or gone since, because another process tunes.
     for path in sorted(checkpoints.glob("step-*.safetensors"), reverse=True):
         with contextlib.suppress(TavError, ValueError, AttributeError):  # The tuning passes over a damaged one, too.

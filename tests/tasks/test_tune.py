@@ -59,6 +59,19 @@ def test_the_latest_checkpoint_of_these_settings(stopped: tuple[Path, Path]) -> 
     assert resume_step(latents, checkpoints, **SETTINGS) == 20
 
 
+def test_an_automatic_precision_is_that_of_the_tuning(stopped: tuple[Path, Path]) -> None:
+    latents, checkpoints = stopped
+    automatic = SETTINGS | {"params": TuneParams(steps=60, precision="auto")}
+    assert resume_step(latents, checkpoints, **automatic) is None
+    record = {"base_model": "models/base", "base_digest": "abc"}
+    for resolved, step in (("float32", 40), ("bfloat16", None)):
+        write_json(checkpoints / BASE_FILE, record | {"precisions": {"auto": resolved}})
+        assert resume_step(latents, checkpoints, **automatic) == step
+        assert resume_step(latents, checkpoints, **SETTINGS) == 40
+    write_json(checkpoints / BASE_FILE, record | {"precisions": "float32"})
+    assert resume_step(latents, checkpoints, **automatic) is None  # damaged
+
+
 @pytest.mark.parametrize(
     "other",
     [
