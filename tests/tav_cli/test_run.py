@@ -16,6 +16,7 @@ import httpx
 import psutil
 import pytest
 
+import flows.tav  # noqa: F401 (Prefect's handlers keep the stderr that they begin with, which must not be that of a test)
 from tasks.clip_stages import ClipStages
 from tav.config import EditParams, write_overrides
 from tav.config.stages import STAGES
