@@ -27,6 +27,8 @@ from tav.tracking.pages import run_page
 from tav_model.files import read_json
 
 SECONDS = 2.0
+# Until the next attempt where the server does not answer: Prefect's client tries for half a minute, and the work waits for it.
+AWAY_SECONDS = 300.0
 LOG_SECONDS = 10.0
 LOG_STEP = 25  # percentage points
 
@@ -61,11 +63,14 @@ class _ProgressArtifact:
             return
         self._next = now + SECONDS
         # A server that is away for a moment must not end the work.
-        if self._id is None:
-            self._id = _attempt(lambda: create_progress_artifact(percentage, _key("progress", self.what), self.what))
+        artifact = self._id
+        if artifact is None:
+            shown = _attempt(lambda: create_progress_artifact(percentage, _key("progress", self.what), self.what))
+            self._id = shown
         else:
-            artifact = self._id
-            _attempt(lambda: update_progress_artifact(artifact, percentage))
+            shown = _attempt(lambda: update_progress_artifact(artifact, percentage))
+        if shown is None:
+            self._next = now + AWAY_SECONDS
 
 
 class ProgressLogs:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flows import artifacts
-from flows.artifacts import ProgressLogs, mlflow_address, result_text
+from flows.artifacts import AWAY_SECONDS, ProgressArtifacts, ProgressLogs, mlflow_address, result_text
 from tav.runtime.events import LoopProgressed
 from tav.tracking.clip_runs import ClipRuns
 from tests.support.projects import change_params
@@ -26,6 +26,7 @@ def logged(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     class Logger:
         info = staticmethod(lines.append)
+        warning = staticmethod(lambda text, *values: lines.append(text % values))
 
     monkeypatch.setattr(artifacts, "get_run_logger", Logger)
     return lines
@@ -56,6 +57,30 @@ def test_a_slow_loop_has_a_line_every_ten_seconds_and_rows_are_shown_in_place_of
         show(progress(step, time=8 * step, stage="edit", total=100, row="cube"))
     show(progress(3, time=99, total=None))
     assert logged == ["edit ball cube: 3%, 3/100 steps, 12:56 left"]
+
+
+def test_a_server_that_does_not_answer_is_left_alone_for_a_while(
+    logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[float] = []
+    is_away = True
+
+    def create(percentage: float, *_: str) -> str:
+        if is_away:
+            raise ConnectionError("refused")
+        shown.append(percentage)
+        return "id"
+
+    monkeypatch.setattr(artifacts, "create_progress_artifact", create)
+    monkeypatch.setattr(artifacts, "update_progress_artifact", lambda _, percentage: shown.append(percentage) or "id")
+    show = ProgressArtifacts()
+    for step in range(1, 100):
+        show(progress(step, time=step))
+    assert len(logged) == 1 and "refused" in logged[0]
+    is_away = False
+    for step in range(100, 400, 40):
+        show(progress(step, time=AWAY_SECONDS + step))
+    assert shown == [25.0, 35.0, 45.0, 55.0, 65.0, 75.0, 85.0, 95.0]
 
 
 def test_the_result_leads_with_the_contact_sheet_then_scores_and_links(
