@@ -26,13 +26,16 @@ def read_record(path: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def decode_mask_image(record: Mapping[str, Any]) -> bytes:
-    """Return the PNG of the mask that a row's record holds; empty where there is none, or something else."""
+def mask_image(record: Mapping[str, Any]) -> str:
+    """Return the picture of the mask in a row's record, as a data: URI; empty where there is none, or something else."""
     image = record.get("mask_image")
-    if not isinstance(image, str) or not image.startswith(MASK_IMAGE):
-        return b""
+    return image if isinstance(image, str) and image.startswith(MASK_IMAGE) else ""
+
+
+def decode_mask_image(record: Mapping[str, Any]) -> bytes:
+    """Return that picture as a PNG; empty where there is none, or a damaged one."""
     try:
-        return base64.b64decode(image.removeprefix(MASK_IMAGE), validate=True)
+        return base64.b64decode(mask_image(record).removeprefix(MASK_IMAGE), validate=True)
     except binascii.Error:
         return b""
 

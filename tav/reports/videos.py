@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from tav.config import Params
 from tav.config.paths import Project
-from tav.config.results import MASK_IMAGE
+from tav.config.results import mask_image
 from tav.media.scene_truth import load_clip_truth
 from tav.reports.figures import data_uri
 from tav_model.errors import TavError
@@ -164,14 +164,8 @@ def read_edit(
         # If the number of frames has changed since, the truth cannot play beside the edit.
         truth=truth if truth and truth.frames == video.frames else None,
         identity=str(record.get("identity", "")),
-        mask=_mask(record),
+        mask=mask_image(record),
     )
-
-
-def _mask(record: dict[str, Any]) -> str:
-    """Return the picture of an edit's mask; empty where the record has none, or something else."""
-    image = record.get("mask_image")
-    return image if isinstance(image, str) and image.startswith(MASK_IMAGE) else ""
 
 
 def _render_truths(root: Path, clip: str, params: Params, fps: Fraction) -> dict[str, Video]:
