@@ -8,7 +8,7 @@ a matrix with a row for each output channel.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import overload
 
 import torch
@@ -66,45 +66,53 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not parameters:
+                continue
             gradients = [parameter.grad for parameter in parameters]
             update = self._orthogonal_updates if group["orthogonal"] else self._adam_updates
-            for parameter, change in zip(parameters, update(parameters, gradients), strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(group["lr"] * change)
+            changes = update(parameters, gradients)
+            torch._foreach_mul_(changes, group["lr"])
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(parameters, changes)
         return loss
 
     def _orthogonal_updates(
         self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Return Muon's updates; matrices of equal shape are orthogonalized together, as many small products are slow."""
-        updates: list[torch.Tensor] = []
-        shapes = defaultdict(list)
-        for place, (parameter, gradient) in enumerate(zip(parameters, gradients, strict=True)):
+        momenta = []
+        for parameter, gradient in zip(parameters, gradients, strict=True):
             state = self.state[parameter]
             if not state:
                 state["momentum"] = torch.zeros_like(gradient)
-            momentum = state["momentum"].lerp_(gradient, 0.05)
-            updates.append(gradient.lerp(momentum, 0.95))
-            shapes[updates[place].flatten(1).shape].append(place)
+            momenta.append(state["momentum"])
+        torch._foreach_lerp_(momenta, gradients, 0.05)
+        updates = list(torch._foreach_lerp(gradients, momenta, 0.95))
+        shapes = defaultdict(list)
+        for place, update in enumerate(updates):
+            shapes[update.flatten(1).shape].append(place)
         for shape, places in shapes.items():
             matrices = orthogonalized(torch.stack([updates[place].flatten(1) for place in places]))
-            for place, matrix in zip(places, matrices, strict=True):
-                updates[place] = (0.2 * max(shape) ** 0.5 * matrix).reshape(updates[place].shape)
+            for place, matrix in zip(places, 0.2 * max(shape) ** 0.5 * matrices, strict=True):
+                updates[place] = matrix.reshape(updates[place].shape)
         return updates
 
-    def _adam_updates(
-        self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor]
-    ) -> Iterator[torch.Tensor]:
-        return map(self._adam_update, parameters, gradients)
-
-    def _adam_update(self, parameter: torch.nn.Parameter, gradient: torch.Tensor) -> torch.Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-            state["steps"] = torch.zeros((), dtype=torch.float32)
-        state["steps"] += 1
-        steps = state["steps"].item()
-        mean, square = state["mean"].lerp_(gradient, 0.1), state["square"].lerp_(gradient.square(), 0.01)
-        return (mean / (1 - 0.9**steps)) / ((square / (1 - 0.99**steps)).sqrt() + 1e-8)
+    def _adam_updates(self, parameters: list[torch.nn.Parameter], gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            state = self.state[parameter]
+            if not state:
+                state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
+                state["steps"] = torch.zeros((), dtype=torch.float32)  # On the CPU, which reads it.
+            state["steps"] += 1
+        states = [self.state[parameter] for parameter in parameters]
+        steps = [state["steps"].item() for state in states]
+        means, squares = [state["mean"] for state in states], [state["square"] for state in states]
+        torch._foreach_lerp_(means, gradients, 0.1)
+        torch._foreach_lerp_(squares, torch._foreach_mul(gradients, gradients), 0.01)
+        updates = list(torch._foreach_div(means, [1 - 0.9**number for number in steps]))
+        roots = torch._foreach_sqrt(torch._foreach_div(squares, [1 - 0.99**number for number in steps]))
+        torch._foreach_div_(updates, torch._foreach_add(roots, 1e-8))
+        return updates
 
 
 def orthogonalized(matrices: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,7 @@ python -m toyworld.train all                        everything, as for the weigh
 python -m toyworld.train vae|clip|unet              one part
 python -m toyworld.train decoder                    the VAE's decoder for longer, while the latents stay the same
 python -m toyworld.train control                    the control networks: control-edges, control-depth; parts as well
+python -m toyworld.train unet --continue            further, from the weights that there are
 
 Several processes share the work if torchrun starts them, each with one thread: on a CPU that others use as well, they wait
 for each other far less often than threads do.
@@ -68,6 +69,15 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--work", type=Path, default=Path("models/training"), help="folder of the checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--continue",
+        action="store_true",
+        dest="continued",
+        help="start from the weights of the base model, with checkpoints of their own, instead of from random weights",
+    )
+    parser.add_argument(
+        "--eager", action="store_true", help="on a GPU, compute each step without a CUDA graph, which is slower"
     )
     parser.add_argument(
         "--tracking-uri",
@@ -143,11 +153,14 @@ def _train(name: str, options: argparse.Namespace) -> None:
     elif name in GROUPS["control"]:
         from toyworld.training.control import ControlPart
 
-        part = ControlPart(settings, options.base, name.removeprefix("control-"), device)
+        kind = name.removeprefix("control-")
+        part = ControlPart(settings, options.base, kind, options.work, device, options.workers)
     else:
         from toyworld.training.unet import UnetPart
 
         part = UnetPart(settings, options.base, options.work, device, options.workers)
+    if options.continued:
+        part.start_from(options.base)
     training = Training(
         part,
         options.work,
@@ -156,6 +169,7 @@ def _train(name: str, options: argparse.Namespace) -> None:
         options.save_every,
         options.workers,
         None if options.tracking_uri == "none" else options.tracking_uri,
+        graph=not options.eager,
     )
     if options.export:
         if not training.checkpoint.exists():

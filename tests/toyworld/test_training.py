@@ -11,11 +11,11 @@ import torch
 from transformers import CLIPTokenizer
 
 from tav_model.errors import TavError
-from tav_model.tensors import load_tensors
+from tav_model.tensors import load_tensors, save_tensors
 from toyworld import train
 from toyworld.captions import random_caption
 from toyworld.samples import random_scene
-from toyworld.training import unet
+from toyworld.training import latents
 from toyworld.training.loop import Part, Settings, Training
 from toyworld.training.pictures import DrawnPictures, TrainingSet
 from toyworld.training.text import MAX_TOKENS, Tokens, save_tokenizer
@@ -39,7 +39,7 @@ class LinePart(Part):
         return {"x": torch.from_numpy(x), "y": torch.from_numpy(x[:, :2] * 3 + 1)}
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
-        noise = 0.01 * torch.randn(batch["y"].shape, generator=generator)
+        noise = 0.01 * torch.randn(batch["y"].shape, generator=generator, device=batch["y"].device)
         return (self.networks["line"](batch["x"]).float() - batch["y"] - noise).square().mean()
 
     def evaluate(self) -> tuple[dict[str, float], None]:
@@ -48,8 +48,11 @@ class LinePart(Part):
         self.evaluated.append(error)
         return {"error": error}, None
 
+    def exported(self) -> dict[str, torch.nn.Module]:
+        return {"line": self.networks["line"]}
+
     def export(self, base: Path) -> None:
-        raise NotImplementedError
+        save_tensors(base / "line" / "model.safetensors", self.networks["line"].state_dict(), {})
 
 
 LINE = Settings(steps=400, batch=16, learning_rate=0.05, averaging=0.9)
@@ -101,6 +104,39 @@ def test_a_shorter_training_does_not_resume_from_a_longer_one_that_has_decayed(t
     (tmp_path / "line-plateau.safetensors").unlink()
     with pytest.raises(TavError, match="has 400 of 400 steps, and its learning rate has decayed further"):
         Training(LinePart(dataclasses.replace(LINE, steps=200)), tmp_path).run()
+
+
+def test_a_training_goes_on_from_exported_weights(tmp_path: Path):
+    first = LinePart(LINE_IN_SHORT)
+    Training(first, tmp_path).run()
+    first.export(tmp_path)
+    second = LinePart(dataclasses.replace(LINE_IN_SHORT, seed=1))
+    second.start_from(tmp_path)
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(first.networks.parameters(), second.networks.parameters(), strict=True)
+    )
+    Training(second, tmp_path).run()
+    assert second.evaluated[-1] < first.evaluated[-1]
+    assert (tmp_path / "line-continued.safetensors").exists(), "the first checkpoint must not be taken for its own"
+
+
+def test_weights_that_are_not_there_or_of_another_network_are_refused(tmp_path: Path):
+    with pytest.raises(TavError, match=r"line/model\.safetensors: no weights there"):
+        LinePart(LINE).start_from(tmp_path)
+    save_tensors(tmp_path / "line" / "model.safetensors", torch.nn.Linear(4, 2).state_dict(), {})
+    with pytest.raises(TavError, match="weights of another network: Error"):
+        LinePart(LINE).start_from(tmp_path)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_cuda_graph_computes_what_eager_steps_compute(tmp_path: Path):
+    weights = []
+    for graph in (False, True):
+        part = LinePart(LINE_IN_SHORT)
+        Training(part, tmp_path / str(graph), "cuda", graph=graph).run()
+        weights.append(part.networks["line"].weight.detach())
+    assert torch.allclose(*weights, atol=1e-5)
 
 
 def test_the_learning_rate_is_level_and_then_decays():
@@ -174,8 +210,8 @@ def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Pat
 
     from tav_model.metrics.clip import ClipScorer
 
-    monkeypatch.setattr(unet, "CHUNK", 60)
-    monkeypatch.setattr(unet, "CHUNK_SAMPLES", 4)
+    monkeypatch.setattr(latents, "CHUNK", 60)
+    monkeypatch.setattr(latents, "CHUNK_SAMPLES", 4)
     monkeypatch.setattr(train, "DEFAULTS", dict.fromkeys(train.DEFAULTS, (2, 4, 1e-3, 0.9, 0.0)))
     places = ["--base", str(tmp_path / "base"), "--work", str(tmp_path / "work"), "--tracking-uri", "none"]
     assert train.main(["all", "--device", "cpu", *places]) == 0
@@ -191,6 +227,9 @@ def test_the_whole_training_in_small_gives_a_base_model_that_loads(tmp_path: Pat
     shutil.rmtree(tmp_path / "base" / "unet")
     assert train.main(["unet", "--device", "cpu", *places]) == 0
     assert {path: path.read_bytes() for path in before} == before
+    assert train.main(["unet", "--continue", "--device", "cpu", *places]) == 0
+    changed = {path.parent.name for path in before if path.read_bytes() != before[path]}
+    assert changed == {"unet", "text_encoder"}
 
 
 def train_line(rank: int, folder: Path) -> None:

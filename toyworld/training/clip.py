@@ -31,7 +31,7 @@ PARTIAL = 0.45
 NOISE = 0.06
 # Pictures of the training set, which are drawn when they are first needed, because that takes longer than learning from
 # them. They are mirrored at random.
-PICTURES = 60_000
+PICTURES = 100_000
 EVALUATED = 256
 CHOICES = 64
 
@@ -99,10 +99,15 @@ class ClipPart(Part):
             "values": torch.tensor([[v.index(getattr(one, name)) for name, v in ATTRIBUTES.items()] for one in scenes]),
         }
 
+    def prepared(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the batch with the chosen pictures, some of them mirrored, as normalized `pixels` (b, 3, h, w)."""
+        pictures = self.drawn[batch.pop("chosen")]
+        mirrored = batch.pop("mirrored")[:, None, None, None]
+        return {**batch, "pixels": _pixels(torch.where(mirrored, pictures.flip(2), pictures))}
+
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Return the mean cross entropy of pictures and captions given each other, plus that of each attribute."""
-        pictures = self.drawn[batch["chosen"]]
-        pixels = _pixels(torch.where(batch["mirrored"][:, None, None, None], pictures.flip(2), pictures))
+        pixels = batch["pixels"]
         device = pixels.device
         strength = NOISE / DEVIATION[1] * torch.rand(len(pixels), 1, 1, 1, generator=generator, device=device)
         pixels = pixels + strength * torch.randn(pixels.shape, generator=generator, device=device)
@@ -143,6 +148,10 @@ class ClipPart(Part):
 
     def _embed_texts(self, texts: list[str]) -> np.ndarray:
         return _rows(self.clip.get_text_features(input_ids=self.tokens(texts).to(self.clip.device)))
+
+    def exported(self) -> dict[str, torch.nn.Module]:
+        """Return the scorer."""
+        return {"scorer": self.clip}
 
     def export(self, base: Path) -> None:
         """Write the model, its tokenizer and its image processor to `scorer`."""

@@ -21,6 +21,7 @@ from toyworld.depth import render_depth
 from toyworld.renderer import render
 from toyworld.samples import random_scene
 from toyworld.scenes import OBJECTS, Scene
+from toyworld.training.latents import Latents
 from toyworld.training.loop import Part, Settings
 from toyworld.training.vae import to_pictures, to_tensor
 
@@ -44,10 +45,12 @@ class ControlPart(Part):
         settings: of the training.
         base: folder of the base model, which is not changed except for the exported ControlNet.
         kind: one of `KINDS`.
+        work: folder in which the latents are cached.
         device: "cpu", "cuda", ...
+        workers: processes that draw pictures; 0: this process draws them.
     """
 
-    def __init__(self, settings: Settings, base: Path, kind: str, device: str) -> None:
+    def __init__(self, settings: Settings, base: Path, kind: str, work: Path, device: str, workers: int = 0) -> None:
         from diffusers import UNet2DConditionModel
         from diffusers.models.attention_processor import AttnProcessor
 
@@ -68,40 +71,46 @@ class ControlPart(Part):
             self.unet.set_attn_processor(AttnProcessor())
         self.controlnet = small_controlnet(self.unet)
         self.networks = torch.nn.ModuleDict({"controlnet": self.controlnet})
+        self.latents = Latents(settings.seed, base / "vae", work, device, workers)
         for network in (self.vae, self.unet, self.controlnet):
             network.to(memory_format=torch.channels_last)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
-        """Return `pictures` (b, 3, 128, 128) from -1 to 1, `conditions` in [0, 1], `tokens` (b, n), `timesteps` (b,)."""
+        """Return the batch of a step.
+
+        `chosen` (b,): numbers of the pictures; `conditions` (b, h, w, 3) in uint8; `tokens` (b, n); `timesteps` (b,).
+        """
         rng = np.random.default_rng([self.settings.seed, step, 4 + KINDS.index(self.kind)])
         size = self.settings.batch
-        pictures, conditions, captions = [], [], []
-        for _ in range(size):
-            scene, time = random_scene(rng), float(rng.random())
-            picture = render(scene, time)
-            pictures.append(picture)
-            seen = scene
-            if self.kind == "depth" and rng.random() < EXCHANGED:
-                seen = scene.edited(object=OBJECTS[rng.integers(len(OBJECTS))])
-            conditions.append(condition(self.kind, seen, time, picture))
+        chosen = rng.integers(self.latents.count(step * size), size=size)
+        conditions, captions = [], []
+        for i in chosen:
+            scene, time = self.latents.pictures.sample(int(i))
             captions.append("" if rng.random() < EMPTY else random_caption(scene, rng))
+            if self.kind == "depth" and rng.random() < EXCHANGED:
+                scene = scene.edited(object=OBJECTS[rng.integers(len(OBJECTS))])
+            conditions.append(condition(self.kind, scene, time))
         places = ((rng.permutation(size) + rng.random(size)) / size) ** NOISINESS
         timesteps = (places * self.scheduler.config.num_train_timesteps).astype(np.int64)
         return {
-            "pictures": to_tensor(np.stack(pictures)),
-            "conditions": _to_condition(np.stack(conditions)),
+            "chosen": torch.from_numpy(chosen),
+            "conditions": torch.from_numpy(np.stack(conditions)),
             "tokens": self._tokens(captions),
             "timesteps": torch.from_numpy(timesteps),
         }
 
+    def prepared(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the batch with the latents' `means` and `deviations`, and `conditions` (b, 3, h, w) in [0, 1]."""
+        means, deviations = self.latents[batch.pop("chosen")]
+        return {**batch, "means": means, "deviations": deviations, "conditions": _to_condition(batch["conditions"])}
+
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Return the mean squared error of the predicted noise or velocity."""
         with torch.no_grad():
-            posterior = self.vae.encode(batch["pictures"]).latent_dist
             states = self.text_encoder(batch["tokens"]).last_hidden_state
-        mean, deviation = posterior.mean.float(), posterior.std.float()
-        drawn = torch.randn((2, *mean.shape), generator=generator, device=mean.device)
-        latents = self.vae.config.scaling_factor * (mean + deviation * drawn[0])
+        means = batch["means"]
+        drawn = torch.randn((2, *means.shape), generator=generator, device=means.device)
+        latents = self.vae.config.scaling_factor * (means + batch["deviations"] * drawn[0])
         return self._error(latents, drawn[1], batch["timesteps"], states, batch["conditions"])
 
     def _error(
@@ -140,7 +149,7 @@ class ControlPart(Part):
         scenes = [(random_scene(rng, unseen=True), float(rng.random())) for _ in range(EVALUATED)]
         pictures = np.stack([render(*one) for one in scenes])
         seen = [condition(self.kind, *one, picture) for one, picture in zip(scenes, pictures, strict=True)]
-        conditions = _to_condition(np.stack(seen)).to(self.device)
+        conditions = _to_condition(torch.from_numpy(np.stack(seen))).to(self.device)
         captions = [caption(scene) for scene, _ in scenes]
         states = self._states(captions)
 
@@ -177,6 +186,10 @@ class ControlPart(Part):
 
     def _states(self, captions: list[str]) -> torch.Tensor:
         return self.text_encoder(self._tokens(captions).to(self.device)).last_hidden_state
+
+    def exported(self) -> dict[str, torch.nn.Module]:
+        """Return the ControlNet."""
+        return {f"controlnet/{self.kind}": self.controlnet}
 
     def export(self, base: Path) -> None:
         """Write the ControlNet to `controlnet/KIND`."""
@@ -221,6 +234,6 @@ def small_controlnet(unet: Any) -> Any:
     return controlnet
 
 
-def _to_condition(pictures: np.ndarray) -> torch.Tensor:
+def _to_condition(pictures: torch.Tensor) -> torch.Tensor:
     """Convert `b h w c` uint8 to `b c h w` from 0 to 1."""
-    return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+    return pictures.permute(0, 3, 1, 2).float() / 255

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tav_model.errors import TavError
+from tav_model.export import load_exported
 from tav_model.muon import Muon
 from tav_model.tensors import load_tensors, read_metadata, save_tensors
+from toyworld.training.cuda_graph import CapturedGradients
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,12 +94,18 @@ class Part(ABC, Dataset[dict[str, torch.Tensor]]):
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         """Return the batch of a step, which depends only on the settings and the step."""
 
+    def prepared(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return what `loss` needs of a batch that is on the device: by default, the batch as it is."""
+        return batch
+
     @abstractmethod
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Return the loss of a batch that is on the device.
 
+        On a GPU, a CUDA graph of it is replayed, so what it computes must not depend on the values of tensors.
+
         Args:
-            batch: what `__getitem__` returns.
+            batch: what `prepared` returns.
             generator: generator of the step's noise, on the device.
         """
 
@@ -106,8 +114,22 @@ class Part(ABC, Dataset[dict[str, torch.Tensor]]):
         """Return metrics on samples that are held out from training, and a picture to inspect, `h w c` in uint8."""
 
     @abstractmethod
+    def exported(self) -> dict[str, torch.nn.Module]:
+        """Return the trained networks by their folders in the base model."""
+
+    @abstractmethod
     def export(self, base: Path) -> None:
         """Write the networks in float16 to their folders in the base model."""
+
+    def start_from(self, base: Path) -> None:
+        """Start from the weights of a base model instead of random ones; its checkpoints have names of their own.
+
+        Raises:
+            TavError: the base model lacks a network, or has one of another shape.
+        """
+        for place, network in self.exported().items():
+            load_exported(network, base / place)
+        self.name += "-continued"
 
     def embeddings(self) -> list[torch.Tensor]:
         """Return the embedding tables, which the optimizer must not treat as matrices."""
@@ -127,6 +149,7 @@ class Training:
         save_every: steps between two checkpoints.
         workers: processes that draw samples; 0: this process draws them.
         tracking_uri: MLflow tracking URI; None: no tracking.
+        graph: whether one GPU replays a CUDA graph of the gradients.
     """
 
     def __init__(
@@ -138,6 +161,7 @@ class Training:
         save_every: int = 500,
         workers: int = 0,
         tracking_uri: str | None = None,
+        graph: bool = True,
     ) -> None:
         self.part, self.device, self.workers = part, device, workers
         self.evaluate_every, self.save_every, self.tracking_uri = evaluate_every, save_every, tracking_uri
@@ -157,6 +181,10 @@ class Training:
         self.processes = torch.distributed.get_world_size() if shared else 1
         if self.rank > 0:
             self.tracking_uri = None
+        self.generator = torch.Generator(device)
+        self.gradients: Callable[[dict[str, torch.Tensor]], torch.Tensor] = self._gradients
+        if graph and self.processes == 1 and torch.device(device).type == "cuda":
+            self.gradients = CapturedGradients(self._gradients, self.generator)
 
     def wait(self) -> None:
         """Wait for the other processes, if there are any."""
@@ -201,19 +229,22 @@ class Training:
     def _step(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate()
-        generator = torch.Generator(self.device).manual_seed(self.settings.seed * 1_000_003 + self.step)
-        if self.rank > 0:
-            generator.manual_seed(generator.initial_seed() + 1_000_000_007 * self.rank)
-        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            loss = self.part.loss(batch, generator)
-        self.optimizer.zero_grad()
-        loss.backward()
+        seed = self.settings.seed * 1_000_003 + self.step + 1_000_000_007 * self.rank
+        self.generator.manual_seed(seed)
+        loss = self.gradients(self.part.prepared(batch))
         self._average_gradients()
         torch.nn.utils.clip_grad_norm_(self.trained.values(), 1.0)
         self.optimizer.step()
         # The window of the average grows with the training, so that early weights are soon forgotten.
         keep = min(self.settings.averaging, 1 - 8 / (self.step + 9))
         torch._foreach_lerp_(list(self.average.values()), [p.detach() for p in self.trained.values()], 1 - keep)
+        return loss
+
+    def _gradients(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        self.optimizer.zero_grad()
+        with torch.autocast(torch.device(self.device).type, torch.bfloat16):
+            loss = self.part.loss(batch, self.generator)
+        loss.backward()
         return loss.detach()
 
     def _average_gradients(self) -> None:
@@ -296,7 +327,10 @@ class Training:
         for name, parameter in self.trained.items():
             prefix = f"state.{name}."
             self.optimizer.state[parameter] = {
-                key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
+                # Numbers stay on the CPU, which need not wait for the GPU to read them.
+                key.removeprefix(prefix): value if value.ndim else value.cpu()
+                for key, value in tensors.items()
+                if key.startswith(prefix)
             }
         self.step, self.run_id = int(metadata["step"]), metadata["run"]
         logger.info("%s: resumes from step %d", self.part.name, self.step)

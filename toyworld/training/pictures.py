@@ -12,7 +12,7 @@ from toyworld.renderer import render
 from toyworld.samples import random_scene
 from toyworld.scenes import Scene
 
-BATCH = 50
+BATCH = 100
 
 
 class TrainingSet(Dataset[np.ndarray]):

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import logging
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional
-from tqdm import tqdm
 
 from tav_model.errors import TavError
 from tav_model.export import export_network
 from tav_model.files import write_json
-from tav_model.tensors import load_tensors, save_tensors
 from toyworld.captions import caption, partial_caption, random_caption
 from toyworld.renderer import render
 from toyworld.samples import random_scene
+from toyworld.training.latents import Latents
 from toyworld.training.loop import Part, Settings
-from toyworld.training.pictures import TrainingSet
 from toyworld.training.text import WIDTH, Tokens, save_tokenizer, save_vocabulary, text_config
 from toyworld.training.vae import CONFIG as VAE
 from toyworld.training.vae import start_as_identity, to_pictures, to_tensor
 
-logger = logging.getLogger(__name__)
-
 CHANNELS = VAE["latent_channels"]
-# Pictures of the training set. It grows by a chunk after so many samples, so that training starts early, and long trainings
-# do not repeat the same pictures too often.
-CHUNK, CHUNK_SAMPLES, PICTURES = 10_000, 32_000, 120_000
 # Shares of empty captions, for classifier-free guidance (Ho and Salimans, arXiv 2207.12598), and of partial ones.
 EMPTY, PARTIAL = 0.1, 0.05
 GUIDANCE_SCALE = 5.0
@@ -108,17 +99,15 @@ class UnetPart(Part):
         self.unet.to(memory_format=torch.channels_last)
         self.networks = torch.nn.ModuleDict({"unet": self.unet, "text_encoder": self.text_encoder})
         self.tokens = Tokens(base / "scorer")
-        self.pictures = TrainingSet(settings.seed, 2)
-        self.latents = Latents(self.pictures, base / "vae", work, device, workers)
+        self.latents = Latents(settings.seed, base / "vae", work, device, workers)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
         """Return the numbers of pictures `chosen` (b,), `tokens` (b, 32) and `timesteps` (b,)."""
         rng = np.random.default_rng([self.settings.seed, step, 1])
-        count = min(PICTURES, CHUNK * (1 + step * self.settings.batch // CHUNK_SAMPLES))
-        chosen = rng.integers(count, size=self.settings.batch)
+        chosen = rng.integers(self.latents.count(step * self.settings.batch), size=self.settings.batch)
         captions = []
         for i in chosen:
-            scene, _ = self.pictures.sample(int(i))
+            scene, _ = self.latents.pictures.sample(int(i))
             share = rng.random()
             if share < EMPTY:
                 captions.append("")
@@ -134,11 +123,16 @@ class UnetPart(Part):
             "timesteps": torch.from_numpy(timesteps),
         }
 
+    def prepared(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the batch with the `means` and `deviations` of the latents of the chosen pictures, (b, c, h, w)."""
+        means, deviations = self.latents[batch.pop("chosen")]
+        return {**batch, "means": means, "deviations": deviations}
+
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Return the mean squared error of the predicted noise."""
-        means, deviations = self.latents[batch["chosen"]]
+        means = batch["means"]
         drawn = torch.randn((2, *means.shape), generator=generator, device=means.device)
-        latents = self.latents.factor * (means + deviations * drawn[0])
+        latents = self.latents.factor * (means + batch["deviations"] * drawn[0])
         noise = drawn[1].contiguous(memory_format=torch.channels_last)
         noisy = self.scheduler.add_noise(latents, noise, batch["timesteps"])
         states = self.text_encoder(batch["tokens"]).last_hidden_state
@@ -180,6 +174,10 @@ class UnetPart(Part):
             latents = self.scheduler.step(empty + GUIDANCE_SCALE * (full - empty), timestep, latents).prev_sample
         return to_pictures(vae.decode(latents / self.latents.factor).sample)
 
+    def exported(self) -> dict[str, torch.nn.Module]:
+        """Return the UNet and the text encoder."""
+        return {"unet": self.unet, "text_encoder": self.text_encoder}
+
     def export(self, base: Path) -> None:
         """Write UNet, text encoder, tokenizer, scheduler and `model_index.json`."""
         export_network(self.unet, base / "unet")
@@ -200,69 +198,3 @@ def _load_scorer_text(text_encoder: Any, scorer: Path) -> None:
     # Older versions of transformers have one more module around the encoder.
     inner = getattr(text_encoder, "text_model", text_encoder)
     inner.load_state_dict(state)
-
-
-class Latents:
-    """Posterior means and deviations of the training set, computed in chunks when they are first needed, and cached.
-
-    Args:
-        pictures: the training set.
-        vae: folder of the VAE. Its decoder may change later.
-        work: folder of the cache.
-        device: "cpu", "cuda", ...
-        workers: processes that draw pictures; 0: this process draws them.
-
-    Attributes:
-        factor: the VAE's scaling factor.
-    """
-
-    def __init__(self, pictures: TrainingSet, vae: Path, work: Path, device: str, workers: int) -> None:
-        from diffusers import AutoencoderKL
-
-        if not (vae / "config.json").is_file():
-            raise TavError(f"{vae}: no VAE; train it first: python -m toyworld.train vae")
-        self.vae = AutoencoderKL.from_pretrained(vae, local_files_only=True)
-        encoder = sha256()
-        for name, tensor in sorted(self.vae.state_dict().items()):
-            if name.startswith(("encoder.", "quant_conv.")):
-                encoder.update(tensor.numpy().tobytes())
-        self.vae.to(device, memory_format=torch.channels_last)
-        self.factor: float = self.vae.config.scaling_factor
-        self.pictures, self.work, self.device, self.workers = pictures, work, device, workers
-        self.made_by = {"encoder": encoder.hexdigest(), "seed": str(pictures.seed), "count": str(CHUNK)}
-        # Posteriors of all chunks so far, on the device, `2 n c h w` in float16.
-        self.posteriors = torch.empty((2, 0, CHANNELS, 16, 16), dtype=torch.float16, device=device)
-
-    def __getitem__(self, chosen: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return means and deviations of the pictures with these numbers, each `b c h w` in float32."""
-        ready = self.posteriors.shape[1]
-        if ready < PICTURES and chosen.max() >= ready:
-            numbers = range(ready // CHUNK, int(chosen.max()) // CHUNK + 1)
-            with torch.autocast(torch.device(self.device).type, enabled=False):
-                added = [self._chunk(number).to(self.device) for number in numbers]
-                self.posteriors = torch.cat([self.posteriors, *added], 1)
-        means, deviations = self.posteriors[:, chosen].float()
-        return means, deviations
-
-    def _chunk(self, number: int) -> torch.Tensor:
-        kept = self.work / f"latents-{number}.safetensors"
-        if kept.exists():
-            tensors, metadata = load_tensors(kept)
-            if metadata == self.made_by:
-                return tensors["posterior"]
-        means, deviations = [], []
-        indexes = range(number * CHUNK, (number + 1) * CHUNK)
-        batches = tqdm(
-            self.pictures.batches(indexes, self.workers),
-            desc=f"latents {number}",
-            unit="batch",
-            mininterval=10,
-        )
-        with torch.inference_mode(), torch.autocast(torch.device(self.device).type, torch.bfloat16):
-            for pictures in batches:
-                posterior = self.vae.encode(to_tensor(pictures).to(self.device)).latent_dist
-                means.append(posterior.mean.half().cpu())
-                deviations.append(posterior.std.half().cpu())
-        latents = torch.stack([torch.cat(means), torch.cat(deviations)])
-        save_tensors(kept, {"posterior": latents}, self.made_by)
-        return latents

@@ -86,6 +86,10 @@ class VaePart(Part):
         sheet = np.concatenate([np.concatenate(list(rows), 1) for rows in (pictures[:8], decoded[:8])])
         return metrics, sheet
 
+    def exported(self) -> dict[str, torch.nn.Module]:
+        """Return the VAE."""
+        return {"vae": self.vae}
+
     def export(self, base: Path) -> None:
         """Write the VAE, with its scaling factor, to `vae`."""
         from tav_model.export import export_network

@@ -78,6 +78,12 @@ def hold(pool: DevicePool, **options: Any) -> tuple[threading.Event, threading.E
     return holds, release, device, thread
 
 
+def test_computing_is_deterministic_and_new_memory_is_not_filled():
+    choose_devices("cpu")
+    assert torch.are_deterministic_algorithms_enabled()
+    assert not torch.utils.deterministic.fill_uninitialized_memory
+
+
 @pytest.mark.slow
 def test_a_gpu_in_use_is_waited_for_until_its_process_is_gone(
     other_process: subprocess.Popen[str], caplog: pytest.LogCaptureFixture

@@ -13,9 +13,9 @@ from tav_model.control_networks import check_fits
 from tav_model.tensors import load_tensors
 from tests.support.models import small_base
 from toyworld import train
-from toyworld.renderer import render, render_with_mask
+from toyworld.renderer import render_with_mask
 from toyworld.scenes import Scene
-from toyworld.training import control
+from toyworld.training import control, latents
 from toyworld.training.control import KINDS, ControlPart, condition, small_controlnet
 from toyworld.training.loop import Settings, Training
 
@@ -27,6 +27,11 @@ def base(tmp_path_factory) -> Path:
     return small_base(tmp_path_factory.mktemp("base"))
 
 
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    monkeypatch.setattr(latents, "CHUNK", 12)
+
+
 @pytest.fixture
 def short_evaluation(monkeypatch):
     monkeypatch.setattr(control, "EVALUATED", 2)
@@ -35,8 +40,8 @@ def short_evaluation(monkeypatch):
 
 @pytest.mark.parametrize("predicted", ["sd1", "sd2"])
 def test_it_starts_with_the_base_models_prediction(tmp_path, predicted):
-    part = ControlPart(SHORT, small_base(tmp_path, predicted), "depth", "cpu")
-    batch = part[0]
+    part = ControlPart(SHORT, small_base(tmp_path, predicted), "depth", tmp_path, "cpu")
+    batch = part.prepared(part[0])
     states = part.text_encoder(batch["tokens"]).last_hidden_state
     noisy = torch.randn((2, 4, 16, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -48,13 +53,14 @@ def test_it_starts_with_the_base_models_prediction(tmp_path, predicted):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_batches_depend_on_the_step_alone(base, kind):
-    one, two = ControlPart(SHORT, base, kind, "cpu"), ControlPart(SHORT, base, kind, "cpu")
+def test_batches_depend_on_the_step_alone(base, tmp_path, kind):
+    one, two = (ControlPart(SHORT, base, kind, tmp_path, "cpu") for _ in range(2))
     for name, value in one[1].items():
         assert torch.equal(value, two[1][name]), name
-    assert one[0]["conditions"].shape == (2, 3, 128, 128) and one[0]["pictures"].min() >= -1
-    assert one[0]["conditions"].min() >= 0 and one[0]["conditions"].max() <= 1
-    assert not torch.equal(one[0]["conditions"], one[1]["conditions"])
+    first, second = one.prepared(one[0]), one.prepared(one[1])
+    assert first["conditions"].shape == (2, 3, 128, 128) and first["means"].shape == (2, 4, 16, 16)
+    assert first["conditions"].min() >= 0 and 0.5 < first["conditions"].max() <= 1
+    assert not torch.equal(first["conditions"], second["conditions"])
 
 
 def test_the_network_sees_the_renderers_depth_and_the_pictures_edges():
@@ -67,12 +73,12 @@ def test_the_network_sees_the_renderers_depth_and_the_pictures_edges():
 
 
 @pytest.mark.parametrize(("kind", "share"), [("depth", 0.0), ("depth", 1.0), ("edges", 1.0)])
-def test_only_depths_are_of_another_object_and_at_the_same_place(base, monkeypatch, kind, share):
-    shown, seen = [], []
+def test_only_depths_are_of_another_object_and_at_the_same_place(base, tmp_path, monkeypatch, kind, share):
+    seen = []
     monkeypatch.setattr(control, "EXCHANGED", share)
-    monkeypatch.setattr(control, "render", lambda *moment: shown.append(moment) or render(*moment))
-    monkeypatch.setattr(control, "condition", lambda kind, *moment: seen.append(moment[:2]) or condition(kind, *moment))
-    ControlPart(Settings(1, 12, 1e-3), base, kind, "cpu")[0]
+    monkeypatch.setattr(control, "condition", lambda kind, *moment: seen.append(moment) or condition(kind, *moment))
+    part = ControlPart(Settings(1, 12, 1e-3), base, kind, tmp_path, "cpu")
+    shown = [part.latents.pictures.sample(int(i)) for i in part[0]["chosen"]]
     assert len(shown) == len(seen) == 12
     if kind == "edges" or share == 0:
         assert seen == shown
@@ -106,7 +112,7 @@ def test_a_few_steps_from_the_command_line(base, tmp_path):
 @pytest.mark.usefixtures("short_evaluation")
 def test_training_lowers_the_loss_and_leaves_the_base_model(tmp_path):
     base = small_base(tmp_path / "base")
-    part = ControlPart(Settings(steps=12, batch=4, learning_rate=3e-2, averaging=0.5), base, "depth", "cpu")
+    part = ControlPart(Settings(steps=12, batch=4, learning_rate=3e-2, averaging=0.5), base, "depth", tmp_path, "cpu")
     unet = {name: value.clone() for name, value in part.unet.state_dict().items()}
     training = Training(part, tmp_path / "work", evaluate_every=1000)
     training.run()
@@ -120,7 +126,7 @@ def test_training_lowers_the_loss_and_leaves_the_base_model(tmp_path):
 
 def test_mistakes_are_one_line(tmp_path, capsys):
     with pytest.raises(TavError, match="control: 'pose' must be one of edges, depth"):
-        ControlPart(SHORT, tmp_path, "pose", "cpu")
+        ControlPart(SHORT, tmp_path, "pose", tmp_path, "cpu")
     places = ["--base", str(tmp_path), "--work", str(tmp_path), "--tracking-uri", "none"]
     assert train.main(["control-depth", "--device", "cpu", *places]) == 2
     assert "no base model; train it first: python -m toyworld.train all" in capsys.readouterr().err
