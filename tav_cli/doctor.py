@@ -162,7 +162,9 @@ def _packages(root: Path) -> Check:
 def _torch() -> Check:
     import torch
 
-    bfloat16 = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "no bf16"
+    from tav.runtime.devices import multiplies_in_bfloat16
+
+    bfloat16 = "bf16" if multiplies_in_bfloat16("cpu") else "no bf16"
     capability = torch.backends.cpu.get_cpu_capability()
     found = f"{torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPUs, {capability}, {bfloat16}"
     if capability == "DEFAULT":
@@ -175,11 +177,13 @@ def _torch() -> Check:
 def _gpus() -> Check:
     import torch
 
+    from tav.runtime.devices import multiplies_in_bfloat16
+
     if torch.cuda.is_available():
         parts = []
         for number in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(number)
-            bfloat16 = "bf16" if torch.cuda.get_device_capability(number) >= (8, 0) else "no bf16"
+            bfloat16 = "bf16" if multiplies_in_bfloat16(f"cuda:{number}") else "no bf16"
             name = torch.cuda.get_device_name(number)
             parts.append(f"cuda:{number} {name}, {free / GIB:.1f} of {total / GIB:.1f} GiB free, {bfloat16}")
         return Check("GPU", "ok", "; ".join(parts))

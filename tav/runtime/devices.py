@@ -83,16 +83,19 @@ def resolve_precision(setting: str, device: str) -> str:
     """
     if setting != "auto":
         return setting
+    return "bfloat16" if multiplies_in_bfloat16(device) else "float32"
+
+
+def multiplies_in_bfloat16(device: str) -> bool:
+    """Return whether a device has instructions that multiply matrices in bfloat16."""
     import torch
 
     kind = torch.device(device).type
     if kind == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        # Older torch does not tell.
-        able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
-        fast = any(able.get(name) for name in ("amx_bf16", "avx512_bf16"))
-    return "bfloat16" if fast else "float32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older torch does not tell.
+    able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if kind == "cpu" else {}
+    return any(able.get(name) for name in ("amx_bf16", "avx512_bf16"))
 
 
 def gpu_identity(device: str) -> str | None:
