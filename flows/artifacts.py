@@ -36,21 +36,24 @@ LOG_STEP = 25  # percentage points
 class ProgressArtifacts:
     """Show how far loops are as progress artifacts, on the page of the task run that works; a subscriber of events.
 
-    The rows of a prompt CSV have artifacts of their own in place of one for their stage.
+    The rows of a prompt CSV have artifacts of their own in place of one for their stage. A server that is away for a moment
+    must not end the work, nor hold it up: once it has not answered, no loop asks it for a while.
     """
 
     def __init__(self) -> None:
         self._mutex = threading.Lock()
         self._artifacts: dict[str, _ProgressArtifact] = {}
+        self._away_until = 0.0
 
     def __call__(self, event: Event) -> None:
         """Update the artifact of a loop, at most every few seconds."""
-        if not isinstance(event, LoopProgressed) or not (total := _shown_total(event)):
+        if not isinstance(event, LoopProgressed) or not (total := _shown_total(event)) or event.time < self._away_until:
             return
         what = _title(event)
         with self._mutex:
             artifact = self._artifacts.setdefault(what, _ProgressArtifact(what))
-        artifact.update(100 * event.done / total, event.time)
+        if not artifact.update(100 * event.done / total, event.time):
+            self._away_until = event.time + AWAY_SECONDS
 
 
 class _ProgressArtifact:
@@ -58,19 +61,16 @@ class _ProgressArtifact:
         self.what, self._next = what, 0.0
         self._id: UUID | None = None
 
-    def update(self, percentage: float, now: float) -> None:
+    def update(self, percentage: float, now: float) -> bool:
+        """Show the percentage, unless the last one was shown a moment ago, and return whether the server answered."""
         if now < self._next and percentage < 100:
-            return
+            return True
         self._next = now + SECONDS
-        # A server that is away for a moment must not end the work.
         artifact = self._id
-        if artifact is None:
-            shown = _attempt(lambda: create_progress_artifact(percentage, _key("progress", self.what), self.what))
-            self._id = shown
-        else:
-            shown = _attempt(lambda: update_progress_artifact(artifact, percentage))
-        if shown is None:
-            self._next = now + AWAY_SECONDS
+        if artifact is not None:
+            return _attempt(lambda: update_progress_artifact(artifact, percentage)) is not None
+        self._id = _attempt(lambda: create_progress_artifact(percentage, _key("progress", self.what), self.what))
+        return self._id is not None
 
 
 class ProgressLogs:

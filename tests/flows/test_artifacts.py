@@ -76,6 +76,7 @@ def test_a_server_that_does_not_answer_is_left_alone_for_a_while(
     show = ProgressArtifacts()
     for step in range(1, 100):
         show(progress(step, time=step))
+        show(progress(step, time=step, stage="invert", total=20))  # Its last step has no artifact either.
     assert len(logged) == 1 and "refused" in logged[0]
     is_away = False
     for step in range(100, 400, 40):
