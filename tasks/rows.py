@@ -53,6 +53,9 @@ logger = logging.getLogger(__name__)
 FORMAT = "3"
 PARTIAL = ".partial"  # folders in the store of rows that are rendered window by window
 MASK_SETTINGS = ("mask_inverted", "mask_feather")  # that the metrics of what stays need
+# Arguments that change the latents of the trajectory from which sampling starts.
+MOMENTS = ("mean_match", "deviation_match")
+OF_THE_START = ("layout_strength", "strength", *MOMENTS)
 OnStep = Callable[[Sequence[EditRow], int], None]
 """Called with the rows sampled together and by how many steps they have advanced, which is negative for a failed attempt."""
 
@@ -358,8 +361,10 @@ class RowBatch:
             source = Trajectory(arguments["trajectory"], self.pipeline.scheduler)
             schedule = SAMPLERS[self.params.sampler](source.scheduler, row.steps, source.timesteps[-1])
             first = schedule.timesteps[row.steps - self._sampled_steps(row)]
-            latents = source.start(arguments.get("layout_strength"), first)
-        arguments.pop("layout_strength", None)
+            moments = {name: arguments[name] for name in MOMENTS if name in arguments}
+            latents = source.start(arguments.get("layout_strength"), first, **moments)
+        for name in ("layout_strength", *MOMENTS):
+            arguments.pop(name, None)
         for name in ("context_length", "context_stride", "context_anchor", "context_weighting"):
             arguments.pop(name)
 
@@ -445,11 +450,11 @@ class RowBatch:
         arguments = dict(taken_over)
         if self.params.start == "inverted":
             arguments["num_inversion_steps"] = int(metadata["steps"])
-            if "layout_strength" in arguments or "strength" in arguments:
+            if any(name in arguments for name in OF_THE_START):
                 latents = None
         else:
-            arguments.pop("layout_strength", None)
-            arguments.pop("strength", None)
+            for name in OF_THE_START:
+                arguments.pop(name, None)
             noise = [
                 torch.randn(tensors["latents"].shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows
             ]

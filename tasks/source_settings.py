@@ -136,7 +136,8 @@ def mask_image(mask: np.ndarray) -> str:
 
 def uses_trajectory(arguments: dict[str, Any]) -> bool:
     """Return whether something is read from the trajectory."""
-    return any(name in arguments for name in ("cross_attention_kwargs", "mask", "layout_strength", "strength"))
+    names = ("cross_attention_kwargs", "mask", "layout_strength", "mean_match", "deviation_match", "strength")
+    return any(name in arguments for name in names)
 
 
 def uses_caption(arguments: dict[str, Any]) -> bool:
@@ -191,6 +192,10 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
             arguments["difference_threshold"] = params.difference_threshold
     if params.layout_strength is not None:
         arguments["layout_strength"] = params.layout_strength
+    for moment in ("mean_match", "deviation_match"):
+        share = getattr(preset if getattr(params, moment) is None else params, moment)
+        if share:
+            arguments[moment] = share
     strength = preset.strength if params.strength is None else params.strength
     if strength < 1:
         arguments["strength"] = strength

@@ -145,6 +145,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
         num_inversion_steps: int | None = None,
         trajectory: torch.Tensor | StoredTensor | None = None,
         layout_strength: float | None = None,
+        mean_match: float = 0.0,
+        deviation_match: float = 0.0,
         strength: float = 1.0,
         source_prompt: str | None = None,
         source_prompt_embeds: torch.Tensor | None = None,
@@ -206,6 +208,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 given.
             layout_strength: how strong the source's layout is in the first latents, relative to the noise in them; see
                 `tav_model.trajectory.Trajectory.start`. By default, as strong as the inversion left it.
+            mean_match: share by which the mean of the first latents becomes that of noised latents, see there.
+            deviation_match: the same for their deviation.
             strength: share of the steps that are sampled, the last ones. Sampling then starts from the trajectory's latents
                 of a lower noise level, which have more of the source (as with the noised picture of SDEdit, arXiv
                 2108.01073). Other shares are still of all steps. `latents`, where given, are those of the first sampled
@@ -263,7 +267,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         if trajectory is not None:
             source = Trajectory(trajectory, self.scheduler)
             starts_from_source = latents is None
-            latents = source.start(layout_strength) if latents is None else latents
+            latents = source.start(layout_strength, None, mean_match, deviation_match) if latents is None else latents
             num_inversion_steps = num_inversion_steps or len(trajectory) - 1
         else:
             source, starts_from_source = None, False
@@ -283,13 +287,22 @@ class TuneAVideoPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs,
         )
         self.check_source_inputs(
-            options, source, num_inversion_steps, sampler, mask, video, output_type, layout_strength
+            options,
+            source,
+            num_inversion_steps,
+            sampler,
+            mask,
+            video,
+            output_type,
+            {"layout_strength": layout_strength, "mean_match": mean_match, "deviation_match": deviation_match},
         )
         for name, share in (
             ("mask_start", mask_start or 0),
             ("mask_end", mask_end),
             ("mask_threshold", mask_threshold),
             ("strength", strength),
+            ("mean_match", mean_match),
+            ("deviation_match", deviation_match),
             ("proximal_quantile", proximal_quantile or 0),
             ("source_negative", source_negative),
             ("guidance_start", guidance_start),
@@ -325,7 +338,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         first_timestep = inversion_timesteps(self.scheduler, num_inversion_steps)[-1] if num_inversion_steps else None
         schedule = SAMPLERS[sampler](self.scheduler, num_inference_steps, first_timestep)
         if source is not None and starts_from_source and first_step:
-            start = source.start(layout_strength, schedule.timesteps[first_step])
+            start = source.start(layout_strength, schedule.timesteps[first_step], mean_match, deviation_match)
             latents = self.prepare_latents(len(prompt_embeds), None, None, None, device, latents=start)
         attention_control = AttentionControl(
             options,
@@ -553,7 +566,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         mask: torch.Tensor | np.ndarray | str | None,
         video: np.ndarray | None,
         output_type: str,
-        layout_strength: float | None,
+        start: Mapping[str, float | None],
     ) -> None:
         """Check the arguments of `__call__` that concern the source.
 
@@ -562,12 +575,15 @@ class TuneAVideoPipeline(DiffusionPipeline):
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler: {sampler!r} must be one of {', '.join(SAMPLERS)}")
+        layout_strength = start["layout_strength"]
         if layout_strength is not None and not layout_strength >= 0:
             raise ValueError(f"layout_strength: {layout_strength} must be 0 or more")
         if isinstance(mask, str) and mask not in (WORDS, DIFFERENCE):
             raise ValueError(f"mask: {mask!r} must be {WORDS!r}, {DIFFERENCE!r}, or numbers")
         takes_over = {
             "layout_strength": layout_strength is not None,
+            "mean_match": start["mean_match"],
+            "deviation_match": start["deviation_match"],
             "mask": mask is not None,
             "edit_type": options.edit_type,
             "n_self_replace": options.n_self_replace,

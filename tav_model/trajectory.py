@@ -52,7 +52,13 @@ class Trajectory:
         """The last latents, `1 c f h w`."""
         return self.latents[-1].float()
 
-    def start(self, layout_strength: float | None = None, timestep: int | None = None) -> torch.Tensor:
+    def start(
+        self,
+        layout_strength: float | None = None,
+        timestep: int | None = None,
+        mean_match: float = 0.0,
+        deviation_match: float = 0.0,
+    ) -> torch.Tensor:
         """Return the latents that an edit starts from, `1 c f h w`: those of a timestep, with a fixed share of the layout.
 
         Inverted latents are `m + b z + r`, by channel: their mean, a trace of the clean latents (`z`, with mean 0 and deviation
@@ -63,27 +69,42 @@ class Trajectory:
 
             x = m + d (l z + r / s) / sqrt(l^2 + 1),    with d the deviation of the inverted latents.
 
+        The mean and the deviation are not those of noised latents either: a coarse inversion leaves too much of the clip's
+        colours in the mean, and too small a deviation, which the network takes for less noise than there is. A `mean_match`
+        u and a `deviation_match` w move them, by channel, towards those that the forward process has at the timestep,
+
+            m' = (1 - u) m + u sqrt(a) m_0,    d' = d^(1 - w) (a d_0^2 + 1 - a)^(w / 2),
+
+        with m_0 and d_0 those of the clean latents.
+
         Args:
             layout_strength: l; None: the latents as they are.
             timestep: None: that of the inverted latents.
+            mean_match: u, from 0 to 1.
+            deviation_match: w, from 0 to 1.
         """
-        inverted = self.inverted if timestep is None else self.at(timestep)
-        if layout_strength is None:
+        timestep = self.timesteps[-1] if timestep is None else timestep
+        inverted = self.at(timestep)
+        if layout_strength is None and not mean_match and not deviation_match:
             return inverted
-        dims = (2, 3, 4)
-        tiny = torch.finfo(torch.float32).tiny
-
-        def deviation(x: torch.Tensor) -> torch.Tensor:
-            return x.std(dims, keepdim=True, correction=0)
-
         clean = self.latents[0].float()
-        layout = clean - clean.mean(dims, keepdim=True)
-        layout = layout / deviation(layout).clamp(min=tiny)
-        mean = inverted.mean(dims, keepdim=True)
-        centred = inverted - mean
-        residual = centred - (centred * layout).mean(dims, keepdim=True) * layout
-        mixed = layout_strength * layout + residual / deviation(residual).clamp(min=tiny)
-        return mean + deviation(inverted) * mixed / (layout_strength**2 + 1) ** 0.5
+        mean = _mean(inverted)
+        spread, centred = _deviation(inverted), inverted - mean
+        if layout_strength is None:
+            centred = centred / spread
+        else:
+            layout = clean - _mean(clean)
+            layout = layout / _deviation(layout)
+            residual = centred - _mean(centred * layout) * layout
+            mixed = layout_strength * layout + residual / _deviation(residual)
+            centred = mixed / (layout_strength**2 + 1) ** 0.5
+        alpha = float(alpha_at(self.scheduler, timestep))
+        if mean_match:
+            mean = torch.lerp(mean, alpha**0.5 * _mean(clean), mean_match)
+        if deviation_match:
+            expected = (alpha * _deviation(clean).square() + 1 - alpha) ** 0.5
+            spread = spread ** (1 - deviation_match) * expected**deviation_match
+        return mean + spread * centred
 
     def at(self, timestep: int) -> torch.Tensor:
         """Return the source's latents at a timestep, `1 c f h w` in float32.
@@ -107,3 +128,12 @@ class Trajectory:
         share = ((sigmas[1] - sigmas[0]) / (sigmas[2] - sigmas[0])).clamp(0, 1)
         low, high = self.latents[above - 1].float() / roots[0], self.latents[above].float() / roots[2]
         return roots[1] * torch.lerp(low, high, share.to(low))
+
+
+def _mean(latents: torch.Tensor) -> torch.Tensor:
+    return latents.mean((2, 3, 4), keepdim=True)
+
+
+def _deviation(latents: torch.Tensor) -> torch.Tensor:
+    tiny = torch.finfo(torch.float32).tiny
+    return latents.std((2, 3, 4), keepdim=True, correction=0).clamp(min=tiny)

@@ -26,6 +26,9 @@ class Preset:
         self_replace_layers: "upper" or "all", see `tav_model.attention_control`.
         residual_replace: share in which the features of an upper residual block are the source's.
         source_negative: share in which the caption takes the place of the negative prompt.
+        mean_match: share by which the first latents have the mean of noised latents, see
+            `tav_model.trajectory.Trajectory.start`.
+        deviation_match: the same for their deviation.
         strength: share of the steps that are sampled, the last ones; the clip's latents take the place of what the others
             would lead to.
         guidance_end: share after which the prompt is no longer guided, see `tav_model.guidance.guided_steps`.
@@ -40,6 +43,8 @@ class Preset:
     self_replace_layers: str = "all"
     residual_replace: float = 0.0
     source_negative: float = 0.0
+    mean_match: float = 0.0
+    deviation_match: float = 0.0
     strength: float = 1.0
     guidance_end: float = 1.0
     mask: str | None = None
@@ -54,6 +59,8 @@ PRESETS = {
         "guidance leads away from the caption at first (as in negative-prompt inversion, arXiv 2305.16807)",
         cross_replace=0.2,
         source_negative=0.4,
+        mean_match=1.0,
+        deviation_match=0.25,
     ),
     "style": Preset(
         "another style of the complete picture; shapes stay", cross_replace=0.2, source_negative=0.4, strength=0.9
@@ -70,11 +77,15 @@ PRESETS = {
         "another object in the place of one; its surroundings stay",
         cross_replace=0.2,
         source_negative=0.4,
+        mean_match=1.0,
+        deviation_match=0.25,
         strength=0.8,
         guidance_end=0.7,
         mask=DIFFERENCE,
     ),
-    "background": Preset("other surroundings; objects stay", source_negative=0.7, mask=DIFFERENCE),
+    "background": Preset(
+        "other surroundings; objects stay", source_negative=0.7, mean_match=1.0, deviation_match=0.25, mask=DIFFERENCE
+    ),
     "fatezero": Preset(
         "FateZero (arXiv 2303.09535): attention of all layers, blending by words from 0.2 to 0.8 of the steps; without "
         "its blending of the attention maps themselves",

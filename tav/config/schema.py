@@ -299,6 +299,14 @@ class EditParams(Section):
         description="strength of the source's layout in the first latents, relative to their noise; null: as the inversion "
         "left it",
     )
+    mean_match: Share | None = Field(
+        None,
+        description="share by which the mean of the first latents becomes that of the clip's latents with noise, which a "
+        "coarse inversion misses; null: as the preset",
+    )
+    deviation_match: Share | None = Field(
+        None, description="the same for the deviation of the first latents; null: as the preset"
+    )
     strength: float | None = Field(
         None,
         gt=0,

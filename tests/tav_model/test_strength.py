@@ -61,6 +61,31 @@ def test_with_the_layout_of_the_first_sampled_step(pipe):
     assert torch.equal(edited(pipe, strength=0.5, layout_strength=1.2), expected)
 
 
+@pytest.mark.parametrize(("layout_strength", "first"), [(None, None), (None, 3), (0.7, 3)])
+def test_the_moments_become_those_of_noised_latents(pipe, layout_strength, first):
+    source = Trajectory(0.4 * TRAJECTORY + 0.2, pipe.scheduler)
+    schedule = DDIMSampler(pipe.scheduler, STEPS, source.timesteps[-1])
+    timestep = schedule.timesteps[first or 0]
+    before = source.start(layout_strength, timestep)
+    alpha, clean = float(pipe.scheduler.alphas_cumprod[timestep]), source.latents[0]
+    dims = (0, 2, 3, 4)
+    for share in (0.0, 0.4, 1.0):
+        after = source.start(layout_strength, timestep, share, share)
+        mean = (1 - share) * before.mean(dims) + share * alpha**0.5 * clean.mean(dims)
+        expected = (alpha * clean.var(dims, correction=0) + 1 - alpha).sqrt()
+        deviation = before.std(dims, correction=0) ** (1 - share) * expected**share
+        assert torch.allclose(after.mean(dims), mean, atol=1e-5)
+        assert torch.allclose(after.std(dims, correction=0), deviation, atol=1e-5)
+        unit = [(x - x.mean(dims, keepdim=True)) / x.std(dims, keepdim=True) for x in (before, after)]
+        assert torch.allclose(*unit, atol=1e-4), "nothing else changes"
+    strength = {} if first is None else {"strength": 1 - first / STEPS}
+    arguments = {"trajectory": source.latents, "layout_strength": layout_strength, **strength}
+    expected = edited(
+        pipe, latents=source.start(layout_strength, timestep, 0.4, 0.7), **arguments | {"layout_strength": None}
+    )
+    assert torch.equal(edited(pipe, mean_match=0.4, deviation_match=0.7, **arguments), expected)
+
+
 def test_other_shares_are_of_all_steps(pipe):
     """Attention that is injected in the first half of the steps has no effect on the second one."""
     control = {"n_self_replace": 0.5, "self_replace_layers": "all"}
