@@ -55,9 +55,8 @@ class Preset:
 PRESETS = {
     "tune-a-video": Preset("nothing but the first latents, as in Tune-A-Video"),
     "layout": Preset(
-        "the layout: what the prompt shares with the caption stays where it is (Prompt-to-Prompt, arXiv 2208.01626), and "
-        "guidance leads away from the caption at first (as in negative-prompt inversion, arXiv 2305.16807)",
-        cross_replace=0.2,
+        "the layout, as far as the first latents have it; guidance leads away from the caption at first (as in "
+        "negative-prompt inversion, arXiv 2305.16807)",
         source_negative=0.4,
         mean_match=1.0,
         deviation_match=0.25,
