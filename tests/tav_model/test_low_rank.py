@@ -72,7 +72,8 @@ def test_a_layer_is_its_weight_plus_the_product(width, height, rank, bias, batch
 def test_it_starts_as_the_image_model_with_the_spatial_attention_in_the_temporal(shape):
     before = inflated(**shape)
     one = tuner(inflated(seed=1, **shape))
-    assert torch.equal(prediction(one.unet), prediction(before))
+    # On some processors, a product with a bias rounds differently from one to which zeros are added.
+    torch.testing.assert_close(prediction(one.unet), prediction(before), atol=1e-6, rtol=1e-5)
     block = one.unet.down_blocks[0].attentions[0].transformer_blocks[0]
     for layer in ("to_q", "to_k", "to_v"):
         assert torch.equal(block.attn_temp.get_submodule(layer).weight, block.attn1.get_submodule(layer).weight)
