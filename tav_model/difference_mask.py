@@ -19,7 +19,7 @@ SHARES = (0.6, 0.7, 0.8)
 """Shares of the inversion's steps. Closer to the clean latents, the prompt has nothing left to decide; closer to pure noise,
 where objects are is not yet decided."""
 
-WHOLE = 0.9
+WHOLE = 0.7
 """Share of the clip above which a mask is one of everything. Edits of the light change the complete picture, but not
 everywhere by as much as the threshold."""
 
