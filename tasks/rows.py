@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.model_loading import MODEL_LOADING
 from tasks.source_settings import (
+    OF_THE_FIRST_LATENTS,
     Source,
     is_pasted,
     is_pixel_mask,
@@ -53,9 +54,6 @@ logger = logging.getLogger(__name__)
 FORMAT = "3"
 PARTIAL = ".partial"  # folders in the store of rows that are rendered window by window
 MASK_SETTINGS = ("mask_inverted", "mask_feather")  # that the metrics of what stays need
-# Arguments that change the latents of the trajectory from which sampling starts.
-MOMENTS = ("mean_match", "deviation_match")
-OF_THE_START = ("layout_strength", "strength", *MOMENTS)
 OnStep = Callable[[Sequence[EditRow], int], None]
 """Called with the rows sampled together and by how many steps they have advanced, which is negative for a failed attempt."""
 
@@ -357,14 +355,12 @@ class RowBatch:
         folder = self.store / f"{row.identity}{PARTIAL}"
         taken_over = self._pipeline_arguments(row)
         latents, arguments = self._first_latents([row], taken_over)
+        start = {name: arguments.pop(name) for name in OF_THE_FIRST_LATENTS if name in arguments}
         if latents is None:
             source = Trajectory(arguments["trajectory"], self.pipeline.scheduler)
             schedule = SAMPLERS[self.params.sampler](source.scheduler, row.steps, source.timesteps[-1])
             first = schedule.timesteps[row.steps - self._sampled_steps(row)]
-            moments = {name: arguments[name] for name in MOMENTS if name in arguments}
-            latents = source.start(arguments.get("layout_strength"), first, **moments)
-        for name in ("layout_strength", *MOMENTS):
-            arguments.pop(name, None)
+            latents = source.start(timestep=first, **start)
         for name in ("context_length", "context_stride", "context_anchor", "context_weighting"):
             arguments.pop(name)
 
@@ -450,10 +446,10 @@ class RowBatch:
         arguments = dict(taken_over)
         if self.params.start == "inverted":
             arguments["num_inversion_steps"] = int(metadata["steps"])
-            if any(name in arguments for name in OF_THE_START):
+            if any(name in arguments for name in (*OF_THE_FIRST_LATENTS, "strength")):
                 latents = None
         else:
-            for name in OF_THE_START:
+            for name in (*OF_THE_FIRST_LATENTS, "strength"):
                 arguments.pop(name, None)
             noise = [
                 torch.randn(tensors["latents"].shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tav.config.prompts import PromptRow
 
 TRAJECTORY = "trajectory.safetensors"
+# Arguments of the pipeline, and parameters, that change the first latents; see `tav_model.trajectory.Trajectory.start`.
+MOMENTS = ("mean_match", "deviation_match")
+OF_THE_FIRST_LATENTS = ("layout_strength", *MOMENTS)
 
 
 @dataclass(frozen=True)
@@ -136,8 +139,7 @@ def mask_image(mask: np.ndarray) -> str:
 
 def uses_trajectory(arguments: dict[str, Any]) -> bool:
     """Return whether something is read from the trajectory."""
-    names = ("cross_attention_kwargs", "mask", "layout_strength", "mean_match", "deviation_match", "strength")
-    return any(name in arguments for name in names)
+    return any(name in arguments for name in ("cross_attention_kwargs", "mask", "strength", *OF_THE_FIRST_LATENTS))
 
 
 def uses_caption(arguments: dict[str, Any]) -> bool:
@@ -192,7 +194,7 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
             arguments["difference_threshold"] = params.difference_threshold
     if params.layout_strength is not None:
         arguments["layout_strength"] = params.layout_strength
-    for moment in ("mean_match", "deviation_match"):
+    for moment in MOMENTS:
         share = getattr(preset if getattr(params, moment) is None else params, moment)
         if share:
             arguments[moment] = share

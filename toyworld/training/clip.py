@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from tav_model.export import export_network
 from tav_model.files import write_json
 from toyworld.captions import caption, described, partial_caption, phrase, random_caption
 from toyworld.renderer import render
@@ -155,8 +154,8 @@ class ClipPart(Part):
 
     def export(self, base: Path) -> None:
         """Write the model, its tokenizer and its image processor to `scorer`."""
+        super().export(base)
         folder = base / "scorer"
-        export_network(self.clip, folder)
         save_tokenizer(folder)
         processor = {
             "image_processor_type": "CLIPImageProcessor",

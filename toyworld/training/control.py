@@ -15,7 +15,6 @@ from torch.nn import functional
 from tav_model.annotators.edges import canny
 from tav_model.base_models import load_part
 from tav_model.errors import TavError
-from tav_model.export import export_network
 from toyworld.captions import caption, random_caption
 from toyworld.depth import render_depth
 from toyworld.renderer import render
@@ -61,7 +60,8 @@ class ControlPart(Part):
             raise TavError(f"{base}: no base model; train it first: python -m toyworld.train all")
         torch.manual_seed(settings.seed)
         self.kind, self.name, self.device = kind, f"control-{kind}", device
-        self.vae, self.text_encoder = (load_part(str(base), part).to(device) for part in ("vae", "text_encoder"))
+        self.latents = Latents(settings.seed, base / "vae", work, device, workers)
+        self.vae, self.text_encoder = self.latents.vae, load_part(str(base), "text_encoder").to(device)
         self.tokenizer, self.scheduler = load_part(str(base), "tokenizer"), load_part(str(base), "scheduler")
         self.unet = UNet2DConditionModel.from_pretrained(base, subfolder="unet", local_files_only=True).to(device)
         for frozen in (self.vae, self.text_encoder, self.unet):
@@ -71,8 +71,7 @@ class ControlPart(Part):
             self.unet.set_attn_processor(AttnProcessor())
         self.controlnet = small_controlnet(self.unet)
         self.networks = torch.nn.ModuleDict({"controlnet": self.controlnet})
-        self.latents = Latents(settings.seed, base / "vae", work, device, workers)
-        for network in (self.vae, self.unet, self.controlnet):
+        for network in (self.unet, self.controlnet):
             network.to(memory_format=torch.channels_last)
 
     def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
@@ -100,18 +99,15 @@ class ControlPart(Part):
         }
 
     def prepared(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the batch with the latents' `means` and `deviations`, and `conditions` (b, 3, h, w) in [0, 1]."""
-        means, deviations = self.latents[batch.pop("chosen")]
-        return {**batch, "means": means, "deviations": deviations, "conditions": _to_condition(batch["conditions"])}
+        """Return the batch with latents, see `Latents.prepared`, and `conditions` (b, 3, h, w) in [0, 1]."""
+        return self.latents.prepared(batch) | {"conditions": _to_condition(batch["conditions"])}
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Return the mean squared error of the predicted noise or velocity."""
         with torch.no_grad():
             states = self.text_encoder(batch["tokens"]).last_hidden_state
-        means = batch["means"]
-        drawn = torch.randn((2, *means.shape), generator=generator, device=means.device)
-        latents = self.vae.config.scaling_factor * (means + batch["deviations"] * drawn[0])
-        return self._error(latents, drawn[1], batch["timesteps"], states, batch["conditions"])
+        latents, noise = self.latents.drawn(batch, generator)
+        return self._error(latents, noise, batch["timesteps"], states, batch["conditions"])
 
     def _error(
         self,
@@ -190,10 +186,6 @@ class ControlPart(Part):
     def exported(self) -> dict[str, torch.nn.Module]:
         """Return the ControlNet."""
         return {f"controlnet/{self.kind}": self.controlnet}
-
-    def export(self, base: Path) -> None:
-        """Write the ControlNet to `controlnet/KIND`."""
-        export_network(self.controlnet, base / "controlnet" / self.kind)
 
 
 def condition(kind: str, scene: Scene, time: float, picture: np.ndarray | None = None) -> np.ndarray:

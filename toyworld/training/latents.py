@@ -68,6 +68,18 @@ class Latents:
         means, deviations = self.posteriors[:, chosen].float()
         return means, deviations
 
+    def prepared(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return a batch with `means` and `deviations`, (b, c, h, w), in place of the numbers of `chosen` pictures."""
+        means, deviations = self[batch["chosen"]]
+        others = {name: tensor for name, tensor in batch.items() if name != "chosen"}
+        return {**others, "means": means, "deviations": deviations}
+
+    def drawn(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scaled latents drawn from the posteriors of a prepared batch, and noise to add, each (b, c, h, w)."""
+        means = batch["means"]
+        drawn = torch.randn((2, *means.shape), generator=generator, device=means.device)
+        return self.factor * (means + batch["deviations"] * drawn[0]), drawn[1]
+
     def _chunk(self, number: int) -> torch.Tensor:
         kept = self.work / f"latents-{number}.safetensors"
         if kept.exists():

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tav_model.errors import TavError
-from tav_model.export import load_exported
+from tav_model.export import export_network, load_exported
 from tav_model.muon import Muon
 from tav_model.tensors import load_tensors, read_metadata, save_tensors
 from toyworld.training.cuda_graph import CapturedGradients
@@ -117,9 +117,10 @@ class Part(ABC, Dataset[dict[str, torch.Tensor]]):
     def exported(self) -> dict[str, torch.nn.Module]:
         """Return the trained networks by their folders in the base model."""
 
-    @abstractmethod
     def export(self, base: Path) -> None:
         """Write the networks in float16 to their folders in the base model."""
+        for place, network in self.exported().items():
+            export_network(network, base / place)
 
     def start_from(self, base: Path) -> None:
         """Start from the weights of a base model instead of random ones; its checkpoints have names of their own.

@@ -10,7 +10,6 @@ import torch
 from torch.nn import functional
 
 from tav_model.errors import TavError
-from tav_model.export import export_network
 from tav_model.files import write_json
 from toyworld.captions import caption, partial_caption, random_caption
 from toyworld.renderer import render
@@ -124,16 +123,13 @@ class UnetPart(Part):
         }
 
     def prepared(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the batch with the `means` and `deviations` of the latents of the chosen pictures, (b, c, h, w)."""
-        means, deviations = self.latents[batch.pop("chosen")]
-        return {**batch, "means": means, "deviations": deviations}
+        """Return the batch with the latents of the chosen pictures, see `Latents.prepared`."""
+        return self.latents.prepared(batch)
 
     def loss(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> torch.Tensor:
         """Return the mean squared error of the predicted noise."""
-        means = batch["means"]
-        drawn = torch.randn((2, *means.shape), generator=generator, device=means.device)
-        latents = self.latents.factor * (means + batch["deviations"] * drawn[0])
-        noise = drawn[1].contiguous(memory_format=torch.channels_last)
+        latents, noise = self.latents.drawn(batch, generator)
+        noise = noise.contiguous(memory_format=torch.channels_last)
         noisy = self.scheduler.add_noise(latents, noise, batch["timesteps"])
         states = self.text_encoder(batch["tokens"]).last_hidden_state
         return functional.mse_loss(self.unet(noisy, batch["timesteps"], states).sample.float(), noise)
@@ -180,8 +176,7 @@ class UnetPart(Part):
 
     def export(self, base: Path) -> None:
         """Write UNet, text encoder, tokenizer, scheduler and `model_index.json`."""
-        export_network(self.unet, base / "unet")
-        export_network(self.text_encoder, base / "text_encoder")
+        super().export(base)
         save_tokenizer(base / "tokenizer")
         save_vocabulary(base)
         write_json(base / "scheduler" / "scheduler_config.json", SCHEDULER)

@@ -92,10 +92,8 @@ class VaePart(Part):
 
     def export(self, base: Path) -> None:
         """Write the VAE, with its scaling factor, to `vae`."""
-        from tav_model.export import export_network
-
         self.vae.register_to_config(scaling_factor=scaling_factor(self.vae))
-        export_network(self.vae, base / "vae")
+        super().export(base)
 
 
 class DecoderPart(VaePart):
