@@ -274,6 +274,7 @@ def rates(run: Run) -> None:
 def forward(run: Run) -> None:
     """Measure a forward pass: as the pipeline runs it, and under other settings of torch."""
     import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     setting = run.setting
     unet, dtype = random_unet(setting)
@@ -290,6 +291,9 @@ def forward(run: Run) -> None:
         run.timing(run.measure("forward, cuDNN's fastest", call, 3, flop=timing.flop))
         torch.backends.cudnn.benchmark = False
         torch.set_deterministic_debug_mode(mode)
+        kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
+        with sdpa_kernel([*kernels, SDPBackend.MATH], set_priority=True):
+            run.timing(run.measure("forward, cuDNN's attention", call, flop=timing.flop))
     unet.to(memory_format=torch.channels_last)
     run.timing(run.measure("forward, channels last", call, flop=timing.flop))
 

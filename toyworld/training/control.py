@@ -149,7 +149,7 @@ class ControlPart(Part):
         captions = [caption(scene) for scene, _ in scenes]
         states = self._states(captions)
 
-        mode = self.vae.encode(to_tensor(pictures).to(self.device)).latent_dist.mode().float()
+        mode = self.vae.encode(to_tensor(pictures, self.device)).latent_dist.mode().float()
         latents = self.vae.config.scaling_factor * mode
         noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1)).to(self.device)
         limit = self.scheduler.config.num_train_timesteps

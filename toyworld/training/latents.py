@@ -96,7 +96,7 @@ class Latents:
         )
         with torch.inference_mode(), torch.autocast(torch.device(self.device).type, torch.bfloat16):
             for pictures in batches:
-                posterior = self.vae.encode(to_tensor(pictures).to(self.device)).latent_dist
+                posterior = self.vae.encode(to_tensor(pictures, self.device)).latent_dist
                 means.append(posterior.mean.half().cpu())
                 deviations.append(posterior.std.half().cpu())
         latents = torch.stack([torch.cat(means), torch.cat(deviations)])

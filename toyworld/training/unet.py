@@ -150,7 +150,7 @@ class UnetPart(Part):
         rng = np.random.default_rng(2_000_000_073)
         scenes = [random_scene(rng, unseen=True) for _ in range(64)]
         pictures = np.stack([render(scene, float(rng.random())) for scene in scenes])
-        latents = self.latents.factor * vae.encode(to_tensor(pictures).to(self.device)).latent_dist.mode()
+        latents = self.latents.factor * vae.encode(to_tensor(pictures, self.device)).latent_dist.mode()
         generator = torch.Generator().manual_seed(1)
         noise = torch.randn(latents.shape, generator=generator).to(self.device)
         timesteps = torch.arange(64, device=self.device) * 1000 // 64 + 8
