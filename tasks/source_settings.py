@@ -204,6 +204,10 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
     negative = preset.source_negative if params.source_negative is None else params.source_negative
     if negative:
         arguments["source_negative"] = negative
+        weight = params.source_negative_weight
+        weight = preset.source_negative_weight if weight is None else weight
+        if weight < 1:
+            arguments["source_negative_weight"] = weight
     if params.proximal_quantile is not None:
         arguments["proximal_quantile"] = params.proximal_quantile
     if params.sampler != "ddim":

@@ -161,6 +161,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         video: np.ndarray | None = None,
         proximal_quantile: float | None = None,
         source_negative: float = 0.0,
+        source_negative_weight: float = 1.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         feature_reuse_interval: int = 1,
@@ -233,6 +234,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
             source_negative: share of the steps, from the first, in which `source_prompt` takes the place of the negative
                 prompt. Guidance then leads from what the source shows to what the prompt asks for, and leaves alone what
                 both have (as in negative-prompt inversion, Miyake et al., arXiv 2305.16807, where the share is 1).
+            source_negative_weight: weight of the embedding of `source_prompt` in these steps; the rest is that of the negative
+                prompt, so that what both prompts name is guided as well.
             guidance_start: share of the steps after which guidance begins; before, the prediction is that for the prompt.
             guidance_end: share of the steps after which it ends.
             feature_reuse_interval: steps from one computation of the deep features to the next, see
@@ -305,6 +308,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("deviation_match", deviation_match),
             ("proximal_quantile", proximal_quantile or 0),
             ("source_negative", source_negative),
+            ("source_negative_weight", source_negative_weight),
             ("guidance_start", guidance_start),
             ("guidance_end", guidance_end),
         ):
@@ -387,6 +391,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
         source_as_negative = None
         if source_prompt_embeds is not None:
             source_as_negative = source_prompt_embeds.expand_as(prompt_embeds)
+            if source_negative_weight < 1 and negative_prompt_embeds is not None:
+                source_as_negative = torch.lerp(negative_prompt_embeds, source_as_negative, source_negative_weight)
         with (
             self.progress_bar(total=num_inference_steps - first_step) as progress,
             attention_control.attached(self.unet),

@@ -26,6 +26,7 @@ class Preset:
         self_replace_layers: "upper" or "all", see `tav_model.attention_control`.
         residual_replace: share in which the features of an upper residual block are the source's.
         source_negative: share in which the caption takes the place of the negative prompt.
+        source_negative_weight: weight of the caption's embedding there; the rest is the negative prompt's.
         mean_match: share by which the first latents have the mean of noised latents, see
             `tav_model.trajectory.Trajectory.start`.
         deviation_match: the same for their deviation.
@@ -43,6 +44,7 @@ class Preset:
     self_replace_layers: str = "all"
     residual_replace: float = 0.0
     source_negative: float = 0.0
+    source_negative_weight: float = 1.0
     mean_match: float = 0.0
     deviation_match: float = 0.0
     strength: float = 1.0
@@ -75,7 +77,8 @@ PRESETS = {
     "object": Preset(
         "another object in the place of one; its surroundings stay",
         cross_replace=0.2,
-        source_negative=0.4,
+        source_negative=0.8,
+        source_negative_weight=0.5,
         mean_match=1.0,
         deviation_match=0.25,
         strength=0.8,
@@ -83,7 +86,12 @@ PRESETS = {
         mask=DIFFERENCE,
     ),
     "background": Preset(
-        "other surroundings; objects stay", source_negative=0.7, mean_match=1.0, deviation_match=0.25, mask=DIFFERENCE
+        "other surroundings; objects stay",
+        source_negative=0.7,
+        source_negative_weight=0.5,
+        mean_match=1.0,
+        deviation_match=0.25,
+        mask=DIFFERENCE,
     ),
     "fatezero": Preset(
         "FateZero (arXiv 2303.09535): attention of all layers, blending by words from 0.2 to 0.8 of the steps; without "

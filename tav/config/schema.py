@@ -346,6 +346,11 @@ class EditParams(Section):
         description="share of the steps in which the caption takes the place of the negative prompt, so that guidance leads "
         "from what the clip shows to what the prompt asks for; null: as the preset",
     )
+    source_negative_weight: Share | None = Field(
+        None,
+        description="weight of the caption in that negative prompt, mixed as embeddings; the rest is the usual negative "
+        "prompt, so that what both prompts name is guided too; null: as the preset",
+    )
     proximal_quantile: Share | None = Field(
         None, description="proximal guidance: differences below this quantile are not guided; null: off"
     )

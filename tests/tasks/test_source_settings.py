@@ -290,6 +290,10 @@ def test_shares_replace_those_of_the_preset():
     _, arguments = source_arguments(row(preset="attribute", mask="none"), params)
     assert arguments == {"cross_attention_kwargs": {"n_self_replace": 0.25, "self_replace_layers": "all"}}
     assert source_arguments(row(), EditParams(source_negative=0.5)) == ("tune-a-video", {"source_negative": 0.5})
+    weighted = EditParams(source_negative=0.5, source_negative_weight=0.25)
+    assert source_arguments(row(), weighted)[1] == {"source_negative": 0.5, "source_negative_weight": 0.25}
+    assert source_arguments(row(), EditParams(source_negative_weight=0.25)) == ("tune-a-video", {})
+    assert source_arguments(row(preset="object"), EditParams())[1]["source_negative_weight"] == 0.5
     assert source_arguments(row(), EditParams()) == ("tune-a-video", {})
 
 

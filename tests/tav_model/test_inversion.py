@@ -344,6 +344,19 @@ def test_source_is_the_negative_prompt_in_a_share_of_the_steps(share):
     assert torch.equal(video, pipe(["a dog", "a cat"], negative_prompt="blurry", **arguments).frames) == (share == 0)
 
 
+def test_weight_mixes_the_embeddings_of_the_source_and_the_negative_prompt():
+    pipe = pipeline()
+    arguments = {"latents": noise(1, 4, 3, 8, 8), "guidance_scale": 3.0, "num_inference_steps": 3}
+    arguments["output_type"] = "latent"
+    source, negative = (pipe.encode_prompt(text, do_classifier_free_guidance=False)[0] for text in ("a man", "blurry"))
+    source_arguments = {"negative_prompt": "blurry", "source_prompt": "a man", "source_negative": 1.0}
+    for weight in (0.0, 0.3, 1.0):
+        mixed = pipe("a dog", **source_arguments, source_negative_weight=weight, **arguments).frames
+        expected = pipe("a dog", negative_prompt_embeds=(1 - weight) * negative + weight * source, **arguments).frames
+        assert relative(mixed, expected) < 1e-5
+    assert torch.equal(mixed, pipe("a dog", **source_arguments, **arguments).frames)
+
+
 def test_source_as_negative_prompt_needs_it():
     with pytest.raises(ValueError, match="source_prompt: needed for source_negative"):
         pipeline()("a dog", latents=noise(1, 4, 1, 8, 8), num_inference_steps=1, source_negative=0.5)
