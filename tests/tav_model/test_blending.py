@@ -212,7 +212,10 @@ ERRORS = {
     "masks for others": ({"mask": np.zeros((2, *PIXELS))}, r"mask: \(2, 3, 16, 16\) must be"),
     "share": ({"mask": LEFT, "mask_end": 2}, r"mask_end: 2 must be a number from 0 to 1"),
     "proximal": ({"proximal_quantile": 70}, r"proximal_quantile: 70 must be a number from 0 to 1"),
-    "weight of the source": ({"source_negative_weight": -1}, r"source_negative_weight: -1 must be a number from 0 to 1"),
+    "weight of the source": (
+        {"source_negative_weight": -1},
+        r"source_negative_weight: -1 must be a number from 0 to 1",
+    ),
     "source as negative": ({"source_negative": 1.5}, r"source_negative: 1.5 must be a number from 0 to 1"),
     "no trajectory": ({"mask": LEFT, "trajectory": None, "latents": TRAJECTORY[-1]}, r"trajectory: needed for mask"),
     "video without mask": ({"video": np.zeros((*PIXELS, 3), np.uint8)}, r"video: needs a mask of pixels"),
