@@ -22,6 +22,7 @@ help:
 	@echo "make audit      check the pinned packages for known vulnerabilities (needs the network)"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@echo "installing the packages, which takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@

@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
 
-from tav.runtime.events import Event, LoopEnded, LoopEvent, LoopProgressed, LoopResumed, LoopStarted, Subscriber
+from tav.runtime.events import (
+    Event,
+    LoopEnded,
+    LoopEvent,
+    LoopProgressed,
+    LoopResumed,
+    LoopStarted,
+    Stopped,
+    Subscriber,
+)
 from tav.runtime.progress import Pace, clock, count_text, rate, values_text
 from tav_model.errors import first_line
 
@@ -99,7 +108,7 @@ class ProgressLines:
         else:
             how = "failed" if isinstance(event.error, Exception) else "stopped"
             text = f"{how} at {count_text(event)} after {clock(seconds)}"
-            if not isinstance(event.error, KeyboardInterrupt):
+            if not isinstance(event.error, KeyboardInterrupt | Stopped):
                 text += f", {type(event.error).__name__}"
             if str(event.error).strip():
                 text += f": {first_line(event.error)}"

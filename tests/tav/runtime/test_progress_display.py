@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import pytest
 
 from tav.runtime import events as module
-from tav.runtime.events import EventStream
+from tav.runtime.events import EventStream, Stopped
 from tav.runtime.progress import Progress
 from tav.runtime.progress_display import ProgressBars, ProgressLines, standard_error_display
 
@@ -110,6 +110,7 @@ def test_nothing_to_do_is_one_line() -> None:
     [
         (ValueError("no memory\nand more"), "tune: failed at 1/3 steps after 0:07, ValueError: no memory"),
         (KeyboardInterrupt(), "tune: stopped at 1/3 steps after 0:07"),
+        (Stopped(), "tune: stopped at 1/3 steps after 0:07"),
     ],
 )
 def test_a_failure_is_reported(clock: SimpleNamespace, error: BaseException, line: str) -> None:
