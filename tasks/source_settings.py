@@ -168,12 +168,15 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
     """
     name = preset_of(row.preset or params.preset, row.category or category)
     preset = PRESETS[name]
+
+    def chosen(name: str) -> float:
+        value = getattr(params, name)
+        return getattr(preset, name) if value is None else value
+
     control: dict[str, Any] = {}
-    cross = preset.cross_replace if params.cross_replace is None else params.cross_replace
-    if cross:
+    if cross := chosen("cross_replace"):
         control |= {"edit_type": "auto", "n_cross_replace": cross}
-    replaced = preset.self_replace if params.self_replace is None else params.self_replace
-    if replaced:
+    if replaced := chosen("self_replace"):
         control |= {"n_self_replace": replaced, "self_replace_layers": preset.self_replace_layers}
     if preset.residual_replace:
         control["n_residual_replace"] = preset.residual_replace
@@ -195,18 +198,13 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
     if params.layout_strength is not None:
         arguments["layout_strength"] = params.layout_strength
     for moment in MOMENTS:
-        share = getattr(preset if getattr(params, moment) is None else params, moment)
-        if share:
+        if share := chosen(moment):
             arguments[moment] = share
-    strength = preset.strength if params.strength is None else params.strength
-    if strength < 1:
+    if (strength := chosen("strength")) < 1:
         arguments["strength"] = strength
-    negative = preset.source_negative if params.source_negative is None else params.source_negative
-    if negative:
+    if negative := chosen("source_negative"):
         arguments["source_negative"] = negative
-        weight = params.source_negative_weight
-        weight = preset.source_negative_weight if weight is None else weight
-        if weight < 1:
+        if (weight := chosen("source_negative_weight")) < 1:
             arguments["source_negative_weight"] = weight
     if params.proximal_quantile is not None:
         arguments["proximal_quantile"] = params.proximal_quantile
@@ -214,8 +212,7 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
         arguments["sampler"] = params.sampler
     if params.guidance_start > 0:
         arguments["guidance_start"] = params.guidance_start
-    guidance_end = preset.guidance_end if params.guidance_end is None else params.guidance_end
-    if guidance_end < 1:
+    if (guidance_end := chosen("guidance_end")) < 1:
         arguments["guidance_end"] = guidance_end
     if params.feature_reuse_interval > 1:
         arguments["feature_reuse_interval"] = params.feature_reuse_interval
