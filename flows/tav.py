@@ -31,6 +31,7 @@ from flows.ray_rows import render_rows_on_ray
 from tasks.model_loading import import_libraries
 from tav.config import load_params, write_overrides
 from tav.config.metrics import headlines_text
+from tav.reports.report import refresh_reports
 from tav.runtime.devices import DevicePool, Slot, choose_devices
 from tav.runtime.events import ClipFinished, EventStream, Stopped
 from tav.runtime.progress import clock
@@ -111,7 +112,9 @@ def run_clip(run: PipelineRun, clip: str) -> str | None:
         run.events.check()
         if warning := run.stages(clip).unknown_words_warning():
             logger.warning("%s: %s", clip, warning)
-        if _run_stages(run, clip):
+        has_changed = _run_stages(run, clip)
+        refresh_reports(run.root, clip)
+        if has_changed:
             publish_results(clip, run.root)
         stages = run.stages(clip)
         report = stages.project.report(clip).relative_to(run.root)

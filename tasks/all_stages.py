@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tasks.clip_stages import ClipStages
 from tav.config.stages import STAGES
+from tav.reports.report import refresh_reports
 from tav.runtime.events import EventStream, StageRestored, StageUpToDate
 from tav.versioning.dvc_pipeline import DvcPipeline
 
@@ -13,7 +14,8 @@ from tav.versioning.dvc_pipeline import DvcPipeline
 def bring_up_to_date(root: Path, clip: str, events: EventStream) -> None:
     """Run the stages of a clip that are out of date, as `dvc repro score@CLIP` does, with the same dvc.lock in the end.
 
-    Each stage is recorded when it has ended, so that a run that is interrupted resumes with the next one.
+    Each stage is recorded when it has ended, so that a run that is interrupted resumes with the next one. In the end the
+    clip's report shows the present results, whether they were computed or restored.
 
     Args:
         root: the project's folder, which must be the current one.
@@ -34,6 +36,7 @@ def bring_up_to_date(root: Path, clip: str, events: EventStream) -> None:
         if stage == "score":
             stages.report()
         pipeline.commit(stage, clip, before)
+    refresh_reports(root, clip)
 
 
 def why_not_run(pipeline: DvcPipeline, events: EventStream, stage: str, clip: str) -> str | None:

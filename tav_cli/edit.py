@@ -75,15 +75,13 @@ def _reported(root: Path, clip: str, videos: Sequence[Path]) -> list[str]:
     from tav.config.prompt_words import load_vocabulary
     from tav.config.results import read_record
     from tav.reports.remarks import edit_remarks
-    from tav.reports.scores import QUICK_SCORES, read_quick_scores
+    from tav.reports.scores import read_quick_scores
 
     project = Project(root)
-    report = project.report(clip)
-    newest = max((path.stat().st_mtime for path in (project.quick(clip) / QUICK_SCORES).glob("*.json")), default=0)
-    if report.exists() and report.stat().st_mtime < newest:
-        from tav.reports.report import update_reports
+    if project.report(clip).exists():
+        from tav.reports.report import refresh_reports
 
-        update_reports(root, clip)
+        refresh_reports(root, clip)
     base_model = load_params(root / "params.yaml").for_clip(clip).base_model
     vocabulary = load_vocabulary(root, base_model)
     lines = []

@@ -92,6 +92,10 @@ def run(
         versions = DvcPipeline(root)
         if params == before and all(versions.is_current(stage, clip) for clip in chosen for stage in STAGES):
             progress.report_all_up_to_date()
+            from tav.reports.report import refresh_reports
+
+            for clip in chosen:  # Where `dvc repro` restored the results, it has not written their report.
+                refresh_reports(root, clip)
         else:
             _refuse(unwritable(root, clip, "run", Project(root).results(clip)) for clip in chosen)
             with progress:
@@ -103,7 +107,6 @@ def run(
         print_notice(RESUMABLE)
         return ExitStatus.INTERRUPTED
     done = [clip for clip in chosen if clip not in progress.errors]
-    _write_missing_reports(root, done)
     if as_json:
         print_json(_result(root, progress, time.monotonic() - start))
     elif done and not is_quiet():
@@ -332,15 +335,6 @@ class FlowProgress:
             print_message(f"{clip}: up to date")
         elif stages:
             print_message(f"{clip}: {', '.join(stages)} up to date")
-
-
-def _write_missing_reports(root: Path, clips: Sequence[str]) -> None:
-    """Write the reports that are missing because the score stage was restored instead of run."""
-    for clip in clips:
-        if not Project(root).report(clip).exists():
-            from tav.reports.report import update_reports
-
-            update_reports(root, clip)
 
 
 def _result(root: Path, progress: FlowProgress, seconds: float) -> dict[str, Any]:

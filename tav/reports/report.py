@@ -28,6 +28,7 @@ from tav.reports.scores import read_clip_scores, read_heat_maps, with_quick_scor
 from tav.reports.videos import edit_paths, embed_video, mosaic, page_of_links, read_conditions, read_edits
 from tav.runtime.logs import stage_log
 from tav.tracking.provenance import environment_tags
+from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import read_json, write_text
 
@@ -39,8 +40,54 @@ logger = logging.getLogger(__name__)
 PAGES = Path(__file__).parent / "page"
 # The page's content security policy allows these by their hashes, and nothing else.
 ASSETS = {"style": "style.css", "theme": "theme.js", "script": "report.js"}
+# The files of a clip's results that decide what its page shows.
+SHOWN = (
+    "frames/source.mp4",
+    "control/*.json",
+    "tuned/tuned.json",
+    "tuned/loss.csv",
+    "edits/*.json",
+    "scores/*",
+    "quick/*.json",
+    "quick/scores/*.json",
+)
+HEAD_LENGTH = 1000  # characters at the beginning of a page, among which is the digest of what it shows
 # In pixels. A browser shows the one that fits, because the text of a scaled-down drawing would be unreadable.
 CHART_WIDTHS = {"wide": 760, "narrow": 330}
+
+
+def refresh_reports(root: Path, clip: str) -> None:
+    """Write a clip's page and the overview where they are missing or show other results than the present ones.
+
+    That happens where DVC restores results: the score stage, which writes the pages, does not run then.
+    """
+    if not _are_current(root, clip):
+        update_reports(root, clip)
+
+
+def _are_current(root: Path, clip: str) -> bool:
+    project = Project(root)
+    if not project.reports().exists():
+        return False
+    try:
+        with project.report(clip).open(encoding="utf-8") as page:
+            return _digest_of_results(root, clip) in page.read(HEAD_LENGTH)
+    except (OSError, UnicodeDecodeError, TavError):
+        return False
+
+
+def _digest_of_results(root: Path, clip: str) -> str:
+    """Return a digest of the results and the parameters that a clip's page shows.
+
+    Videos count by their records, which have their digests.
+    """
+    params = load_params(root / "params.yaml").for_clip(clip)
+    results = Project(root).results(clip)
+    parts: list[str | Path] = [repr(_parameters(params, clip))]
+    for pattern in SHOWN:
+        for path in sorted(results.glob(pattern)):
+            parts += [path.relative_to(results).as_posix(), path]
+    return digest(*parts)
 
 
 def update_reports(root: Path, clip: str) -> None:
@@ -70,6 +117,7 @@ def write_report(root: Path, clip: str) -> Path:
     parts = (project.frames(clip), project.tuned(clip), project.edits(clip), project.scores(clip))
     if not any(part.is_dir() and any(part.iterdir()) for part in parts):
         raise TavError(f"results/{clip}: nothing to report yet; run tav run {clip}")
+    results_digest = _digest_of_results(root, clip)  # First: what changes meanwhile may not be on the page.
 
     source_path = project.frames(clip) / "source.mp4"
     folders = (project.edits(clip), project.quick(clip), project.control(clip))
@@ -92,6 +140,7 @@ def write_report(root: Path, clip: str) -> Path:
     vocabulary = load_vocabulary(root, base_model)
     page = _environment().get_template("report.html")
     text = page.render(
+        results_digest=results_digest,
         clip=clip,
         caption=caption,
         source=source,

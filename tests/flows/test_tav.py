@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 
+from tav.config import load_params
 from tav.config.paths import Project
+from tav.config.results import read_scores
 from tav.runtime.events import EventStream
 from tests.support.projects import QUICK, change_params, fresh_clone, run
 
 CLIPS = ("ball", "cube")
-# In one process: the flow three times, and what Prefect's API knows of the task runs.
+# In one process: the flow several times, and what Prefect's API knows of the task runs.
 FLOWS = """
 import json, os, sys
 from pathlib import Path
@@ -88,10 +90,12 @@ def run_flows(project: Path, home: Path, *overrides: dict[str, Any]) -> list[dic
 
 @pytest.fixture(scope="module")
 def flows(project: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What three flow runs were: the first, one with nothing to do, and one with more prompts and another setting."""
+    """What four flow runs were: the first, one with nothing to do, one with another setting, and one back to the first's."""
     home = tmp_path_factory.mktemp("prefect")
-    found = run_flows(project, home, {}, {}, {"edit.guidance_scale": 2.0, "runtime.edit_batch": 2})
-    assert [one["state"] for one in found] == ["Completed"] * 3
+    settings = load_params(project / "params.yaml").edit
+    other = {"edit.guidance_scale": 2.0, "runtime.edit_batch": 2}
+    found = run_flows(project, home, {}, {}, other, {"edit.guidance_scale": settings.guidance_scale})
+    assert [one["state"] for one in found] == ["Completed"] * 4
     return found
 
 
@@ -121,14 +125,24 @@ def test_task_runs_depend_on_the_stages_before_them(flows: list[dict[str, Any]])
 
 
 def test_what_is_up_to_date_is_cached_and_the_graph_complete(flows: list[dict[str, Any]]) -> None:
-    first, second, third = (
+    first, second, third, fourth = (
         {one["name"]: (one["state"], one["message"]) for one in flow["runs"].values()} for flow in flows
     )
-    assert set(first) == set(second) == set(third) and len(first) == 16
+    assert set(first) == set(second) == set(third) == set(fourth) and len(first) == 16
     assert {state for state, _ in first.values()} == {"Completed"}
     assert set(second.values()) == {("Cached", "up to date")}
     redone = {name for name, (state, _) in third.items() if state == "Completed"}
     assert redone == {name for name in first if name.startswith(("edit: ", "score: "))}
+    assert {name: message for name, (_, message) in fourth.items() if name.startswith("score: ")} == {
+        f"score: {clip}": "restored from DVC's cache" for clip in CLIPS
+    }
+
+
+def test_the_report_shows_the_results_of_the_last_run(project: Path, flows: list[dict[str, Any]]) -> None:
+    for clip in CLIPS:
+        page = (project / f"results/{clip}/report.html").read_text()
+        for scores in read_scores(project / f"results/{clip}/scores").values():
+            assert f'data-value="{scores["warping_error"]}"' in page
 
 
 def test_a_clip_is_decoded_and_encoded_while_another_is_worked_on(flows: list[dict[str, Any]]) -> None:
@@ -192,6 +206,7 @@ def test_the_log_names_words_that_the_model_does_not_know(monkeypatch: pytest.Mo
     monkeypatch.setattr(flow, "get_run_logger", lambda: logger)
     monkeypatch.setattr(flow, "_run_stages", lambda run, clip: False)
     monkeypatch.setattr(flow, "_mean_scores", lambda run, clip: {})
+    monkeypatch.setattr(flow, "refresh_reports", lambda root, clip: None)
     stages = SimpleNamespace(unknown_words_warning=lambda: 'toyworld does not know "zebra"', project=Project(Path()))
     run = SimpleNamespace(events=EventStream(), root=Path(), stages=lambda clip: stages)
     assert flow.run_clip(run, "ball") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,12 @@ class RecordedStages:
         run_stage(self.root, stage, self.clip)
 
     def report(self) -> None:
-        (self.root / "report.html").touch()
+        write_page(self.root, self.clip)
+
+
+def write_page(root: Path, clip: str) -> None:
+    """Write a page that shows nothing but the scores."""
+    shutil.copy(root / f"results/{clip}/scores/metrics.json", root / "report.html")
 
 
 @pytest.fixture
@@ -41,6 +47,7 @@ def project(tmp_path, monkeypatch):
     root = make_project(tmp_path / "project")
     monkeypatch.chdir(root)
     monkeypatch.setattr(all_stages, "ClipStages", RecordedStages)
+    monkeypatch.setattr(all_stages, "refresh_reports", write_page)
     return root
 
 
@@ -64,6 +71,20 @@ def test_each_stage_is_recorded_and_runs_only_if_it_must(project, monkeypatch, c
     bring_up_to_date(project, "ball", EventStream(print_if_not_run))
     assert take_runs(project) == []
     assert "tune ball: restored from DVC's cache" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_report_shows_restored_results(project):
+    bring_up_to_date(project, "ball", EventStream())
+    params, page = (project / "params.yaml").read_text(), (project / "report.html").read_text()
+    (project / "params.yaml").write_text(params.replace("guidance_scale: 7.5", "guidance_scale: 5"))
+    bring_up_to_date(project, "ball", EventStream())
+    assert (project / "report.html").read_text() != page
+    take_runs(project)
+    (project / "params.yaml").write_text(params)
+    bring_up_to_date(project, "ball", EventStream())
+    assert take_runs(project) == []
+    assert (project / "report.html").read_text() == page
 
 
 @pytest.mark.long

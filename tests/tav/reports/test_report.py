@@ -18,7 +18,7 @@ from PIL import Image
 
 from tasks.__main__ import run
 from tav.config.metrics import METRICS
-from tav.reports.report import duration, write_index, write_report
+from tav.reports.report import duration, refresh_reports, write_index, write_report
 from tav_model.errors import TavError
 from tav_model.video import write_video
 from tests.support.projects import change_params
@@ -322,6 +322,40 @@ def test_the_index_has_a_card_for_each_report(project: Path) -> None:
     for uri in page.all("img", "src"):
         with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:
             assert picture.size == (480, 240)
+
+
+def test_pages_are_refreshed_where_they_show_other_results(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    monkeypatch.setattr("tav.reports.report.update_reports", lambda root, clip: written.append(clip))
+
+    def is_refreshed() -> bool:
+        refresh_reports(project, CLIP)
+        return bool(written and written.pop())
+
+    def write() -> None:
+        write_report(project, CLIP)
+        write_index(project)
+        assert not is_refreshed()
+
+    assert is_refreshed()
+    write()
+    scores = project / f"results/{CLIP}/scores/scores.csv"
+    before = scores.read_text()
+    scores.write_text(before.replace("0.58", "0.57"))
+    assert is_refreshed()
+    scores.write_text(before)
+    assert not is_refreshed()
+    write_edit(project, "cube", guidance_scale=4)
+    assert is_refreshed()
+    write()
+    write_quick_edit(project, "pink", "a pink ball is bouncing on the grass", flicker=0.1)
+    assert is_refreshed()
+    write()
+    change_params(project, {"edit": {"guidance_scale": 9}})
+    assert is_refreshed()
+    write()
+    (project / "results/index.html").unlink()
+    assert is_refreshed()
 
 
 @pytest.mark.slow
