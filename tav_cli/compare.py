@@ -46,6 +46,9 @@ def show_comparisons(root: Path, clips: list[str], by: str | None, include_unsco
         if hidden:
             columns = "column" if len(hidden) == 1 else "columns"
             console.print(f"{len(hidden)} more {columns}; --json prints everything", style="dim", highlight=False)
+        if not comparison.has_same_edits:
+            note = "not all runs are known to have the same edits, so their means may not be comparable"
+            console.print(note, style="dim")
         if comparison.left_out:
             runs = "run" if comparison.left_out == 1 else "runs"
             console.print(f"{comparison.left_out} {runs} without scores left out; --all shows them", style="dim")
@@ -94,6 +97,8 @@ def _columns(comparison: Comparison) -> list[_Column]:
         header = f"{first}\n{rest}{arrow}" if rest else f"{first}{arrow}"
         priority = 0 if metric == comparison.by else 2 if metric in headlines else 5
         columns.append(_Column(metric, header, _score_cell(metric, comparison.best(metric)), priority, "right"))
+    if not comparison.has_same_edits:
+        columns.append(_Column("edits", "edits", lambda run: Text(str(run.edits or "-")), 1, "right"))
     columns.append(_Column("when", "when", lambda run: Text(f"{run.started:%Y-%m-%d %H:%M}"), priority=5))
     if any(_state(run) for run in comparison.runs):
         columns.append(_Column("state", "state", lambda run: Text(_state(run), style="yellow"), priority=1))

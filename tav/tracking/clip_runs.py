@@ -16,11 +16,12 @@ from tav.config.metrics import METRICS
 from tav.config.paths import Project
 from tav.config.results import decode_mask_image, read_scores
 from tav.config.stages import TRACKED_STAGES
+from tav.tracking.stored_runs import EDITS, EDITS_DIGEST
 from tav.tracking.system_metrics import peak_memory, system_metrics
 from tav.tracking.tracker import Run, Tracker
 from tav.tracking.tuning_steps import TuningSteps
 from tav.versioning.lock_file import read_lock_file, recorded_hashes
-from tav_model.digests import digest
+from tav_model.digests import canonical_json, digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_file, read_json, write_json
 from tav_model.tensors import read_shapes
@@ -145,8 +146,10 @@ class ClipRuns:
         one with its settings, its video and its mask.
         """
         metrics = read_json(self.project.scores(self.clip) / "metrics.json")
+        prompts = {}
         for name, values in read_scores(self.project.scores(self.clip)).items():
             record = read_json(self.project.edits(self.clip) / f"{name}.json")
+            prompts[name] = record["prompt"]
             run = self._edit_run(record["identity"], name)
             run.log_params(_edit_parameters(record))
             run.log_artifact(self.project.edits(self.clip) / f"{name}.mp4")
@@ -161,6 +164,8 @@ class ClipRuns:
         self.pipeline.log_metrics({f"source.{name}": value for name, value in metrics["source"].items()})
         self.pipeline.log_dataset(self._dataset("tuning"))
         self.pipeline.set_tags(self._dvc_hashes("decode", "encode", "tune", "invert", "edit"))
+        # Means are comparable where they are over the same edits.
+        self.pipeline.set_tags({EDITS: str(len(prompts)), EDITS_DIGEST: digest(canonical_json(prompts))})
         self.pipeline.log_artifact(self.project.scores(self.clip) / "scores.csv")
         self.pipeline.log_artifact(self.project.contact_sheet(self.clip))
         for path in sorted(self.project.control(self.clip).glob("*.mp4")):

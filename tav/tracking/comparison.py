@@ -33,6 +33,11 @@ class Comparison:
     runs: list[PipelineRun]
     left_out: int
 
+    @property
+    def has_same_edits(self) -> bool:
+        """Whether the means of all runs are over the same edits, or no run says over which they are."""
+        return len({run.edits_digest for run in self.runs if run.has_scores}) <= 1
+
     def best(self, metric: str) -> float | None:
         """Return the best value; None if the direction is unknown or fewer than two runs have a value."""
         values = [run.scores[metric] for run in self.runs if metric in run.scores]
@@ -124,6 +129,8 @@ def as_rows(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             "differing": {key: run.parameters.get(key) for key in comparison.differing},
             "parameters": run.parameters,
             "scores": run.scores,
+            "edits": run.edits,
+            "edits_digest": run.edits_digest,
         }
         for comparison in comparisons
         for rank, run in enumerate(comparison.runs, 1)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Prefixes of a parent run's metrics that are not mean scores; earlier versions logged system metrics there.
 OTHER_METRICS = ("source.", "seconds.", "system/")
 PAGE_SIZE = 1000
+# Tags of a parent run: how many edits its means are over, and a digest of their names and prompts.
+EDITS, EDITS_DIGEST = "tav.edits", "tav.edits.digest"
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class PipelineRun:
         status: MLflow's status in lower case: running, finished, failed or killed.
         parameters: all that determine its results, by dotted key.
         scores: means over its edits; empty before the score stage.
+        edits: how many edits the means are over; None where the run does not say so, as those of earlier versions.
+        edits_digest: the same for equal names and prompts of these edits.
     """
 
     run_id: str
@@ -48,6 +52,8 @@ class PipelineRun:
     status: str
     parameters: dict[str, str]
     scores: dict[str, float]
+    edits: int | None = None
+    edits_digest: str | None = None
 
     @property
     def has_scores(self) -> bool:
@@ -133,4 +139,6 @@ def _pipeline_run(run: Run) -> PipelineRun:
         status=run.info.status.lower(),
         parameters=dict(run.data.params),
         scores={name: value for name, value in run.data.metrics.items() if not name.startswith(OTHER_METRICS)},
+        edits=int(run.data.tags[EDITS]) if EDITS in run.data.tags else None,
+        edits_digest=run.data.tags.get(EDITS_DIGEST),
     )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from tav.tracking.comparison import compare
-from tav.tracking.stored_runs import read_runs
+from tav.tracking.stored_runs import EDITS, EDITS_DIGEST, read_runs
+from tav.tracking.tracker import Tracker
 from tav_cli.compare import fitting_table
 from tests.support.compared_runs import write_compared_runs
+from tests.support.projects import ROOT
 from tests.support.tav_command import Tav
 
 
@@ -102,6 +106,25 @@ def test_long_names_are_wrapped_so_that_the_scores_fit(store: Path) -> None:
     console.print(fitting_table(dataclasses.replace(comparison, runs=runs), console)[0])
     assert "…" not in text.getvalue() and "0.2500" in text.getvalue()
     assert {"setting", "0", "11"} <= set(text.getvalue().split())
+
+
+def test_means_over_other_edits_are_marked(
+    tav: Tav, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wide: None
+) -> None:
+    note = "not all runs are known to have the same edits, so their means may not be comparable"
+    shutil.copy(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with Tracker("sqlite:///mlflow.db", "tav", tmp_path) as tracker:
+        for steps, edits, digest in ((100, "6", "a"), (200, "6", "a"), (300, "5", "b"), (400, "5", "c")):
+            run = tracker.pipeline("ball", {"tune.steps": steps})
+            run.log_metrics({"textual_alignment": steps / 1000})
+            run.set_tags({EDITS: edits, EDITS_DIGEST: digest})
+            run.finish()
+            out = tav("compare").out
+            assert (note in out, "edits" in out.partition(note)[0].split()) == (steps > 200, steps > 200)
+    rows = [line.split() for line in out.splitlines() if "steps" in line and "·" in line]
+    assert [row[-4] for row in rows] == ["5", "5", "6", "6"]
+    assert [row["edits"] for row in json.loads(tav("compare", "--json").out)] == [5, 5, 6, 6]
 
 
 def test_an_unknown_clip_is_refused_in_one_line(tav: Tav, store: Path) -> None:

@@ -15,6 +15,7 @@ from tav.config import load_params, write_overrides
 from tav.config.metrics import METRICS
 from tav.config.prompts import EditRow
 from tav.tracking.clip_runs import ClipRuns
+from tav.tracking.stored_runs import read_runs
 from tav_model.errors import TavError
 from tests.support.mlflow_store import history, runs
 from tests.support.reported import CLIP, FRAMES, PROMPTS, make_results
@@ -53,6 +54,8 @@ def test_a_parent_run_has_scores_and_durations_and_nothing_else(project: Path) -
     names = {name for name in parent.data.metrics if not name.startswith(("source.", "seconds."))}
     assert {"textual_alignment", "frame_consistency"} <= names <= set(METRICS)
     assert {"seconds.edit", "seconds.score", "source.flicker"} <= set(parent.data.metrics)
+    (read,) = read_runs(project)
+    assert read.edits == len(PROMPTS) and read.edits_digest
     (stage,) = [run for run in children if run.data.tags["tav.kind"] == "stage"]
     assert stage.info.run_name == f"edit {CLIP}"
     assert stage.info.status == "FINISHED"
