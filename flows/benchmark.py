@@ -414,9 +414,8 @@ def table_cells(means: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     rows = [["", *means], ["edits", *(str(values["edits"]) for values in means.values())]]
     for metric in means["all"]:
         if metric != "edits":
-            rows.append(
-                [metric, *(format_score(values[metric]) if metric in values else "" for values in means.values())]
-            )
+            texts = (format_score(metric, values[metric]) if metric in values else "" for values in means.values())
+            rows.append([metric, *texts])
     return rows
 
 

@@ -132,7 +132,7 @@ def _score_cell(metric: str, best: float | None) -> Callable[[PipelineRun], Text
         if metric not in run.scores:
             return Text("-", style="dim")
         value = run.scores[metric]
-        return Text(format_score(value), style="bold green" if value == best else "")
+        return Text(format_score(metric, value), style="bold green" if value == best else "")
 
     return cell
 

@@ -123,7 +123,7 @@ def check_artifacts(prefect: dict[str, str], project: Path) -> None:
     assert {key: shown[key] for key in finished} == dict.fromkeys(finished, ("progress", 100))
     kind, result = shown[f"result-{CLIP}"]
     assert kind == "markdown"
-    assert all(prompt in result for prompt in EDITS.values()) and "text alignment ↑" in result
+    assert all(prompt in result for prompt in EDITS.values()) and "textual alignment ↑" in result
     address = f"http://127.0.0.1:{prefect['TAV_MLFLOW_PORT']}"
     assert f"({address}/#/experiments/" in result and "/artifacts/report.html?" in result
     sheet = re.search(rf"!\[.*\]\(({address}/get-artifact.*)\)", result)
@@ -161,7 +161,7 @@ def test_both_entry_points(tmp_path: Path, prefect: dict[str, str]) -> None:
     by_prefect = skiing_project(tmp_path / "by-prefect")
     with serving(by_prefect, prefect):
         watched = run(by_prefect, "prefect", "deployment", "run", "tav/edit-batch", "--watch", **prefect).stdout
-        assert f"tune {CLIP}: 100%" in watched and "text alignment" in watched
+        assert f"tune {CLIP}: 100%" in watched and "textual alignment" in watched
         check_results(by_prefect, EDITS)
         check_runs(by_prefect, EDITS)
         stages = ("decode", "encode", "annotate", "tune", "invert")

@@ -36,7 +36,7 @@ class Metric:
 _CATALOGUE = (
     Metric(
         key="textual_alignment",
-        label="text alignment",
+        label="textual alignment",
         explanation="How well the frames match the prompt: mean cosine similarity between their CLIP embeddings and the "
         "prompt's. The source is compared with its caption.",
         higher_is_better=True,
@@ -203,12 +203,12 @@ def shortcomings(scores: Mapping[str, float], source: Mapping[str, float]) -> li
 
 
 def headlines_text(scores: Mapping[str, float]) -> str:
-    """Return the scores to show first in one line: `text alignment 0.577, frame consistency 0.965`."""
+    """Return the scores to show first in one line: `textual alignment 0.577, frame consistency 0.965`."""
     return ", ".join(
         f"{metric.label} {metric.text(scores[metric.key])}" for metric in HEADLINES if metric.key in scores
     )
 
 
-def format_score(value: float) -> str:
-    """Return a score as text tables show it: with four decimals, or two where it is 10 or more, as decibels are."""
-    return f"{value:.2f}" if abs(value) >= 10 else f"{value:.4f}"
+def format_score(key: str, value: float) -> str:
+    """Return a score as pages show it; one that is not in the catalogue, as those of other versions, with four digits."""
+    return METRICS[key].text(value) if key in METRICS else f"{value:.4g}"

@@ -95,7 +95,7 @@ def test_the_result_leads_with_the_contact_sheet_then_scores_and_links(
     assert parts[1].endswith("(http://127.0.0.1:5000/get-artifact?path=contact-sheet.png&run_uuid=abc)")
     assert "(http://127.0.0.1:5000/#/experiments/7/runs/abc/artifacts/report.html?workflowType" in parts[2]
     table = [line for line in parts if line.startswith("|")]
-    assert table[0] == "| edit | text alignment ↑ | frame consistency ↑ | track error ↓ |"
+    assert table[0] == "| edit | textual alignment ↑ | frame consistency ↑ | track error ↓ |"
     assert [row.split(" | ")[0] for row in table[2:]] == [
         "| *source*",
         *(f"| {PROMPTS[name]}" for name in SCORES),

@@ -16,6 +16,7 @@ from PIL import Image
 from flows import benchmark
 from flows.benchmark import ClipResult, category_means, open_benchmark
 from tasks.clip_stages import ClipStages
+from tav.config.metrics import METRICS
 from tav.config.stages import STAGES
 from tav.media.loveu_tgve import Entry
 from tav.runtime.events import Event, EventStream, StageFinished
@@ -141,8 +142,9 @@ def test_table_by_category(finished: Path) -> None:
     table = rows(finished)
     for place, category in enumerate(CATEGORIES, 1):
         values = [float(row["textual_alignment"]) for row in table if row["category"] == category]
-        assert alignment[place] == f"{statistics.fmean(values):.4f}"
-    assert alignment[5] == f"{statistics.fmean(float(row['textual_alignment']) for row in table):.4f}"
+        assert alignment[place] == METRICS["textual_alignment"].text(statistics.fmean(values))
+    mean = statistics.fmean(float(row["textual_alignment"]) for row in table)
+    assert alignment[5] == METRICS["textual_alignment"].text(mean)
 
 
 def test_means_of_the_scores_that_exist() -> None:

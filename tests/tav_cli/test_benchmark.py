@@ -84,7 +84,7 @@ def test_the_table_the_paths_and_the_progress(tav: Tav, prepare: Prepare, new: P
     assert ended.code == 0
     lines = [line.split() for line in ended.out.splitlines()]
     assert ["style", "object", "background", "multiple", "all"] in lines and ["edits", "2", "2", "0", "0", "4"] in lines
-    assert ["psnr_to_truth", "20.00", "20.00"] in lines and ["flicker", "0.5000", "0.2500", "0.3750"] in lines
+    assert ["psnr_to_truth", "20.0", "dB", "20.0", "dB"] in lines and ["flicker", "0.500", "0.250", "0.375"] in lines
     assert ended.out.endswith(
         "scores of every edit: results/benchmarks/tgve/results.csv\n"
         "folder to submit:     results/benchmarks/tgve/submission/\n"

@@ -45,7 +45,7 @@ def test_table(tav: Tav, store: Path, wide: None) -> None:
     assert (ended.code, ended.err) == (0, "") and lines[0].strip() == "ball, best textual_alignment first"
     (row,) = [line.split() for line in lines if "· self ·" in line]
     assert row[:6] == ["3", "ball", "·", "self", "·", "300"]
-    assert row[7:13] == ["self", "4.0", "0.2000", "0.9000", "21.50", "0.0100"]
+    assert row[7:14] == ["self", "4.0", "0.200", "0.900", "21.5", "dB", "0.010"]
     assert row[-1] == ids["ball · self · 300 steps"]
     assert "caption" not in ended.out and "tune" not in ended.out and "fish" not in ended.out
     assert "1 run without scores left out; --all shows them" in ended.out
@@ -65,7 +65,7 @@ def test_the_best_of_each_metric_is_bold(store: Path) -> None:
     console.print(fitting_table(comparison, console)[0])
     bold = [part.partition("\x1b[0m")[0].strip() for part in text.getvalue().split("\x1b[1;32m")[1:]]
     # The best of each metric, frame_consistency twice; a metric without a known direction has none.
-    assert sorted(bold) == sorted(["0.3500", "0.9000", "0.9000", "21.50", "21.50", "0.0100"])
+    assert sorted(bold) == sorted(["0.350", "0.900", "0.900", "21.5 dB", "21.5 dB", "0.010"])
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_long_names_are_wrapped_so_that_the_scores_fit(store: Path) -> None:
     text = io.StringIO()
     console = Console(file=text, width=80)
     console.print(fitting_table(dataclasses.replace(comparison, runs=runs), console)[0])
-    assert "…" not in text.getvalue() and "0.2500" in text.getvalue()
+    assert "…" not in text.getvalue() and "0.250" in text.getvalue()
     assert {"setting", "0", "11"} <= set(text.getvalue().split())
 
 

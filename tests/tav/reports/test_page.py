@@ -203,7 +203,7 @@ def test_headings_sort_the_table(page: Browser) -> None:
         page.run("document.querySelectorAll('table.scores thead button')[arguments[0]].click()", column)
         return page.run("return [...document.querySelectorAll('tbody.sorted th')].map(t => t.textContent)")
 
-    assert order(1) == ["cube", "on-sand", "blue-ball"]  # text alignment, the best first
+    assert order(1) == ["cube", "on-sand", "blue-ball"]  # textual alignment, the best first
     assert order(1) == ["blue-ball", "on-sand", "cube"]
     assert order(3) == ["cube", "blue-ball", "on-sand"]  # track error: lower is better, and one has none
     assert order(3) == ["blue-ball", "cube", "on-sand"]

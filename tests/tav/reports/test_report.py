@@ -182,7 +182,7 @@ def test_quick_edits_are_shown_with_their_scores(project: Path) -> None:
     page = report(project)
     check_self_contained(page)
     assert "3 edits, 1 quick edit 8 frames" in page.text
-    assert "Some scores of quick/pink edit source text alignment 0.770 0.590" in page.text
+    assert "Some scores of quick/pink edit source textual alignment 0.770 0.590" in page.text
     assert "1 quick edit is not shown" in page.text and "mean of the edits in the CSV 0.597" in page.text
     assert len(page.all("video", "src")) == 2 + 2 * len(PROMPTS)
     assert any("Edit quick/pink: similarity" in label for label in page.all("svg", "aria-label"))
@@ -317,7 +317,7 @@ def test_the_index_has_a_card_for_each_report(project: Path) -> None:
     page = Page(write_index(project))
     check_self_contained(page)
     assert page.all("a", "href") == ["ball/report.html", "gone/report.html"]
-    assert f"ball {CAPTION} 3 edits" in page.text and "text alignment 0.597" in page.text
+    assert f"ball {CAPTION} 3 edits" in page.text and "textual alignment 0.597" in page.text
     assert "gone 0 edits, not scored yet" in page.text
     for uri in page.all("img", "src"):
         with Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))) as picture:

@@ -42,7 +42,7 @@ def test_a_table_from_the_source_to_the_mean_and_where_the_rest_is(project: Path
     write_csv(project, *PROMPTS)
     found = lines(project, CLIP, "fish")
     assert [line.split() for line in found[:2]] == [
-        ["text", "frame", "track"],
+        ["textual", "frame", "track"],
         ["ball", "alignment", "↑", "consistency", "↑", "error", "↓"],
     ]
     assert [line.split() for line in found[3:8]] == [
