@@ -226,9 +226,10 @@ def run(
 def edit(
     clip: Annotated[str, typer.Argument(metavar="CLIP", hidden=True, autocompletion=_complete_clip)],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT", hidden=True)],
-    guidance_scale: Annotated[float | None, typer.Option(metavar="X", help="Strength of the prompt, 1 to 100.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Number of sampling steps, 1 to 1000.")] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Seed of the random noise.")] = None,
+    # Numbers as they are typed, so that a mistake is quoted; they are checked as the cells of a CSV are.
+    guidance_scale: Annotated[str | None, typer.Option(metavar="X", help="Strength of the prompt, 1 to 100.")] = None,
+    steps: Annotated[str | None, typer.Option(metavar="N", help="Number of sampling steps, 1 to 1000.")] = None,
+    seed: Annotated[str | None, typer.Option(metavar="N", help="Seed of the random noise.")] = None,
     negative_prompt: Annotated[str | None, typer.Option(metavar="TEXT", help="What to steer away from.")] = None,
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="What to keep of the clip, such as attribute.")
@@ -240,7 +241,7 @@ def edit(
         ),
     ] = None,
     control_scale: Annotated[
-        float | None, typer.Option(metavar="X", help="Strength of the control networks, 0 to 2.")
+        str | None, typer.Option(metavar="X", help="Strength of the control networks, 0 to 2.")
     ] = None,
     add_to_csv: Annotated[bool, typer.Option("--add", help="Also add the prompts to the clip's CSV.")] = False,
     json: Json = False,

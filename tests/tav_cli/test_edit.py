@@ -142,12 +142,14 @@ def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pyte
         (["cat", "a cat"], "no clip named 'cat'; there are: ball, cube"),
         (["ball", " "], "the prompt is empty"),
         (["ball", "a", "--steps", "0"], "steps: '0' is not a whole number between 1 and 1000"),
+        (["ball", "a", "--guidance-scale", "0"], "guidance_scale: '0' is not a number between 1 and 100"),
+        (["ball", "a", "--guidance-scale", "high"], "guidance_scale: 'high' is not a number between 1 and 100"),
         (["ball", "a", "--guidance-scale", "nan"], "guidance_scale: 'nan' is not a number between 1 and 100"),
         (
             ["ball", "a", "--control-scale", "0.5"],
             "--control-scale: the clip ball has no control; set control in params.yaml",
         ),
-        (["ball", "a", "--control-scale", "3"], "control_scale: '3.0' is not a number between 0 and 2"),
+        (["ball", "a", "--control-scale", "3"], "control_scale: '3' is not a number between 0 and 2"),
         (["ball", "a", "--preset", "jacket"], "preset: 'jacket' is not one of tune-a-video, layout, style, "),
         (
             ["ball", "a", "--mask", "../mask.png"],
