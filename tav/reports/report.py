@@ -25,7 +25,7 @@ from tav.reports.figures import MAX_ROWS, LossChart, attention_grid, loss_chart
 from tav.reports.quick_edits import read_quick_edits
 from tav.reports.remarks import edit_remarks
 from tav.reports.scores import read_clip_scores, read_heat_maps, with_quick_scores
-from tav.reports.videos import edit_paths, embed_video, mosaic, page_of_links, read_conditions, read_edits
+from tav.reports.videos import csv_names, edit_paths, embed_video, mosaic, page_of_links, read_conditions, read_edits
 from tav.runtime.logs import stage_log
 from tav.tracking.provenance import environment_tags
 from tav_model.digests import digest
@@ -83,7 +83,7 @@ def _digest_of_results(root: Path, clip: str) -> str:
     """
     params = load_params(root / "params.yaml").for_clip(clip)
     results = Project(root).results(clip)
-    parts: list[str | Path] = [repr(_parameters(params, clip))]
+    parts: list[str | Path] = [repr(_parameters(params, clip)), repr(csv_names(root, params, clip))]
     for pattern in SHOWN:
         for path in sorted(results.glob(pattern)):
             parts += [path.relative_to(results).as_posix(), path]

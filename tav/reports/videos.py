@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 from tav.config import Params
 from tav.config.paths import Project
+from tav.config.prompts import read_prompts
 from tav.config.results import mask_image
 from tav.media.scene_truth import load_clip_truth
 from tav.reports.figures import data_uri
@@ -115,7 +116,7 @@ def _embedded(path: Path, page: Path | None = None) -> Video:
 def read_edits(
     root: Path, clip: str, params: Params, fps: Fraction | None, page: Path | None = None
 ) -> list[RenderedEdit]:
-    """Read the edits of a clip, ordered by name.
+    """Read the edits of a clip, in the order of its CSV; those that are not in it any more are the last, ordered by name.
 
     Args:
         root: the project's folder.
@@ -129,10 +130,17 @@ def read_edits(
     """
     truths = _render_truths(root, clip, params, fps) if fps and page is None else {}
     caption = params.clip(clip).caption
-    return [
-        read_edit(path, path.stem, caption, truths.get(path.stem), page)
-        for path in edit_paths(Project(root).edits(clip))
-    ]
+    places = {name: place for place, name in enumerate(csv_names(root, params, clip))}
+    paths = sorted(edit_paths(Project(root).edits(clip)), key=lambda path: places.get(path.stem, len(places)))
+    return [read_edit(path, path.stem, caption, truths.get(path.stem), page) for path in paths]
+
+
+def csv_names(root: Path, params: Params, clip: str) -> list[str]:
+    """Return the names of the rows of a clip's CSV, in its order; none where it is missing or invalid."""
+    try:
+        return [row.name for row in read_prompts(root / params.clip(clip).prompts)]
+    except TavError:
+        return []
 
 
 def read_edit(

@@ -175,6 +175,14 @@ def test_the_table_has_every_score_and_marks_the_best(project: Path) -> None:
     assert [a for _, a in page.tags if a.get("data-value") == "0.61"] == [{"data-value": "0.61", "class": "best"}]
 
 
+def test_edits_are_in_the_order_of_the_csv(project: Path) -> None:
+    rows = [f"{name},{PROMPTS[name]}" for name in ("on-sand", "cube")]
+    (project / "data/ball.csv").write_text("\n".join(["name,prompt", *rows, ""]))
+    page = report(project)
+    assert re.findall(r'<th scope="row" data-value="([^"]+)"', page.source) == ["on-sand", "cube", "blue-ball"]
+    assert re.findall(r"<h3>([^<]+) <span", page.source) == ["on-sand", "cube", "blue-ball"]
+
+
 def test_quick_edits_are_shown_with_their_scores(project: Path) -> None:
     write_quick_edit(project, "pink", "a pink ball is bouncing on the grass", textual_alignment=0.77, flicker=0.01)
     write_quick_edit(project, "earlier", "a purple ball is bouncing on the grass")
