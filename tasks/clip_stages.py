@@ -278,6 +278,7 @@ class ClipStages:
                 device=device,
                 gradient_checkpointing=params.runtime.gradient_checkpointing,
                 compile=params.runtime.compile,
+                deterministic=params.runtime.deterministic,
                 checkpoints=self.project.work / "checkpoints" / self.clip,
                 checkpoint_every=params.runtime.checkpoint_every,
                 progress=self._progress("tune", params.tune.steps, "step"),

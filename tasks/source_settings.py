@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from tav.config.prompts import PromptRow
 
 TRAJECTORY = "trajectory.safetensors"
+# Arguments of the pipeline that read the trajectory, and those that read the caption, whatever their values.
+OF_THE_TRAJECTORY = ("cross_attention_kwargs", "mask", "strength", "token_propagation")
+OF_THE_CAPTION = ("cross_attention_kwargs", "source_negative", "token_propagation")
 # Arguments of the pipeline, and parameters, that change the first latents; see `tav_model.trajectory.Trajectory.start`.
 MOMENTS = ("mean_match", "deviation_match")
 OF_THE_FIRST_LATENTS = ("layout_strength", *MOMENTS)
@@ -139,13 +142,12 @@ def mask_image(mask: np.ndarray) -> str:
 
 def uses_trajectory(arguments: dict[str, Any]) -> bool:
     """Return whether something is read from the trajectory."""
-    return any(name in arguments for name in ("cross_attention_kwargs", "mask", "strength", *OF_THE_FIRST_LATENTS))
+    return any(name in arguments for name in (*OF_THE_TRAJECTORY, *OF_THE_FIRST_LATENTS))
 
 
 def uses_caption(arguments: dict[str, Any]) -> bool:
-    """Return whether the prompt is compared with the caption, or guided away from it."""
-    compared = arguments.get("mask") in (WORDS, DIFFERENCE)
-    return compared or "cross_attention_kwargs" in arguments or "source_negative" in arguments
+    """Return whether the prompt is compared with the caption or guided away from it, or the source is looked at under it."""
+    return arguments.get("mask") in (WORDS, DIFFERENCE) or any(name in arguments for name in OF_THE_CAPTION)
 
 
 def is_pixel_mask(arguments: dict[str, Any]) -> bool:
@@ -206,6 +208,8 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
         arguments["source_negative"] = negative
         if (weight := chosen("source_negative_weight")) < 1:
             arguments["source_negative_weight"] = weight
+    if propagated := chosen("token_propagation"):
+        arguments["token_propagation"] = propagated
     if params.proximal_quantile is not None:
         arguments["proximal_quantile"] = params.proximal_quantile
     if params.sampler != "ddim":

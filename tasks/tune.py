@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tasks.model_loading import MODEL_LOADING
 from tasks.stage_control import StageControl
 from tav.config import AttentionParams, TuneParams, WindowParams
-from tav.runtime.devices import is_out_of_memory, release_memory, resolve_precision
+from tav.runtime.devices import deterministic_gradients, is_out_of_memory, release_memory, resolve_precision
 from tav.runtime.progress import Progress
 from tav_model.base_models import base_digest, load_part
 from tav_model.digests import canonical_json, digest
@@ -44,6 +44,7 @@ def tune(
     device: str,
     gradient_checkpointing: bool,
     compile: bool = False,
+    deterministic: bool = True,
     checkpoints: Path,
     checkpoint_every: int,
     progress: Progress,
@@ -67,6 +68,7 @@ def tune(
         device: the device to compute on.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         compile: compile the network.
+        deterministic: on a GPU, get the same bits in every run.
         checkpoints: a folder for checkpoints, outside of the results.
         checkpoint_every: steps between two checkpoints.
         progress: counts the steps; its records are `tav_model.tuning.StepRecord`.
@@ -121,7 +123,7 @@ def tune(
         )
         return tuner
 
-    with progress:
+    with progress, deterministic_gradients(device) if deterministic else contextlib.nullcontext():
         tuner = None
         try:
             tuner = attempt(gradient_checkpointing)

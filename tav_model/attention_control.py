@@ -358,7 +358,8 @@ class AttentionControl:
         return torch.where(active, replaced, edited)
 
 
-def _blocks(module: nn.Module) -> list[BasicTransformerBlock]:
+def transformer_blocks(module: nn.Module) -> list[BasicTransformerBlock]:
+    """Return the transformer blocks of a network or a part of it, in order."""
     from tav_model.networks.transformer import BasicTransformerBlock
 
     return [block for block in module.modules() if isinstance(block, BasicTransformerBlock)]
@@ -370,12 +371,12 @@ def _self_attention_blocks(unet: UNet3DConditionModel, layers: str) -> list[Basi
     Plug-and-Play takes those after `up_blocks[1].resnets[1]`, the layer whose features it takes.
     """
     if layers == "all":
-        return _blocks(unet)
+        return transformer_blocks(unet)
     upper = list(unet.up_blocks)[1:]
     before: list[BasicTransformerBlock] = []
     if upper and isinstance(upper[0].attentions, nn.ModuleList):
-        before = _blocks(upper[0].attentions[0])
-    return [block for part in upper for block in _blocks(part) if block not in before]
+        before = transformer_blocks(upper[0].attentions[0])
+    return [block for part in upper for block in transformer_blocks(part) if block not in before]
 
 
 def _residual_layer(unet: UNet3DConditionModel) -> nn.Module:
@@ -389,4 +390,4 @@ def _cross_attention_layers(unet: UNet3DConditionModel) -> list[tuple[int, Atten
     parts: list[tuple[int, nn.Module]] = list(enumerate(unet.down_blocks))
     parts.append((lowest, unet.mid_block))
     parts += [(lowest - i, block) for i, block in enumerate(unet.up_blocks)]
-    return [(level, block.attn2) for level, part in parts for block in _blocks(part)]
+    return [(level, block.attn2) for level, part in parts for block in transformer_blocks(part)]

@@ -38,6 +38,7 @@ from tav_model.networks.unet import UNet3DConditionModel
 from tav_model.sampling import SAMPLERS, DDIMSampler, first_sampled_step
 from tav_model.tensors import StoredTensor
 from tav_model.text import encode_prompts
+from tav_model.token_propagation import NOISE_LEVEL, TokenPropagation
 from tav_model.trajectory import Trajectory, inversion_timesteps
 from tav_model.weight_checks import without_torchvision_advice
 from tav_model.windows import Window, WindowOptions, predict_in_windows, select
@@ -162,6 +163,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         proximal_quantile: float | None = None,
         source_negative: float = 0.0,
         source_negative_weight: float = 1.0,
+        token_propagation: float = 0.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         feature_reuse_interval: int = 1,
@@ -236,6 +238,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 both have (as in negative-prompt inversion, Miyake et al., arXiv 2305.16807, where the share is 1).
             source_negative_weight: weight of the embedding of `source_prompt` in these steps; the rest is that of the negative
                 prompt, so that what both prompts name is guided as well.
+            token_propagation: share of the steps, from the first, in which the outputs of spatio-temporal attention are
+                averaged along the motion of the source, see `tav_model.token_propagation`.
             guidance_start: share of the steps after which guidance begins; before, the prediction is that for the prompt.
             guidance_end: share of the steps after which it ends.
             feature_reuse_interval: steps from one computation of the deep features to the next, see
@@ -298,6 +302,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             video,
             output_type,
             {"layout_strength": layout_strength, "mean_match": mean_match, "deviation_match": deviation_match},
+            token_propagation,
         )
         for name, share in (
             ("mask_start", mask_start or 0),
@@ -309,6 +314,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("proximal_quantile", proximal_quantile or 0),
             ("source_negative", source_negative),
             ("source_negative_weight", source_negative_weight),
+            ("token_propagation", token_propagation),
             ("guidance_start", guidance_start),
             ("guidance_end", guidance_end),
         ):
@@ -355,10 +361,11 @@ class TuneAVideoPipeline(DiffusionPipeline):
             word_mask=isinstance(mask, str) and mask == WORDS,
         )
         of_difference = isinstance(mask, str) and mask == DIFFERENCE
-        for name, wanted in (("source_negative", source_negative), ("mask", of_difference)):
+        compared = {"source_negative": source_negative, "mask": of_difference, "token_propagation": token_propagation}
+        for name, wanted in compared.items():
             if wanted and source_prompt is None and source_prompt_embeds is None:
                 raise ValueError(f"source_prompt: needed for {name}")
-        needs_caption = attention_control.uses_source or source_negative or of_difference
+        needs_caption = attention_control.uses_source or any(compared.values())
         if needs_caption and source_prompt_embeds is None:
             source_prompt_embeds, _ = self.encode_prompt(source_prompt or [""], do_classifier_free_guidance=False)
         if source_prompt_embeds is not None:
@@ -384,6 +391,20 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 mask_start = 0.0 if word_maps is None else WORD_MASK_START
             blending = Blending(source, region, mask_inverted, mask_start, mask_end, mask_threshold)
 
+        propagation = TokenPropagation(token_propagation, num_inference_steps)
+        if token_propagation and source is not None and source_prompt_embeds is not None:
+            timestep = round(NOISE_LEVEL * self.scheduler.config.num_train_timesteps)
+            predict_noised = partial(
+                self._predict_source,
+                source.at(timestep),
+                timestep,
+                text=source_prompt_embeds,
+                schedule=schedule,
+                control_signal=control_signal,
+                window=window,
+            )
+            propagation.learn(self.unet, lambda announce: predict_noised(announce=announce))
+
         # 5. Denoise
         guided = guided_steps(guidance_start, guidance_end, num_inference_steps) if do_classifier_free_guidance else ()
         predict, text_batches = FeatureReuse(self.unet, feature_reuse_interval), TextBatches()
@@ -396,6 +417,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         with (
             self.progress_bar(total=num_inference_steps - first_step) as progress,
             attention_control.attached(self.unet),
+            propagation.attached(self.unet),
             text_projected_once(self.unet),
         ):
             timesteps = torch.tensor(schedule.timesteps, device=device)
@@ -419,6 +441,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
                     step=step,
                     num_inference_steps=num_inference_steps,
                     attention_control=attention_control,
+                    propagation=propagation,
                     control_signal=control_signal,
                 )
                 noise_pred = predict_in_windows(predict_window, latents.shape[2], window)
@@ -477,6 +500,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         step: int,
         num_inference_steps: int,
         attention_control: AttentionControl,
+        propagation: TokenPropagation,
         control_signal: ControlSignal | None,
     ) -> torch.Tensor:
         """Return the network's prediction for the frames of a window, all rows in one batch."""
@@ -488,6 +512,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 sample, timestep, text, step, num_inference_steps, num_unconditional=others, window=window
             )
         attention_control.begin_step(step, len(sample), window)
+        propagation.begin_step(step, len(sample), int(attention_control.needs_source(step)), window)
         return predict(sample, timestep, text, kinds, **residuals).float()
 
     def _predict_source(
@@ -499,13 +524,18 @@ class TuneAVideoPipeline(DiffusionPipeline):
         schedule: DDIMSampler,
         control_signal: ControlSignal | None,
         window: WindowOptions | None,
+        announce: Callable[[Window | None], None] = lambda window: None,
     ) -> torch.Tensor:
-        """Return the network's predictions from the source's latents `1 c f h w`, for each of the texts `b n c`."""
+        """Return the network's predictions from the source's latents `1 c f h w`, for each of the texts `b n c`.
+
+        `announce` is called before each pass of the network, with its frames (None: all).
+        """
         timesteps = schedule.timesteps
         step = min(range(len(timesteps)), key=lambda i: abs(timesteps[i] - timestep))
         time = torch.tensor(timestep, device=text.device)
 
         def predict(window: Window | None) -> torch.Tensor:
+            announce(window)
             sample = select(latents.to(text), window).expand(len(text), -1, -1, -1, -1)
             residuals: dict[str, Any] = {}
             if control_signal is not None:
@@ -573,6 +603,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         video: np.ndarray | None,
         output_type: str,
         start: Mapping[str, float | None],
+        token_propagation: float,
     ) -> None:
         """Check the arguments of `__call__` that concern the source.
 
@@ -595,6 +626,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             "n_self_replace": options.n_self_replace,
             "n_residual_replace": options.n_residual_replace,
             "local_blend_words": options.local_blend_words,
+            "token_propagation": token_propagation,
         }
         needed = [name for name, wanted in takes_over.items() if wanted]
         if needed and source is None:

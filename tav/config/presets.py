@@ -27,6 +27,8 @@ class Preset:
         residual_replace: share in which the features of an upper residual block are the source's.
         source_negative: share in which the caption takes the place of the negative prompt.
         source_negative_weight: weight of the caption's embedding there; the rest is the negative prompt's.
+        token_propagation: share in which the outputs of spatio-temporal attention are averaged along the source's motion, see
+            `tav_model.token_propagation`.
         mean_match: share by which the first latents have the mean of noised latents, see
             `tav_model.trajectory.Trajectory.start`.
         deviation_match: the same for their deviation.
@@ -45,6 +47,7 @@ class Preset:
     residual_replace: float = 0.0
     source_negative: float = 0.0
     source_negative_weight: float = 1.0
+    token_propagation: float = 0.0
     mean_match: float = 0.0
     deviation_match: float = 0.0
     strength: float = 1.0
@@ -60,11 +63,16 @@ PRESETS = {
         "the layout, as far as the first latents have it; guidance leads away from the caption at first (as in "
         "negative-prompt inversion, arXiv 2305.16807)",
         source_negative=0.4,
+        token_propagation=1.0,
         mean_match=1.0,
         deviation_match=0.25,
     ),
     "style": Preset(
-        "another style of the complete picture; shapes stay", cross_replace=0.2, source_negative=0.4, strength=0.9
+        "another style of the complete picture; shapes stay",
+        cross_replace=0.2,
+        source_negative=0.4,
+        token_propagation=1.0,
+        strength=0.9,
     ),
     "attribute": Preset(
         "another colour or material of an object; its shape and everything else stay",
@@ -79,6 +87,7 @@ PRESETS = {
         cross_replace=0.2,
         source_negative=0.8,
         source_negative_weight=0.5,
+        token_propagation=1.0,
         mean_match=1.0,
         deviation_match=0.25,
         strength=0.8,
@@ -89,6 +98,7 @@ PRESETS = {
         "other surroundings; objects stay",
         source_negative=0.7,
         source_negative_weight=0.5,
+        token_propagation=1.0,
         mean_match=1.0,
         deviation_match=0.25,
         mask=DIFFERENCE,

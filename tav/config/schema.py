@@ -351,6 +351,11 @@ class EditParams(Section):
         description="weight of the caption in that negative prompt, mixed as embeddings; the rest is the usual negative "
         "prompt, so that what both prompts name is guided too; null: as the preset",
     )
+    token_propagation: Share | None = Field(
+        None,
+        description="share of the steps in which what attention within a frame computes is averaged along the clip's motion, so "
+        "that what is new looks alike in all frames; null: as the preset",
+    )
     proximal_quantile: Share | None = Field(
         None, description="proximal guidance: differences below this quantile are not guided; null: off"
     )
@@ -462,6 +467,11 @@ class RuntimeParams(Section):
     )
     compile: bool = Field(
         False, description="compile the network with torch.compile: slower to start, faster steps; rounds differently"
+    )
+    deterministic: bool = Field(
+        True,
+        description="tune to the same bits in every run on a GPU; false: faster, by a third on an H100, and differs by rounding "
+        "from run to run",
     )
     edit_batch: int = Field(1, ge=1, le=64, description="prompts sampled together in one batch")
     ray: str | None = Field(

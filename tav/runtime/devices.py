@@ -52,6 +52,35 @@ def choose_devices(setting: str | Sequence[str]) -> list[str]:
     return names
 
 
+_deterministic_lock = threading.Lock()
+_deterministic_users = 0
+
+
+@contextlib.contextmanager
+def deterministic_gradients(device: str) -> Iterator[None]:
+    """Make backward passes on a GPU repeatable to the last bit, in all threads, until the last of these contexts ends.
+
+    The mode of `choose_devices`, which only warns, lets torch take an attention whose gradients are sums in any order: cuDNN's, on
+    an H100. The strict mode does not; an operation that cannot be deterministic would be an error, and tuning has none.
+    """
+    global _deterministic_users
+    if not device.startswith("cuda"):
+        yield
+        return
+    import torch
+
+    with _deterministic_lock:
+        _deterministic_users += 1
+        torch.set_deterministic_debug_mode("error")
+    try:
+        yield
+    finally:
+        with _deterministic_lock:
+            _deterministic_users -= 1
+            if not _deterministic_users:
+                torch.set_deterministic_debug_mode("warn")
+
+
 def _problem(name: str) -> str | None:
     """Return why torch cannot use a device; None if it can.
 

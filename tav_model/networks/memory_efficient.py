@@ -7,6 +7,8 @@ compute is computed again from its input. Values, gradients and the names of the
 The norms compute in the precision of their input, with statistics in float32. So they do under autocast, which would
 otherwise keep copies of all activations in float32.
 
+`torch.compile` decides by itself what is kept and what is computed again; it gets the plain operations.
+
 On a CPU, tensors of some megabytes are computed again even where that takes matrix products: see `is_large`.
 """
 
@@ -31,7 +33,8 @@ def is_large(tensor: torch.Tensor) -> bool:
     In small models memory does not matter, and on a GPU time matters more: there, gradient checkpointing is for those who
     need memory.
     """
-    return tensor.device.type == "cpu" and tensor.numel() * tensor.element_size() > LARGE_BYTES
+    large = tensor.device.type == "cpu" and tensor.numel() * tensor.element_size() > LARGE_BYTES
+    return large and not torch.compiler.is_compiling()
 
 
 def recompute(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
@@ -40,7 +43,8 @@ def recompute(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> t
     The function must be deterministic, and only its inputs may need gradients. `torch.utils.checkpoint` does the same with
     more work for each call, which shows in small models.
     """
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
+    needs_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    if needs_gradient and not torch.compiler.is_compiling():
         return _Recompute.apply(function, *inputs)
     return function(*inputs)
 
@@ -96,7 +100,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Convolve images, `b c h w` -> `b c' h' w'`."""
-        if is_frozen(self) and images.requires_grad and torch.is_grad_enabled():
+        needs_gradient = torch.is_grad_enabled() and images.requires_grad
+        if needs_gradient and is_frozen(self) and not torch.compiler.is_compiling():
             return _FrozenConv2d.apply(images, self.weight, self.bias, self.stride, self.padding)
         return super().forward(images)
 

@@ -294,6 +294,9 @@ def test_shares_replace_those_of_the_preset():
     assert source_arguments(row(), weighted)[1] == {"source_negative": 0.5, "source_negative_weight": 0.25}
     assert source_arguments(row(), EditParams(source_negative_weight=0.25)) == ("tune-a-video", {})
     assert source_arguments(row(preset="object"), EditParams())[1]["source_negative_weight"] == 0.5
+    assert source_arguments(row(), EditParams(token_propagation=0.5)) == ("tune-a-video", {"token_propagation": 0.5})
+    assert source_arguments(row(preset="object"), EditParams())[1]["token_propagation"] == 1.0
+    assert "token_propagation" not in source_arguments(row(preset="object"), EditParams(token_propagation=0.0))[1]
     assert source_arguments(row(), EditParams()) == ("tune-a-video", {})
 
 

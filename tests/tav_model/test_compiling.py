@@ -7,6 +7,7 @@ import functools
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 from tav_model import ddim_inversion
 from tav_model.compiling import compile_network
@@ -24,6 +25,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "cross_attention_kwargs": {"edit_type": "replace", "n_cross_replace": 0.5, "n_self_replace": 0.7},
     },
     "features": {"cross_attention_kwargs": {"n_residual_replace": 0.7}},
+    "token propagation": {"token_propagation": 0.7},
     "feature reuse": {"feature_reuse_interval": 2},
 }
 
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.slow
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Without code generation, which takes minutes, the graphs of the compiled network run as they are."""
     torch.compiler.reset()
+    counters.clear()
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend=request.param))
     return request.param
 
@@ -54,7 +57,7 @@ def test_edits_and_inversions_are_the_same(backend: str, options: dict[str, obje
         text = encode_prompts(pipe.tokenizer, pipe.text_encoder, ["a man"])
         trajectory = ddim_inversion(pipe.unet, pipe.scheduler, 0.5 * noise(*FRAMES), text, STEPS)
         arguments = {"num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": 3.0}
-        if "cross_attention_kwargs" in options:
+        if options.keys() & {"cross_attention_kwargs", "token_propagation"}:
             arguments |= {"trajectory": trajectory, "source_prompt": "a man"}
         else:
             arguments |= {"latents": trajectory[-1]}
@@ -72,6 +75,9 @@ def test_tuning_is_the_same(backend: str, checkpointing: bool) -> None:
         latents = noise(*FRAMES)
         losses.append([tuner.step(latents, torch.full_like(latents, 0.1), noise(1, 10, 12)).loss for _ in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    # What is compiled is the network as a whole, with what its layers keep for the backward pass.
+    assert not counters["graph_break"]
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -354,3 +354,18 @@ def test_memory_is_returned_before_a_gpu_is(gpus: None, tmp_path: Path, monkeypa
         slot.resident["edit ball"] = "a model"
     pool.drop("edit ball")
     assert locked == [True] and not is_locked(tmp_path / "tav-GPU-1.lock")
+
+
+def test_gradients_are_deterministic_as_long_as_any_thread_wants_them() -> None:
+    before = torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode("warn")
+        with devices.deterministic_gradients("cpu"):
+            assert torch.get_deterministic_debug_mode() == 1
+        with devices.deterministic_gradients("cuda:0"):
+            with pytest.raises(KeyError), devices.deterministic_gradients("cuda:1"):
+                raise KeyError
+            assert torch.get_deterministic_debug_mode() == 2
+        assert torch.get_deterministic_debug_mode() == 1
+    finally:
+        torch.set_deterministic_debug_mode(before)

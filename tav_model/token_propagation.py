@@ -1,0 +1,130 @@
+"""Propagate tokens along the motion of the source, so that what is generated looks alike in all frames.
+
+Spatio-temporal attention ties a frame to others only as far as they look alike already: a new object may have another pattern
+in each frame. Here the output of that attention at each position becomes the mean of the outputs, in several frames, at the
+positions that show the same point of the source (TokenFlow, Geyer et al., arXiv 2307.10373). Which positions those are is
+found once, by the features of a pass over the source at a low noise level (DIFT, Tang et al., arXiv 2306.03881); TokenFlow
+compares the features of each step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import embedding_bag, normalize
+
+from tav_model.attention_control import transformer_blocks
+from tav_model.compiling import uncompiled
+
+if TYPE_CHECKING:
+    from tav_model.networks.unet import UNet3DConditionModel
+    from tav_model.windows import Window
+
+NOISE_LEVEL = 0.3
+"""The noise level at which features are compared, as a share of the timesteps of training."""
+KEY_FRAMES = 8
+"""Frames of a pass that the mean is taken over, at most: evenly spaced ones."""
+
+
+class TokenPropagation:
+    """Propagate tokens while a UNet samples.
+
+    Args:
+        share: of the steps in which tokens are propagated, from the first; 0: in none.
+        num_steps: number of sampling steps.
+    """
+
+    def __init__(self, share: float, num_steps: int) -> None:
+        self.share, self.num_steps = share, num_steps
+        self._positions: dict[tuple[int, Window | None], torch.Tensor] = {}  # by the layer and the frames of the pass
+        self._active, self._rows, self._first_row = False, 0, 0
+        self._window: Window | None = None
+
+    def begin_step(self, step: int, rows: int, first_row: int, window: Window | None = None) -> None:
+        """Announce the next pass of the network.
+
+        Args:
+            step: number of the step.
+            rows: of the batch.
+            first_row: the first one whose tokens are propagated.
+            window: the frames of the rows; None: all.
+        """
+        self._active = step < self.share * self.num_steps
+        self._rows, self._first_row, self._window = rows, first_row, window
+
+    def learn(self, unet: UNet3DConditionModel, predict: Callable[[Callable[[Window | None], None]], Any]) -> None:
+        """Find the correspondences in passes over the source.
+
+        Args:
+            unet: the network.
+            predict: runs it, with the source as the only row of each batch, and calls what it receives before each pass,
+                with its frames (None: all).
+        """
+
+        def announce(window: Window | None) -> None:
+            self._window = window
+
+        with self._hooked(unet, self._compare):
+            predict(announce)
+
+    @contextlib.contextmanager
+    def attached(self, unet: UNet3DConditionModel) -> Iterator[None]:
+        """Propagate the network's tokens until the context ends."""
+        with self._hooked(unet, self._propagate) if self.share else contextlib.nullcontext():
+            yield
+
+    @contextlib.contextmanager
+    def _hooked(self, unet: UNet3DConditionModel, hook: Callable[..., torch.Tensor | None]) -> Iterator[None]:
+        layers = [block.attn1 for block in transformer_blocks(unet)]
+        handles = [layer.register_forward_hook(partial(hook, number)) for number, layer in enumerate(layers)]
+        try:
+            with uncompiled(unet):
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _compare(self, layer: int, module: Any, inputs: tuple[torch.Tensor, int], output: torch.Tensor) -> None:
+        positions = corresponding_positions(inputs[0])
+        # Those of the many windows of a long clip would take the memory of the device.
+        self._positions[layer, self._window] = positions if self._window is None else positions.cpu()
+
+    def _propagate(self, layer: int, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        """Propagate the tokens of a layer's output, `(batch f) n c`, in place."""
+        if self._active:
+            positions = self._positions[layer, self._window].to(output.device)
+            for row in output.unflatten(0, (self._rows, -1))[self._first_row :]:
+                row.copy_(propagate(row, positions))
+        return output
+
+
+def key_frames(num_frames: int) -> list[int]:
+    """Return the frames that the mean is taken over."""
+    number = min(num_frames, KEY_FRAMES)
+    return [(2 * place + 1) * num_frames // (2 * number) for place in range(number)]
+
+
+def corresponding_positions(features: torch.Tensor) -> torch.Tensor:
+    """Return where the key frames show what each position shows: by the largest cosine of features `f n c`.
+
+    Returns:
+        `(f n) k` in int32: for each position, one of each of the k key frames, counted among the `(k n)` of all of them.
+    """
+    directions = normalize(features.float(), dim=-1)
+    n = directions.shape[1]
+    found = [
+        # Frame by frame: all of them together would be large.
+        torch.stack([(frame @ directions[key].mT).argmax(dim=-1) for frame in directions]) + place * n
+        for place, key in enumerate(key_frames(len(directions)))
+    ]
+    return torch.stack(found, dim=-1).flatten(0, 1).int()
+
+
+def propagate(tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Return the mean of the tokens `f n c` at the corresponding positions, see `corresponding_positions`."""
+    keys = tokens[key_frames(len(tokens))].flatten(0, 1)
+    return embedding_bag(positions, keys, mode="mean").view_as(tokens)
