@@ -6,6 +6,7 @@ python -m benchmarks.gpu_parts NAME --record FILE --setting JSON
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import math
@@ -36,6 +37,7 @@ from benchmarks.speed import (
     timed,
     unet_config,
 )
+from tav.runtime.devices import deterministic_gradients
 from tav_model.errors import first_line
 from tav_model.files import read_json
 
@@ -274,7 +276,6 @@ def rates(run: Run) -> None:
 def forward(run: Run) -> None:
     """Measure a forward pass: as the pipeline runs it, and under other settings of torch."""
     import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
 
     setting = run.setting
     unet, dtype = random_unet(setting)
@@ -291,9 +292,6 @@ def forward(run: Run) -> None:
         run.timing(run.measure("forward, cuDNN's fastest", call, 3, flop=timing.flop))
         torch.backends.cudnn.benchmark = False
         torch.set_deterministic_debug_mode(mode)
-        kernels = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION]
-        with sdpa_kernel([*kernels, SDPBackend.MATH], set_priority=True):
-            run.timing(run.measure("forward, cuDNN's attention", call, flop=timing.flop))
     unet.to(memory_format=torch.channels_last)
     run.timing(run.measure("forward, channels last", call, flop=timing.flop))
 
@@ -320,13 +318,17 @@ def edits(run: Run) -> None:
 
 
 def tuning(run: Run) -> None:
-    """Measure a tuning step, without and with gradient checkpointing."""
-    for checkpointing in (False, True):
+    """Measure a tuning step, without and with gradient checkpointing, and on a GPU with other bits in every run."""
+    variants = {"": (False, True), ", checkpointed": (True, True)}
+    if run.is_cuda:
+        variants[", not deterministic"] = (False, False)
+    for suffix, (checkpointing, deterministic) in variants.items():
         setting = dataclasses.replace(run.setting, checkpointing=checkpointing)
-        name = f"tuning step{', checkpointed' if checkpointing else ''}"
-        timing = run.measure(name, make_part("tuning step", setting))
+        name = f"tuning step{suffix}"
+        with deterministic_gradients(setting.device) if deterministic else contextlib.nullcontext():
+            timing = run.measure(name, make_part("tuning step", setting))
         run.timing(timing)
-        goal = None if checkpointing else run.goal(TUNING_SECONDS)
+        goal = None if suffix else run.goal(TUNING_SECONDS)
         run.figure(name, f"seconds for {TUNING_STEPS} steps", TUNING_STEPS * timing.seconds, goal, at_most=True)
 
 
@@ -412,10 +414,11 @@ def compiled_tuning(run: Run) -> None:
     flop = count_flop(step)
     del step
     backend = "inductor" if run.full else "eager"
-    step = make_part("tuning step", dataclasses.replace(setting, compile=True), backend)
-    seconds = timed(step, setting.device)
-    run.figure("tuning step, compiled", "seconds to compile", seconds)
-    run.timing(run.measure("tuning step, compiled", step, flop=flop))
+    with deterministic_gradients(setting.device):
+        step = make_part("tuning step", dataclasses.replace(setting, compile=True), backend)
+        seconds = timed(step, setting.device)
+        run.figure("tuning step, compiled", "seconds to compile", seconds)
+        run.timing(run.measure("tuning step, compiled", step, flop=flop))
 
 
 # The embedded model, from a rendered clip to scored edits

@@ -353,8 +353,8 @@ class EditParams(Section):
     )
     token_propagation: Share | None = Field(
         None,
-        description="share of the steps in which what attention within a frame computes is averaged along the clip's motion, so "
-        "that what is new looks alike in all frames; null: as the preset",
+        description="share of the steps in which the outputs of spatio-temporal attention are averaged along the clip's "
+        "motion, so that what is new looks alike in all frames; null: as the preset",
     )
     proximal_quantile: Share | None = Field(
         None, description="proximal guidance: differences below this quantile are not guided; null: off"
@@ -470,8 +470,8 @@ class RuntimeParams(Section):
     )
     deterministic: bool = Field(
         True,
-        description="tune to the same bits in every run on a GPU; false: faster, by a third on an H100, and differs by rounding "
-        "from run to run",
+        description="tune to the same bits in every run on a GPU; false: faster, by a third on an H100, and runs differ by "
+        "rounding",
     )
     edit_batch: int = Field(1, ge=1, le=64, description="prompts sampled together in one batch")
     ray: str | None = Field(

@@ -52,33 +52,39 @@ def choose_devices(setting: str | Sequence[str]) -> list[str]:
     return names
 
 
-_deterministic_lock = threading.Lock()
-_deterministic_users = 0
+class _DeterministicGradients:
+    """How many threads want deterministic gradients now."""
+
+    def __init__(self) -> None:
+        self._mutex = threading.Lock()
+        self._users = 0
+
+    def change(self, users: int) -> None:
+        import torch
+
+        with self._mutex:
+            self._users += users
+            torch.set_deterministic_debug_mode("error" if self._users else "warn")
+
+
+_deterministic = _DeterministicGradients()
 
 
 @contextlib.contextmanager
 def deterministic_gradients(device: str) -> Iterator[None]:
     """Make backward passes on a GPU repeatable to the last bit, in all threads, until the last of these contexts ends.
 
-    The mode of `choose_devices`, which only warns, lets torch take an attention whose gradients are sums in any order: cuDNN's, on
-    an H100. The strict mode does not; an operation that cannot be deterministic would be an error, and tuning has none.
+    The mode of `choose_devices`, which only warns, lets torch take an attention whose gradients are sums in any order, cuDNN's
+    on an H100. The strict mode does not. An operation that cannot be deterministic would be an error there; tuning has none.
     """
-    global _deterministic_users
     if not device.startswith("cuda"):
         yield
         return
-    import torch
-
-    with _deterministic_lock:
-        _deterministic_users += 1
-        torch.set_deterministic_debug_mode("error")
+    _deterministic.change(1)
     try:
         yield
     finally:
-        with _deterministic_lock:
-            _deterministic_users -= 1
-            if not _deterministic_users:
-                torch.set_deterministic_debug_mode("warn")
+        _deterministic.change(-1)
 
 
 def _problem(name: str) -> str | None:

@@ -102,9 +102,7 @@ def test_pipeline_propagates_the_outputs_of_attention_in_its_share_of_the_steps(
 
 def test_off_is_bit_identical():
     pipe = pipeline()
-    assert torch.equal(
-        pipe("a dog", **ARGUMENTS, token_propagation=0.0).frames, pipe("a dog", **ARGUMENTS).frames
-    )
+    assert torch.equal(pipe("a dog", **ARGUMENTS, token_propagation=0.0).frames, pipe("a dog", **ARGUMENTS).frames)
 
 
 def test_batches_agree():
