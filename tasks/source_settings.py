@@ -21,9 +21,11 @@ if TYPE_CHECKING:
     from tav.config.prompts import PromptRow
 
 TRAJECTORY = "trajectory.safetensors"
+# What is averaged along the clip's motion, see `tav_model.propagation`.
+PROPAGATED = ("attention_propagation", "feature_propagation")
 # Arguments of the pipeline that read the trajectory, and those that read the caption, whatever their values.
-OF_THE_TRAJECTORY = ("cross_attention_kwargs", "mask", "strength", "token_propagation")
-OF_THE_CAPTION = ("cross_attention_kwargs", "source_negative", "token_propagation")
+OF_THE_TRAJECTORY = ("cross_attention_kwargs", "mask", "strength", *PROPAGATED)
+OF_THE_CAPTION = ("cross_attention_kwargs", "source_negative", *PROPAGATED)
 # Arguments of the pipeline, and parameters, that change the first latents; see `tav_model.trajectory.Trajectory.start`.
 MOMENTS = ("mean_match", "deviation_match")
 OF_THE_FIRST_LATENTS = ("layout_strength", *MOMENTS)
@@ -208,8 +210,9 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
         arguments["source_negative"] = negative
         if (weight := chosen("source_negative_weight")) < 1:
             arguments["source_negative_weight"] = weight
-    if propagated := chosen("token_propagation"):
-        arguments["token_propagation"] = propagated
+    for propagated in PROPAGATED:
+        if share := chosen(propagated):
+            arguments[propagated] = share
     if params.proximal_quantile is not None:
         arguments["proximal_quantile"] = params.proximal_quantile
     if params.sampler != "ddim":

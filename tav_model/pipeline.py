@@ -35,10 +35,10 @@ from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.feature_reuse import FeatureReuse
 from tav_model.networks.text_projections import TextBatches, text_projected_once
 from tav_model.networks.unet import UNet3DConditionModel
+from tav_model.propagation import NOISE_LEVEL, Propagation
 from tav_model.sampling import SAMPLERS, DDIMSampler, first_sampled_step
 from tav_model.tensors import StoredTensor
 from tav_model.text import encode_prompts
-from tav_model.token_propagation import NOISE_LEVEL, TokenPropagation
 from tav_model.trajectory import Trajectory, inversion_timesteps
 from tav_model.weight_checks import without_torchvision_advice
 from tav_model.windows import Window, WindowOptions, predict_in_windows, select
@@ -163,7 +163,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
         proximal_quantile: float | None = None,
         source_negative: float = 0.0,
         source_negative_weight: float = 1.0,
-        token_propagation: float = 0.0,
+        attention_propagation: float = 0.0,
+        feature_propagation: float = 0.0,
         guidance_start: float = 0.0,
         guidance_end: float = 1.0,
         feature_reuse_interval: int = 1,
@@ -238,8 +239,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 both have (as in negative-prompt inversion, Miyake et al., arXiv 2305.16807, where the share is 1).
             source_negative_weight: weight of the embedding of `source_prompt` in these steps; the rest is that of the negative
                 prompt, so that what both prompts name is guided as well.
-            token_propagation: share of the steps, from the first, in which the outputs of spatio-temporal attention are
-                averaged along the motion of the source, see `tav_model.token_propagation`.
+            attention_propagation: share of the steps, from the first, in which the outputs of spatio-temporal attention are
+                averaged along the motion of the source, see `tav_model.propagation`.
+            feature_propagation: the same for the outputs of complete transformer blocks.
             guidance_start: share of the steps after which guidance begins; before, the prediction is that for the prompt.
             guidance_end: share of the steps after which it ends.
             feature_reuse_interval: steps from one computation of the deep features to the next, see
@@ -302,7 +304,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             video,
             output_type,
             {"layout_strength": layout_strength, "mean_match": mean_match, "deviation_match": deviation_match},
-            token_propagation,
+            {"attention_propagation": attention_propagation, "feature_propagation": feature_propagation},
         )
         for name, share in (
             ("mask_start", mask_start or 0),
@@ -314,7 +316,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("proximal_quantile", proximal_quantile or 0),
             ("source_negative", source_negative),
             ("source_negative_weight", source_negative_weight),
-            ("token_propagation", token_propagation),
+            ("attention_propagation", attention_propagation),
+            ("feature_propagation", feature_propagation),
             ("guidance_start", guidance_start),
             ("guidance_end", guidance_end),
         ):
@@ -361,7 +364,12 @@ class TuneAVideoPipeline(DiffusionPipeline):
             word_mask=isinstance(mask, str) and mask == WORDS,
         )
         of_difference = isinstance(mask, str) and mask == DIFFERENCE
-        compared = {"source_negative": source_negative, "mask": of_difference, "token_propagation": token_propagation}
+        compared: dict[str, Any] = {
+            "source_negative": source_negative,
+            "mask": of_difference,
+            "attention_propagation": attention_propagation,
+            "feature_propagation": feature_propagation,
+        }
         for name, wanted in compared.items():
             if wanted and source_prompt is None and source_prompt_embeds is None:
                 raise ValueError(f"source_prompt: needed for {name}")
@@ -391,8 +399,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 mask_start = 0.0 if word_maps is None else WORD_MASK_START
             blending = Blending(source, region, mask_inverted, mask_start, mask_end, mask_threshold)
 
-        propagation = TokenPropagation(token_propagation, num_inference_steps)
-        if token_propagation and source is not None and source_prompt_embeds is not None:
+        propagation = Propagation(attention_propagation, feature_propagation, num_inference_steps)
+        if (attention_propagation or feature_propagation) and source is not None and source_prompt_embeds is not None:
             timestep = round(NOISE_LEVEL * self.scheduler.config.num_train_timesteps)
             predict_noised = partial(
                 self._predict_source,
@@ -500,7 +508,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         step: int,
         num_inference_steps: int,
         attention_control: AttentionControl,
-        propagation: TokenPropagation,
+        propagation: Propagation,
         control_signal: ControlSignal | None,
     ) -> torch.Tensor:
         """Return the network's prediction for the frames of a window, all rows in one batch."""
@@ -603,7 +611,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
         video: np.ndarray | None,
         output_type: str,
         start: Mapping[str, float | None],
-        token_propagation: float,
+        propagated: Mapping[str, float],
     ) -> None:
         """Check the arguments of `__call__` that concern the source.
 
@@ -626,7 +634,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             "n_self_replace": options.n_self_replace,
             "n_residual_replace": options.n_residual_replace,
             "local_blend_words": options.local_blend_words,
-            "token_propagation": token_propagation,
+            **propagated,
         }
         needed = [name for name, wanted in takes_over.items() if wanted]
         if needed and source is None:

@@ -27,8 +27,9 @@ class Preset:
         residual_replace: share in which the features of an upper residual block are the source's.
         source_negative: share in which the caption takes the place of the negative prompt.
         source_negative_weight: weight of the caption's embedding there; the rest is the negative prompt's.
-        token_propagation: share in which the outputs of spatio-temporal attention are averaged along the source's motion, see
-            `tav_model.token_propagation`.
+        attention_propagation: share in which the outputs of spatio-temporal attention are averaged along the source's motion,
+            see `tav_model.propagation`.
+        feature_propagation: the same for the outputs of complete transformer blocks.
         mean_match: share by which the first latents have the mean of noised latents, see
             `tav_model.trajectory.Trajectory.start`.
         deviation_match: the same for their deviation.
@@ -47,7 +48,8 @@ class Preset:
     residual_replace: float = 0.0
     source_negative: float = 0.0
     source_negative_weight: float = 1.0
-    token_propagation: float = 0.0
+    attention_propagation: float = 0.0
+    feature_propagation: float = 0.0
     mean_match: float = 0.0
     deviation_match: float = 0.0
     strength: float = 1.0
@@ -63,7 +65,8 @@ PRESETS = {
         "the layout, as far as the first latents have it; guidance leads away from the caption at first (as in "
         "negative-prompt inversion, arXiv 2305.16807)",
         source_negative=0.4,
-        token_propagation=1.0,
+        attention_propagation=1.0,
+        feature_propagation=0.5,
         mean_match=1.0,
         deviation_match=0.25,
     ),
@@ -71,7 +74,7 @@ PRESETS = {
         "another style of the complete picture; shapes stay",
         cross_replace=0.2,
         source_negative=0.4,
-        token_propagation=1.0,
+        attention_propagation=1.0,
         strength=0.9,
     ),
     "attribute": Preset(
@@ -87,7 +90,7 @@ PRESETS = {
         cross_replace=0.2,
         source_negative=0.8,
         source_negative_weight=0.5,
-        token_propagation=1.0,
+        attention_propagation=1.0,
         mean_match=1.0,
         deviation_match=0.25,
         strength=0.8,
@@ -98,7 +101,7 @@ PRESETS = {
         "other surroundings; objects stay",
         source_negative=0.7,
         source_negative_weight=0.5,
-        token_propagation=1.0,
+        attention_propagation=1.0,
         mean_match=1.0,
         deviation_match=0.25,
         mask=DIFFERENCE,

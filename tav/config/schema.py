@@ -351,10 +351,15 @@ class EditParams(Section):
         description="weight of the caption in that negative prompt, mixed as embeddings; the rest is the usual negative "
         "prompt, so that what both prompts name is guided too; null: as the preset",
     )
-    token_propagation: Share | None = Field(
+    attention_propagation: Share | None = Field(
         None,
         description="share of the steps in which the outputs of spatio-temporal attention are averaged along the clip's "
         "motion, so that what is new looks alike in all frames; null: as the preset",
+    )
+    feature_propagation: Share | None = Field(
+        None,
+        description="the same for the outputs of complete transformer blocks, which ties frames more strongly, and blurs if "
+        "it is near 1; null: as the preset",
     )
     proximal_quantile: Share | None = Field(
         None, description="proximal guidance: differences below this quantile are not guided; null: off"

@@ -294,9 +294,11 @@ def test_shares_replace_those_of_the_preset():
     assert source_arguments(row(), weighted)[1] == {"source_negative": 0.5, "source_negative_weight": 0.25}
     assert source_arguments(row(), EditParams(source_negative_weight=0.25)) == ("tune-a-video", {})
     assert source_arguments(row(preset="object"), EditParams())[1]["source_negative_weight"] == 0.5
-    assert source_arguments(row(), EditParams(token_propagation=0.5)) == ("tune-a-video", {"token_propagation": 0.5})
-    assert source_arguments(row(preset="object"), EditParams())[1]["token_propagation"] == 1.0
-    assert "token_propagation" not in source_arguments(row(preset="object"), EditParams(token_propagation=0.0))[1]
+    propagated = {"attention_propagation": 0.5, "feature_propagation": 0.25}
+    assert source_arguments(row(), EditParams(**propagated)) == ("tune-a-video", propagated)
+    assert source_arguments(row(preset="object"), EditParams())[1]["attention_propagation"] == 1.0
+    off = EditParams(attention_propagation=0.0, feature_propagation=0.0)
+    assert not source_arguments(row(preset="object"), off)[1].keys() & propagated.keys()
     assert source_arguments(row(), EditParams()) == ("tune-a-video", {})
 
 

@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, object]] = {
         "cross_attention_kwargs": {"edit_type": "replace", "n_cross_replace": 0.5, "n_self_replace": 0.7},
     },
     "features": {"cross_attention_kwargs": {"n_residual_replace": 0.7}},
-    "token propagation": {"token_propagation": 0.7},
+    "propagation": {"attention_propagation": 0.7},
     "feature reuse": {"feature_reuse_interval": 2},
 }
 
@@ -57,7 +57,7 @@ def test_edits_and_inversions_are_the_same(backend: str, options: dict[str, obje
         text = encode_prompts(pipe.tokenizer, pipe.text_encoder, ["a man"])
         trajectory = ddim_inversion(pipe.unet, pipe.scheduler, 0.5 * noise(*FRAMES), text, STEPS)
         arguments = {"num_inference_steps": STEPS, "output_type": "latent", "guidance_scale": 3.0}
-        if options.keys() & {"cross_attention_kwargs", "token_propagation"}:
+        if options.keys() & {"cross_attention_kwargs", "attention_propagation"}:
             arguments |= {"trajectory": trajectory, "source_prompt": "a man"}
         else:
             arguments |= {"latents": trajectory[-1]}

@@ -1,4 +1,4 @@
-"""Tokens averaged along the motion of the source, against direct computations, and through the whole pipeline."""
+"""Features averaged along the motion of the source, against direct computations, and through the whole pipeline."""
 
 import pytest
 import torch
@@ -6,14 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cosine_similarity
 
-from tav_model.networks.attention import SparseCausalAttention
-from tav_model.token_propagation import (
-    KEY_FRAMES,
-    NOISE_LEVEL,
-    corresponding_positions,
-    key_frames,
-    propagate,
-)
+from tav_model.networks.transformer import BasicTransformerBlock
+from tav_model.propagation import KEY_FRAMES, NOISE_LEVEL, corresponding_positions, key_frames, propagate
 from tav_model.trajectory import Trajectory
 from tests.support.models import noise, pipeline, relative
 
@@ -21,6 +15,7 @@ STEPS = 3
 FRAMES = 3
 TRAJECTORY = noise(STEPS + 1, 1, 4, FRAMES, 8, 8)
 ARGUMENTS = {"trajectory": TRAJECTORY, "num_inference_steps": STEPS, "source_prompt": "a man", "output_type": "latent"}
+BOTH = {"attention_propagation": 1.0, "feature_propagation": 0.5}
 INJECTION = {"cross_attention_kwargs": {"n_self_replace": 0.4, "self_replace_layers": "all"}}
 
 
@@ -59,78 +54,89 @@ def test_follows_what_moves():
 
 
 @pytest.mark.parametrize("others", [{}, INJECTION, {"guidance_scale": 1.0}], ids=["plain", "injection", "unguided"])
-def test_pipeline_propagates_the_outputs_of_attention_in_its_share_of_the_steps(others, monkeypatch):
-    pipe = pipeline()
-    share, prompts = 0.5, ["a dog", "a cat"]
-    expected = pipe(prompts, **ARGUMENTS, **others, token_propagation=share).frames
+@pytest.mark.parametrize("shares", [(0.5, 0.0), (0.0, 0.5), (1.0, 0.5)], ids=["attention", "blocks", "both"])
+def test_pipeline_propagates_outputs_in_its_share_of_the_steps(others, shares, monkeypatch):
+    pipe, prompts = pipeline(), ["a dog", "a cat"]
+    propagated = {"attention_propagation": shares[0], "feature_propagation": shares[1]}
+    result = pipe(prompts, **ARGUMENTS, **others, **propagated).frames
 
-    source, features = Trajectory(TRAJECTORY, pipe.scheduler), {}
-    layers = [module for module in pipe.unet.modules() if isinstance(module, SparseCausalAttention)]
+    blocks = [module for module in pipe.unet.modules() if isinstance(module, BasicTransformerBlock)]
+    positions = {}
     handles = [
-        layer.register_forward_hook(lambda layer, inputs, _: features.update({layer: inputs[0]})) for layer in layers
+        block.attn1.register_forward_hook(
+            lambda _, inputs, __, block=block: positions.update({block: corresponding_positions(inputs[0])})
+        )
+        for block in blocks
     ]
     timestep = round(NOISE_LEVEL * pipe.scheduler.config.num_train_timesteps)
     with torch.no_grad():
         embeds, _ = pipe.encode_prompt("a man", do_classifier_free_guidance=False)
-        pipe.unet(source.at(timestep), timestep, embeds)
+        pipe.unet(Trajectory(TRAJECTORY, pipe.scheduler).at(timestep), timestep, embeds)
     for handle in handles:
         handle.remove()
-    kept = dict(features)
 
     step = 0
 
-    def forward(self, hidden_states, num_frames, original=SparseCausalAttention.forward):
-        out = original(self, hidden_states, num_frames)
+    def moved(block, tokens, share):
         if step >= share * STEPS:
-            return out
-        videos = list(out.unflatten(0, (-1, FRAMES)))
+            return tokens
+        videos = list(tokens.unflatten(0, (-1, FRAMES)))
         with_source = "cross_attention_kwargs" in others and step < 0.4 * STEPS
-        moved = [propagate(video, corresponding_positions(kept[self])) for video in videos[with_source:]]
-        return torch.cat([*videos[:with_source], *moved])
+        return torch.cat(videos[:with_source] + [propagate(video, positions[block]) for video in videos[with_source:]])
 
     def count(pipe, number, timestep, tensors):
         nonlocal step
         step = number + 1
         return {}
 
-    monkeypatch.setattr(SparseCausalAttention, "forward", forward)
+    for block in blocks:
+        for module, share in zip((block.attn1, block), shares, strict=True):
+            forward = module.forward
+            monkeypatch.setattr(
+                module,
+                "forward",
+                lambda *inputs, forward=forward, block=block, share=share, **more: moved(
+                    block, forward(*inputs, **more), share
+                ),
+            )
     direct = pipe(prompts, **ARGUMENTS, **others, callback_on_step_end=count).frames
-    assert relative(expected, direct) < 1e-5
+    assert relative(result, direct) < 1e-5
     monkeypatch.undo()
     assert relative(pipe(prompts, **ARGUMENTS, **others).frames, direct) > 1e-3
 
 
 def test_off_is_bit_identical():
     pipe = pipeline()
-    assert torch.equal(pipe("a dog", **ARGUMENTS, token_propagation=0.0).frames, pipe("a dog", **ARGUMENTS).frames)
+    off = {"attention_propagation": 0.0, "feature_propagation": 0.0}
+    assert torch.equal(pipe("a dog", **ARGUMENTS, **off).frames, pipe("a dog", **ARGUMENTS).frames)
 
 
 def test_batches_agree():
     pipe = pipeline()
-    together = pipe(["a dog", "a cat"], **ARGUMENTS, **INJECTION, token_propagation=1.0).frames
+    together = pipe(["a dog", "a cat"], **ARGUMENTS, **INJECTION, **BOTH).frames
     for row, prompt in enumerate(["a dog", "a cat"]):
-        alone = pipe(prompt, **ARGUMENTS, **INJECTION, token_propagation=1.0).frames
+        alone = pipe(prompt, **ARGUMENTS, **INJECTION, **BOTH).frames
         assert relative(together[row : row + 1], alone) < 1e-5
 
 
 def test_windows():
     """A window that covers the clip changes nothing; shorter ones have correspondences of their own."""
     pipe = pipeline()
-    whole = pipe("a dog", **ARGUMENTS, token_propagation=1.0).frames
-    assert torch.equal(pipe("a dog", **ARGUMENTS, token_propagation=1.0, context_length=FRAMES).frames, whole)
+    whole = pipe("a dog", **ARGUMENTS, **BOTH).frames
+    assert torch.equal(pipe("a dog", **ARGUMENTS, **BOTH, context_length=FRAMES).frames, whole)
     windows = {"context_length": 2, "context_stride": 1}
-    moved = pipe("a dog", **ARGUMENTS, token_propagation=1.0, **windows).frames
+    moved = pipe("a dog", **ARGUMENTS, **BOTH, **windows).frames
     assert relative(moved, pipe("a dog", **ARGUMENTS, **windows).frames) > 1e-3
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"source_prompt": "a man", "latents": noise(1, 4, 3, 8, 8)}, "trajectory: needed for token_propagation"),
-        ({"trajectory": TRAJECTORY}, "source_prompt: needed for token_propagation"),
-        (ARGUMENTS | {"token_propagation": 1.5}, r"token_propagation: 1.5 must be a number from 0 to 1"),
+        ({"source_prompt": "a man", "latents": noise(1, 4, 3, 8, 8)}, "trajectory: needed for attention_propagation"),
+        ({"trajectory": TRAJECTORY}, "source_prompt: needed for attention_propagation"),
+        (ARGUMENTS | {"feature_propagation": 1.5}, r"feature_propagation: 1.5 must be a number from 0 to 1"),
     ],
 )
 def test_invalid_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        pipeline()("a dog", **{"token_propagation": 1.0, "num_inference_steps": STEPS} | arguments)
+        pipeline()("a dog", **{"attention_propagation": 1.0, "num_inference_steps": STEPS} | arguments)

@@ -1,10 +1,14 @@
-"""Propagate tokens along the motion of the source, so that what is generated looks alike in all frames.
+"""Propagate features along the motion of the source, so that what is generated looks alike in all frames.
 
 Spatio-temporal attention ties a frame to others only as far as they look alike already: a new object may have another pattern
-in each frame. Here the output of that attention at each position becomes the mean of the outputs, in several frames, at the
-positions that show the same point of the source (TokenFlow, Geyer et al., arXiv 2307.10373). Which positions those are is
-found once, by the features of a pass over the source at a low noise level (DIFT, Tang et al., arXiv 2306.03881); TokenFlow
-compares the features of each step.
+in each frame. Here the features at each position become the mean of those, in several frames, at the positions that show the
+same point of the source (TokenFlow, Geyer et al., arXiv 2307.10373). Which positions those are is found once, by the features
+of a pass over the source at a low noise level (DIFT, Tang et al., arXiv 2306.03881); TokenFlow compares the features of each
+step.
+
+Propagated are the outputs of the spatio-temporal attention, as in TokenFlow, or those of complete transformer blocks, which
+ties frames more strongly: in the first steps, which decide on the layout, it holds a new object together; in all steps, it
+blurs.
 """
 
 from __future__ import annotations
@@ -30,18 +34,19 @@ KEY_FRAMES = 8
 """Frames of a pass that the mean is taken over, at most: evenly spaced ones."""
 
 
-class TokenPropagation:
-    """Propagate tokens while a UNet samples.
+class Propagation:
+    """Propagate features while a UNet samples.
 
     Args:
-        share: of the steps in which tokens are propagated, from the first; 0: in none.
+        attention: share of the steps, from the first, in which the outputs of spatio-temporal attention are propagated.
+        features: share of the steps in which the outputs of transformer blocks are.
         num_steps: number of sampling steps.
     """
 
-    def __init__(self, share: float, num_steps: int) -> None:
-        self.share, self.num_steps = share, num_steps
-        self._positions: dict[tuple[int, Window | None], torch.Tensor] = {}  # by the layer and the frames of the pass
-        self._active, self._rows, self._first_row = False, 0, 0
+    def __init__(self, attention: float, features: float, num_steps: int) -> None:
+        self.attention, self.features, self.num_steps = attention, features, num_steps
+        self._positions: dict[tuple[int, Window | None], torch.Tensor] = {}  # by the block and the frames of the pass
+        self._step = self._rows = self._first_row = 0
         self._window: Window | None = None
 
     def begin_step(self, step: int, rows: int, first_row: int, window: Window | None = None) -> None:
@@ -50,11 +55,10 @@ class TokenPropagation:
         Args:
             step: number of the step.
             rows: of the batch.
-            first_row: the first one whose tokens are propagated.
+            first_row: the first one whose features are propagated.
             window: the frames of the rows; None: all.
         """
-        self._active = step < self.share * self.num_steps
-        self._rows, self._first_row, self._window = rows, first_row, window
+        self._step, self._rows, self._first_row, self._window = step, rows, first_row, window
 
     def learn(self, unet: UNet3DConditionModel, predict: Callable[[Callable[[Window | None], None]], Any]) -> None:
         """Find the correspondences in passes over the source.
@@ -68,38 +72,45 @@ class TokenPropagation:
         def announce(window: Window | None) -> None:
             self._window = window
 
-        with self._hooked(unet, self._compare):
+        blocks = enumerate(transformer_blocks(unet))
+        handles = [block.attn1.register_forward_hook(partial(self._compare, number)) for number, block in blocks]
+        with _attached(unet, handles):
             predict(announce)
 
     @contextlib.contextmanager
     def attached(self, unet: UNet3DConditionModel) -> Iterator[None]:
-        """Propagate the network's tokens until the context ends."""
-        with self._hooked(unet, self._propagate) if self.share else contextlib.nullcontext():
+        """Propagate the network's features until the context ends."""
+        handles = []
+        for number, block in enumerate(transformer_blocks(unet)):
+            for share, module in ((self.attention, block.attn1), (self.features, block)):
+                if share:
+                    handles.append(module.register_forward_hook(partial(self._propagate, number, share)))
+        with _attached(unet, handles) if handles else contextlib.nullcontext():
             yield
 
-    @contextlib.contextmanager
-    def _hooked(self, unet: UNet3DConditionModel, hook: Callable[..., torch.Tensor | None]) -> Iterator[None]:
-        layers = [block.attn1 for block in transformer_blocks(unet)]
-        handles = [layer.register_forward_hook(partial(hook, number)) for number, layer in enumerate(layers)]
-        try:
-            with uncompiled(unet):
-                yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _compare(self, layer: int, module: Any, inputs: tuple[torch.Tensor, int], output: torch.Tensor) -> None:
+    def _compare(self, block: int, module: Any, inputs: tuple[torch.Tensor, int], output: torch.Tensor) -> None:
         positions = corresponding_positions(inputs[0])
         # Those of the many windows of a long clip would take the memory of the device.
-        self._positions[layer, self._window] = positions if self._window is None else positions.cpu()
+        self._positions[block, self._window] = positions if self._window is None else positions.cpu()
 
-    def _propagate(self, layer: int, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        """Propagate the tokens of a layer's output, `(batch f) n c`, in place."""
-        if self._active:
-            positions = self._positions[layer, self._window].to(output.device)
+    def _propagate(self, block: int, share: float, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        """Propagate the tokens of an output, `(batch f) n c`, in place."""
+        if self._step < share * self.num_steps:
+            positions = self._positions[block, self._window].to(output.device)
             for row in output.unflatten(0, (self._rows, -1))[self._first_row :]:
                 row.copy_(propagate(row, positions))
         return output
+
+
+@contextlib.contextmanager
+def _attached(unet: UNet3DConditionModel, handles: list[Any]) -> Iterator[None]:
+    """Run the network with hooks, which are removed at the end."""
+    try:
+        with uncompiled(unet):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def key_frames(num_frames: int) -> list[int]:
