@@ -47,6 +47,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "preset layout, mask of words": {"edit.preset": "layout", "edit.mask": "words"},
     "preset layout, mask of differences": {"edit.preset": "layout", "edit.mask": "difference"},
     "defaults, all steps": {"edit.strength": 1.0},
+    "defaults, nothing propagated": {"edit.attention_propagation": 0.0, "edit.feature_propagation": 0.0},
     "fatezero": {"edit.preset": "fatezero"},
     "video-p2p": {"edit.preset": "video-p2p"},
     "plug-and-play": {"edit.preset": "plug-and-play"},

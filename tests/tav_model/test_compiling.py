@@ -44,7 +44,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(options, id=name, marks=[pytest.mark.long] if name.startswith("feature") else [])
+        pytest.param(options, id=name, marks=[pytest.mark.long] if name.startswith(("feature", "propagation")) else [])
         for name, options in OPTIONS.items()
     ],
 )
