@@ -211,7 +211,10 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
         if (weight := chosen("source_negative_weight")) < 1:
             arguments["source_negative_weight"] = weight
     for propagated in PROPAGATED:
-        if share := chosen(propagated):
+        share = getattr(params, propagated)
+        if share is None and params.start == "inverted":  # From noise, the motion may be another one: that of a control.
+            share = getattr(preset, propagated)
+        if share:
             arguments[propagated] = share
     if params.proximal_quantile is not None:
         arguments["proximal_quantile"] = params.proximal_quantile

@@ -297,6 +297,8 @@ def test_shares_replace_those_of_the_preset():
     propagated = {"attention_propagation": 0.5, "feature_propagation": 0.25}
     assert source_arguments(row(), EditParams(**propagated)) == ("tune-a-video", propagated)
     assert source_arguments(row(preset="object"), EditParams())[1]["attention_propagation"] == 1.0
+    assert not source_arguments(row(preset="object"), EditParams(start="random"))[1].keys() & propagated.keys()
+    assert source_arguments(row(), EditParams(start="random", **propagated))[1] == propagated
     off = EditParams(attention_propagation=0.0, feature_propagation=0.0)
     assert not source_arguments(row(preset="object"), off)[1].keys() & propagated.keys()
     assert source_arguments(row(), EditParams()) == ("tune-a-video", {})
