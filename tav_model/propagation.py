@@ -14,10 +14,13 @@ blurs.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.nn.functional import embedding_bag, normalize
 
@@ -45,7 +48,9 @@ class Propagation:
 
     def __init__(self, attention: float, features: float, num_steps: int) -> None:
         self.attention, self.features, self.num_steps = attention, features, num_steps
-        self._positions: dict[tuple[int, Window | None], torch.Tensor] = {}  # by the block and the frames of the pass
+        self._positions: dict[int, torch.Tensor] = {}  # by the block, where the network sees all frames
+        # Those of the many windows of a long clip are in files: memory does not depend on the number of frames.
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._step = self._rows = self._first_row = 0
         self._window: Window | None = None
 
@@ -79,27 +84,42 @@ class Propagation:
 
     @contextlib.contextmanager
     def attached(self, unet: UNet3DConditionModel) -> Iterator[None]:
-        """Propagate the network's features until the context ends."""
+        """Propagate the network's features until the context ends, which is once."""
         handles = []
         for number, block in enumerate(transformer_blocks(unet)):
             for share, module in ((self.attention, block.attn1), (self.features, block)):
                 if share:
                     handles.append(module.register_forward_hook(partial(self._propagate, number, share)))
-        with _attached(unet, handles) if handles else contextlib.nullcontext():
+        with (
+            self._folder or contextlib.nullcontext(),
+            _attached(unet, handles) if handles else contextlib.nullcontext(),
+        ):
             yield
 
     def _compare(self, block: int, module: Any, inputs: tuple[torch.Tensor, int], output: torch.Tensor) -> None:
         positions = corresponding_positions(inputs[0])
-        # Those of the many windows of a long clip would take the memory of the device.
-        self._positions[block, self._window] = positions if self._window is None else positions.cpu()
+        if self._window is None:
+            self._positions[block] = positions
+        else:
+            np.save(self._file(block, self._window), positions.cpu().numpy())
 
     def _propagate(self, block: int, share: float, module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
         """Propagate the tokens of an output, `(batch f) n c`, in place."""
         if self._step < share * self.num_steps:
-            positions = self._positions[block, self._window].to(output.device)
+            positions = self._positions_of(block).to(output.device)
             for row in output.unflatten(0, (self._rows, -1))[self._first_row :]:
                 row.copy_(propagate(row, positions))
         return output
+
+    def _positions_of(self, block: int) -> torch.Tensor:
+        if self._window is None:
+            return self._positions[block]
+        return torch.from_numpy(np.load(self._file(block, self._window)))
+
+    def _file(self, block: int, window: Window) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="tav-")
+        return Path(self._folder.name) / f"{window.start}-{block}.npy"
 
 
 @contextlib.contextmanager
