@@ -152,7 +152,7 @@ def test_a_condition_that_does_not_fit_leaves_the_results_as_they_are(project: P
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     shutil.copy(project / "data/ball.mp4", project / "data/square.mp4")
     (project / "data/frames").mkdir()
-    shutil.copy(ROOT / "docs/pictures/ball.png", project / "data/frames/0.png")
+    shutil.copy(ROOT / "docs/pictures/report.png", project / "data/frames/0.png")
     with pytest.raises(TavError, match=r"data/frames: has \d+x\d+ pixels; must have the shape of 128x128"):
         annotated(project, {"kind": "given", "given": "data/frames", "model": "models/canny"})
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
