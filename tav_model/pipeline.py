@@ -401,7 +401,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
 
         propagation = Propagation(attention_propagation, feature_propagation, num_inference_steps)
         if (attention_propagation or feature_propagation) and source is not None and source_prompt_embeds is not None:
-            timestep = round(NOISE_LEVEL * self.scheduler.config.num_train_timesteps)
+            # An inversion of a single step ends at the first timestep.
+            timestep = min(round(NOISE_LEVEL * self.scheduler.config.num_train_timesteps), source.timesteps[-1])
             predict_noised = partial(
                 self._predict_source,
                 source.at(timestep),
