@@ -33,7 +33,7 @@ from tav.config.prompts import csv_text
 from tav.config.results import read_scores
 from tav.config.stages import STAGES
 from tav.media.loveu_tgve import EDITS, SIDE, Entry, choose, read_benchmark
-from tav.reports.report import refresh_reports, update_reports
+from tav.reports.report import refresh_reports
 from tav.runtime.devices import DevicePool, choose_device, choose_devices, release_memory
 from tav.runtime.events import EventStream
 from tav.runtime.locks import Locked, file_lock
@@ -192,8 +192,6 @@ def run_clip(project: Path, clip: str, exclusive: bool = True, events: EventStre
                 continue
             before = dvc.snapshot(stage, clip)
             stages.run(stage)
-            if stage == "score":
-                update_reports(project, clip)
             dvc.commit(stage, clip, before)
         refresh_reports(project, clip)
     return _read_clip_scores(project, clip)

@@ -212,9 +212,8 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
             arguments["source_negative_weight"] = weight
     for propagated in PROPAGATED:
         share = getattr(params, propagated)
-        if (
-            share is None and params.start == "inverted"
-        ):  # From noise, the motion may be another one: that of a control.
+        # From noise, the motion may be another one: that of a control.
+        if share is None and params.start == "inverted":
             share = getattr(preset, propagated)
         if share:
             arguments[propagated] = share

@@ -68,7 +68,7 @@ def tune(
         device: the device to compute on.
         gradient_checkpointing: recompute activations in the backward pass instead of keeping them.
         compile: compile the network.
-        deterministic: on a GPU, get the same bits in every run.
+        deterministic: on a GPU, make every run bit-identical.
         checkpoints: a folder for checkpoints, outside of the results.
         checkpoint_every: steps between two checkpoints.
         progress: counts the steps; its records are `tav_model.tuning.StepRecord`.

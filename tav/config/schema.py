@@ -475,7 +475,7 @@ class RuntimeParams(Section):
     )
     deterministic: bool = Field(
         True,
-        description="tune to the same bits in every run on a GPU; false: faster, by a third on an H100, and runs differ by "
+        description="tuning on a GPU is bit-identical in every run; false: faster, by a third on an H100, and runs differ by "
         "rounding",
     )
     edit_batch: int = Field(1, ge=1, le=64, description="prompts sampled together in one batch")

@@ -72,7 +72,7 @@ _deterministic = _DeterministicGradients()
 
 @contextlib.contextmanager
 def deterministic_gradients(device: str) -> Iterator[None]:
-    """Make backward passes on a GPU repeatable to the last bit, in all threads, until the last of these contexts ends.
+    """Make backward passes on a GPU bit-identical in every run, in all threads, until the last of these contexts ends.
 
     The mode of `choose_devices`, which only warns, lets torch take an attention whose gradients are sums in any order, cuDNN's
     on an H100. The strict mode does not. An operation that cannot be deterministic would be an error there; tuning has none.
