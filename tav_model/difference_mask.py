@@ -14,14 +14,17 @@ if TYPE_CHECKING:
     from tav_model.trajectory import Trajectory
 
 DIFFERENCE_THRESHOLD = 0.05
-"""Deviations of the clean latents, which are scaled to a deviation of 1."""
+"""The lowest threshold, in deviations of the clean latents, which are scaled to a deviation of 1."""
+STRONGEST, SHARE_OF_STRONGEST = 0.95, 0.25
+"""The threshold is at least this share of the differences' quantile: a strong change at one place shifts the predictions
+everywhere a little."""
 SHARES = (0.6, 0.7, 0.8)
 """Shares of the inversion's steps. Closer to the clean latents, the prompt has nothing left to decide; closer to pure noise,
 where objects are is not yet decided."""
 
 WHOLE = 0.7
-"""Share of the clip above which a mask is one of everything. Edits of the light change the complete picture, but not
-everywhere by as much as the threshold."""
+"""Share of the clip, with the positions around a mask, above which the mask is one of everything. Edits of the light change
+the complete picture, but not everywhere by as much as the threshold."""
 
 
 def difference_mask(
@@ -30,17 +33,17 @@ def difference_mask(
     """Return the mask of what prompts change of the source, as in DiffEdit (Couairon et al., arXiv 2210.11427).
 
     From the source's latents at three noise levels, the clean latents are predicted for the caption and for each prompt. The
-    mask is where the root mean square of their difference over the channels, averaged over the levels, is above the
-    threshold, and the positions around. DiffEdit adds random noise to the clean latents, compares predictions of the noise,
-    and divides by the maximum. Here, the latents are the trajectory's, so that no noise is drawn, and the threshold is an
-    absolute one: a prompt that changes nearly everything, such as the style, has a mask of everything, and the caption itself
-    an empty one.
+    mask is where the root mean square of their difference over the channels, averaged over the levels, is above a threshold.
+    DiffEdit adds random noise to the clean latents, compares predictions of the noise, and divides by the maximum. Here, the
+    latents are the trajectory's, so that no noise is drawn, and the threshold is relative to the strongest differences, but
+    never below an absolute one: a prompt that changes nearly everything, such as the light, has a mask of everything, and the
+    caption itself an empty one.
 
     Args:
         predict: called with latents `1 c f h w` and their timestep; returns the network's predictions for the caption and
             for each of b prompts, `(1 + b) c f h w`.
         source: the trajectory of the inversion.
-        threshold: in deviations of the clean latents.
+        threshold: the lowest one, in deviations of the clean latents.
 
     Returns:
         `b f h w`, 0 or 1, in float32.
@@ -53,8 +56,15 @@ def difference_mask(
         predicted = predict(latents, timestep)
         clean, _ = predicted_clean_and_noise(source.scheduler, predicted, timestep, latents.to(predicted))
         differences.append((clean[1:] - clean[:1]).square().mean(dim=1).sqrt())
-    above = (torch.stack(differences).mean(dim=0) > threshold).float()
-    # Objects that take the place of others are a little larger, and cast shadows.
-    mask = functional.max_pool2d(above, 3, stride=1, padding=1)
-    is_whole = mask.mean(dim=(1, 2, 3), keepdim=True) > WHOLE
+    difference = torch.stack(differences).mean(dim=0)
+    strongest = _quantile(difference.flatten(1), STRONGEST).view(-1, 1, 1, 1)
+    mask = (difference > (SHARE_OF_STRONGEST * strongest).clamp(min=threshold)).float()
+    around = functional.max_pool2d(mask, 3, stride=1, padding=1)
+    is_whole = around.mean(dim=(1, 2, 3), keepdim=True) > WHOLE
     return torch.where(is_whole, torch.ones_like(mask), mask)
+
+
+def _quantile(values: torch.Tensor, quantile: float) -> torch.Tensor:
+    """Return the quantile of each row, `b n` -> `b`."""
+    # kthvalue, because torch.quantile is limited to 16 million values.
+    return values.kthvalue(1 + round(quantile * (values.shape[1] - 1)), dim=1).values

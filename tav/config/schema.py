@@ -332,7 +332,7 @@ class EditParams(Section):
         0.05,
         ge=0,
         le=4,
-        description="difference of the predicted clean latents, whose deviation is 1, above which they are in the mask",
+        description="lowest threshold of masks from differences, in deviations of the clean latents (see the method)",
     )
     cross_replace: Share | None = Field(
         None, description="share of the steps in which shared words keep the source's attention; null: as the preset"
