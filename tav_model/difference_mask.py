@@ -25,6 +25,9 @@ where objects are is not yet decided."""
 WHOLE = 0.7
 """Share of the clip, with the positions around a mask, above which the mask is one of everything. Edits of the light change
 the complete picture, but not everywhere by as much as the threshold."""
+EVERYWHERE = 0.9
+"""Share of the clip with differences above the lowest threshold for which it is one of everything as well: where an edit changes
+the light and something else, that is much stronger than the light."""
 
 
 def difference_mask(
@@ -60,8 +63,12 @@ def difference_mask(
     strongest = _quantile(difference.flatten(1), STRONGEST).view(-1, 1, 1, 1)
     mask = (difference > (SHARE_OF_STRONGEST * strongest).clamp(min=threshold)).float()
     around = functional.max_pool2d(mask, 3, stride=1, padding=1)
-    is_whole = around.mean(dim=(1, 2, 3), keepdim=True) > WHOLE
+    is_whole = (_share(around) > WHOLE) | (_share((difference > threshold).float()) > EVERYWHERE)
     return torch.where(is_whole, torch.ones_like(mask), mask)
+
+
+def _share(mask: torch.Tensor) -> torch.Tensor:
+    return mask.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def _quantile(values: torch.Tensor, quantile: float) -> torch.Tensor:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from tav_model.blending import feathered, pixel_masks
-from tav_model.difference_mask import DIFFERENCE_THRESHOLD, WHOLE, difference_mask
+from tav_model.difference_mask import DIFFERENCE_THRESHOLD, EVERYWHERE, WHOLE, difference_mask
 from tav_model.latents import decode_latents, to_frames
 from tav_model.trajectory import Trajectory
 from tests.support.models import noise, pipeline, scheduler
@@ -77,10 +77,11 @@ def test_definition(kind, threshold):
         )
     difference = (outputs[1] - outputs[0]).square().mean(0).sqrt() * sum(factors) / len(factors)
     lowest = max(threshold, 0.25 * difference.flatten().sort().values[round(0.95 * (3 * 8 * 8 - 1))].item())
-    if ((difference - lowest).abs() > 1e-5).all():
+    if all(((difference - value).abs() > 1e-5).all() for value in (lowest, threshold)):
         expected = (difference > lowest).float()[None]
         around = functional.max_pool2d(expected, 3, 1, 1)
-        assert torch.equal(mask, torch.ones_like(mask) if around.mean() > WHOLE else expected)
+        whole = around.mean() > WHOLE or (difference > threshold).float().mean() > EVERYWHERE
+        assert torch.equal(mask, torch.ones_like(mask) if whole else expected)
 
 
 @pytest.mark.parametrize("changed", [0.65, 0.75])
@@ -97,13 +98,16 @@ def test_a_mask_of_nearly_everything_is_one_of_everything(changed):
 
 def test_a_strong_change_raises_the_threshold():
     source = Trajectory(noise(STEPS + 1, 1, 4, 3, 40, 40), scheduler())
-    outputs = torch.zeros(3, 4, 3, 40, 40)
-    outputs[1] = 1.0  # Everywhere a little: nothing is stronger, so that all of it is the change.
-    outputs[2] = 1.0
-    outputs[2, :, :, :, :4] = 10.0
-    everywhere, strong = difference_mask(lambda *_: outputs, source, threshold=0.0)
+    outputs = torch.zeros(4, 4, 3, 40, 40)
+    strong = outputs[2:, :, :, :, :4]
+    outputs[1] = 0.1  # Everywhere a little: nothing is stronger, so that all of it is the change.
+    outputs[2, :, :, :, :30] = 0.1
+    outputs[3] = 0.1
+    strong[:] = 10.0
+    everywhere, local, light = difference_mask(lambda *_: outputs, source)
     assert everywhere.all()
-    assert strong[..., :4].all() and not strong[..., 4:].any()
+    assert local[..., :4].all() and not local[..., 4:].any()
+    assert light.all()  # What changes everywhere does so beside a stronger change, too.
 
 
 def test_mask_and_what_it_keeps(pipe, differences):
