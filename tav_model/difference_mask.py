@@ -26,8 +26,8 @@ WHOLE = 0.7
 """Share of the clip, with the positions around a mask, above which the mask is one of everything. Edits of the light change
 the complete picture, but not everywhere by as much as the threshold."""
 EVERYWHERE = 0.9
-"""Share of the clip with differences above the lowest threshold for which it is one of everything as well: where an edit changes
-the light and something else, that is much stronger than the light."""
+"""Share of the clip with differences above the lowest threshold for which the mask is one of everything as well: where an edit
+changes the light and something else, that is much stronger than the light."""
 
 
 def difference_mask(
