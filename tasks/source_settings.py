@@ -26,6 +26,8 @@ PROPAGATED = ("attention_propagation", "feature_propagation")
 # Arguments of the pipeline that read the trajectory, and those that read the caption, whatever their values.
 OF_THE_TRAJECTORY = ("cross_attention_kwargs", "mask", "strength", *PROPAGATED)
 OF_THE_CAPTION = ("cross_attention_kwargs", "source_negative", *PROPAGATED)
+# Part of the identity of rows whose mask is one of differences: change it when `tav_model.difference_mask` does.
+DIFFERENCE_MASK_VERSION = "2"
 # Arguments of the pipeline, and parameters, that change the first latents; see `tav_model.trajectory.Trajectory.start`.
 MOMENTS = ("mean_match", "deviation_match")
 OF_THE_FIRST_LATENTS = ("layout_strength", *MOMENTS)
@@ -62,8 +64,10 @@ class Source:
                 self._present(self.frames / "frames.safetensors"),
             ]
             parts.append(self.decode.model_dump_json())
-        elif is_pasted(arguments) and self.frames is not None:
-            parts.append(self._present(self.frames / "frames.safetensors"))
+        elif arguments.get("mask") == DIFFERENCE:
+            parts.append(DIFFERENCE_MASK_VERSION)
+            if self.frames is not None:
+                parts.append(self._present(self.frames / "frames.safetensors"))
         return digest(*parts) if parts else ""
 
     @staticmethod
