@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.nn import functional
 
+from tav_model.guidance import quantiles
 from tav_model.sampling import predicted_clean_and_noise
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def difference_mask(
         clean, _ = predicted_clean_and_noise(source.scheduler, predicted, timestep, latents.to(predicted))
         differences.append((clean[1:] - clean[:1]).square().mean(dim=1).sqrt())
     difference = torch.stack(differences).mean(dim=0)
-    strongest = _quantile(difference.flatten(1), STRONGEST).view(-1, 1, 1, 1)
+    strongest = quantiles(difference, STRONGEST)
     mask = (difference > (SHARE_OF_STRONGEST * strongest).clamp(min=threshold)).float()
     around = functional.max_pool2d(mask, 3, stride=1, padding=1)
     is_whole = (_share(around) > WHOLE) | (_share((difference > threshold).float()) > EVERYWHERE)
@@ -69,9 +70,3 @@ def difference_mask(
 
 def _share(mask: torch.Tensor) -> torch.Tensor:
     return mask.mean(dim=(1, 2, 3), keepdim=True)
-
-
-def _quantile(values: torch.Tensor, quantile: float) -> torch.Tensor:
-    """Return the quantile of each row, `b n` -> `b`."""
-    # kthvalue, because torch.quantile is limited to 16 million values.
-    return values.kthvalue(1 + round(quantile * (values.shape[1] - 1)), dim=1).values

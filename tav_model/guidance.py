@@ -45,8 +45,12 @@ def guided_steps(start: float, end: float, num_steps: int) -> range:
 def soft_threshold(difference: torch.Tensor, quantile: float) -> torch.Tensor:
     """Move every value towards 0 by the quantile of the absolute values in its video, and not beyond 0."""
     magnitude = difference.abs()
-    flat = magnitude.flatten(1)
+    return difference.sign() * (magnitude - quantiles(magnitude, quantile)).clamp(min=0)
+
+
+def quantiles(values: torch.Tensor, quantile: float) -> torch.Tensor:
+    """Return a quantile of the values of each video, `b ...` -> `b 1 ...`."""
+    flat = values.flatten(1)
     # kthvalue, because torch.quantile is limited to 16 million values.
     rank = 1 + round(quantile * (flat.shape[1] - 1))
-    threshold = flat.kthvalue(rank, dim=1).values.view(-1, *[1] * (difference.ndim - 1))
-    return difference.sign() * (magnitude - threshold).clamp(min=0)
+    return flat.kthvalue(rank, dim=1).values.view(-1, *[1] * (values.ndim - 1))
