@@ -25,7 +25,16 @@ from tav.reports.figures import MAX_ROWS, LossChart, attention_grid, loss_chart
 from tav.reports.quick_edits import read_quick_edits
 from tav.reports.remarks import edit_remarks
 from tav.reports.scores import read_clip_scores, read_heat_maps, with_quick_scores
-from tav.reports.videos import csv_names, edit_paths, embed_video, mosaic, page_of_links, read_conditions, read_edits
+from tav.reports.videos import (
+    csv_names,
+    edit_paths,
+    embed_video,
+    mosaic,
+    ordered_edit_paths,
+    page_of_links,
+    read_conditions,
+    read_edits,
+)
 from tav.runtime.logs import stage_log
 from tav.tracking.provenance import environment_tags
 from tav_model.digests import digest
@@ -189,7 +198,7 @@ def write_index(root: Path) -> Path:
     for path in sorted(project.reports().parent.glob("*/report.html")):
         clip = path.parent.name
         known = params.clips.get(clip)  # It may have been removed from params.yaml since.
-        videos = edit_paths(project.edits(clip))
+        videos = ordered_edit_paths(root, clip, params)
         cards.append(
             {
                 "clip": clip,

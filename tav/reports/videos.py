@@ -130,9 +130,15 @@ def read_edits(
     """
     truths = _render_truths(root, clip, params, fps) if fps and page is None else {}
     caption = params.clip(clip).caption
-    places = {name: place for place, name in enumerate(csv_names(root, params, clip))}
-    paths = sorted(edit_paths(Project(root).edits(clip)), key=lambda path: places.get(path.stem, len(places)))
+    paths = ordered_edit_paths(root, clip, params)
     return [read_edit(path, path.stem, caption, truths.get(path.stem), page) for path in paths]
+
+
+def ordered_edit_paths(root: Path, clip: str, params: Params) -> list[Path]:
+    """Return the videos of a clip's edits, in the order of its CSV; those that are not in it any more are the last."""
+    names = csv_names(root, params, clip) if clip in params.clips else []
+    places = {name: place for place, name in enumerate(names)}
+    return sorted(edit_paths(Project(root).edits(clip)), key=lambda path: places.get(path.stem, len(places)))
 
 
 def csv_names(root: Path, params: Params, clip: str) -> list[str]:

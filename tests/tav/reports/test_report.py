@@ -17,8 +17,10 @@ import pytest
 from PIL import Image
 
 from tasks.__main__ import run
+from tav.config import load_params
 from tav.config.metrics import METRICS
 from tav.reports.report import duration, refresh_reports, write_index, write_report
+from tav.reports.videos import ordered_edit_paths
 from tav_model.errors import TavError
 from tav_model.video import write_video
 from tests.support.projects import change_params
@@ -181,6 +183,8 @@ def test_edits_are_in_the_order_of_the_csv(project: Path) -> None:
     page = report(project)
     assert re.findall(r'<th scope="row" data-value="([^"]+)"', page.source) == ["on-sand", "cube", "blue-ball"]
     assert re.findall(r"<h3>([^<]+) <span", page.source) == ["on-sand", "cube", "blue-ball"]
+    paths = ordered_edit_paths(project, CLIP, load_params(project / "params.yaml"))
+    assert [path.stem for path in paths] == ["on-sand", "cube", "blue-ball"]
 
 
 def test_quick_edits_are_shown_with_their_scores(project: Path) -> None:
