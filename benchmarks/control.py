@@ -6,9 +6,9 @@ python -m benchmarks.control --quick            three scenes, one seed
 python -m benchmarks.control --scenes FOLDER    scenes of a folder
 python -m benchmarks.control --networks FOLDER  other networks, in its folders edges and depth
 
-The parts: `noise`, edits from random noise; `inversion`, edits from the inverted latents; `scale`, a curve of scales from 0 to
-1.5; `driven`, each clip's object on the path of the next clip's; `cost`, time and memory. Exits with code 1 if a target is
-missed.
+The parts: `noise`, plain edits from random noise; `inversion`, edits from the inverted latents, plain and with presets;
+`scale`, a curve of scales from 0 to 1.5; `driven`, each clip's object on the path of the next clip's; `cost`, time and memory.
+Exits with code 1 if a target is missed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from benchmarks.options import add_scene_options, exit_code, scene_runs
 from benchmarks.scenes import EditResult, SceneRuns, by_scene
 from benchmarks.statistics import mean_interval, paired_difference
 from benchmarks.toyworld import PLAIN
+from tav.config.presets import BY_CATEGORY
 from tav_model.errors import TavError
 from toyworld.scenes import Scene
 
@@ -60,6 +61,8 @@ def control(network: str, **settings: Any) -> dict[str, Any]:
 
 
 BOTH: dict[str, Any] = {"stages": ["invert", "edit"]}
+# Each edit with the preset of its category, in place of plain edits.
+PRESETS: dict[str, Any] = {"edit.preset": BY_CATEGORY}
 NOISE = {
     "random": RANDOM,
     "random, edges": RANDOM | control("edges"),
@@ -70,6 +73,13 @@ INVERSION = {
     "depth": control("depth", **BOTH),
     "edges, half of the steps": control("edges", end=0.5, **BOTH),
     "depth, half of the steps": control("depth", end=0.5, **BOTH),
+    "presets": PRESETS,
+    "presets, edges": PRESETS | control("edges", **BOTH),
+    "presets, depth": PRESETS | control("depth", **BOTH),
+}
+# What each variant with control is compared with.
+UNCONTROLLED = {
+    variant: "presets" if variant.startswith("presets") else BASELINE for variant in INVERSION if variant != "presets"
 }
 CURVE = {f"random, depth, scale {scale:g}": RANDOM | control("depth", scale=scale) for scale in SCALES if scale != 1}
 DRIVEN = "driven by the next clip"
@@ -112,8 +122,8 @@ def noise_measures(results: Mapping[str, Sequence[EditResult]]) -> Iterator[Meas
 def swap_measures(
     results: Mapping[str, Sequence[EditResult]], silhouettes: Mapping[str, Sequence[EditResult]]
 ) -> Iterator[Measure]:
-    """Yield what control gains where an object is exchanged, over the plain method, in pairs of the same edits."""
-    for variant in INVERSION:
+    """Yield what control gains where an object is exchanged, over the same without it, in pairs of the same edits."""
+    for variant, uncontrolled in UNCONTROLLED.items():
         for some, metric, name in (
             (results, "attributes_edited", "gain in edited attributes"),
             (silhouettes, "silhouette", "gain in silhouette"),
@@ -121,7 +131,7 @@ def swap_measures(
             gain = paired_difference(
                 *(
                     by_scene([one for one in some[key] if one.category == "object"], metric)
-                    for key in (variant, BASELINE)
+                    for key in (variant, uncontrolled)
                 )
             )
             part = f"object swaps, {variant}"

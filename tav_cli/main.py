@@ -200,6 +200,10 @@ def run(
     clips: Clips = None,
     overrides: ClipOverrides = None,
     common_overrides: CommonOverrides = None,
+    paper: Annotated[
+        bool,
+        typer.Option("--paper", help="Tune, invert and edit these clips as in the paper, but for what --set says."),
+    ] = False,
     prompts: Annotated[
         str | None, typer.Option(metavar="CSV", help="Use another prompt CSV of the project for these clips.")
     ] = None,
@@ -210,13 +214,13 @@ def run(
 ) -> None:
     """Bring clips up to date (default: all): decode, encode, annotate, tune, invert, edit, score.
 
-    --set, --set-all and --prompts are written to params.yaml. Without a CLIP, --set changes all clips. A run that was
-    stopped resumes where it was. Exit code 1: some clips or prompts failed.
+    --set, --set-all, --paper and --prompts are written to params.yaml. Without a CLIP, --set and --paper change all clips.
+    A run that was stopped resumes where it was. Exit code 1: some clips or prompts failed.
     """
     root = _project_root()
     from tav_cli.run import run as run_pipeline
 
-    raise typer.Exit(run_pipeline(root, clips or [], overrides or [], common_overrides or [], prompts, json))
+    raise typer.Exit(run_pipeline(root, clips or [], overrides or [], common_overrides or [], prompts, json, paper))
 
 
 @_command(

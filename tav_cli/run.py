@@ -18,6 +18,7 @@ from tasks.clip_stages import in_use, unwritable
 from tav.config import Params, load_params, overrides_of_clips, parse_overrides
 from tav.config.clip_settings import SINGLE_VALUES
 from tav.config.dotted_keys import flatten
+from tav.config.paper import paper_settings
 from tav.config.paths import Project, project_path, resolve_model
 from tav.config.stages import STAGES
 from tav.runtime.devices import choose_devices
@@ -50,6 +51,7 @@ def run(
     common_overrides: Sequence[str],
     prompts: str | None,
     as_json: bool,
+    paper: bool = False,
 ) -> ExitStatus:
     """Bring clips up to date, and print their scores and where their files are.
 
@@ -60,12 +62,14 @@ def run(
         common_overrides: `KEY=VALUE`, written to params.yaml as the settings of all clips.
         prompts: a CSV in the project to use for these clips, written to params.yaml.
         as_json: print a JSON document instead of a table.
+        paper: write the paper's settings like `overrides`, which replace single ones of them.
 
     Raises:
         TavError: before any work: no such clip; a parameter, prompt CSV or model that is not allowed.
     """
     start = time.monotonic()
-    common, given = parse_overrides(common_overrides, "--set-all"), parse_overrides(overrides)
+    common: dict[str, Any] = {**parse_overrides(common_overrides, "--set-all")}
+    given = (paper_settings() if paper else {}) | parse_overrides(overrides)
     before = load_params(root / "params.yaml")
     chosen = list(dict.fromkeys(clips)) or list(before.clips)
     for clip in chosen:

@@ -18,7 +18,7 @@ import pytest
 
 import flows.tav  # noqa: F401 (Prefect's handlers keep the stderr that they begin with, which must not be that of a test)
 from tasks.clip_stages import ClipStages
-from tav.config import EditParams, write_overrides
+from tav.config import AttentionParams, EditParams, InvertParams, TuneParams, load_params, write_overrides
 from tav.config.stages import STAGES
 from tav.reports import report as reports
 from tav.runtime.events import ClipFinished, StageFailed, StageStarted, StageUpToDate
@@ -163,6 +163,22 @@ def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkey
     )
     assert "--set-all: 'x' is not allowed" in tav("run", "--set-all", "x").error
     assert "no model 'none'" in tav("run", "ball", "--set", "base_model=none").error
+
+
+def test_the_papers_settings_are_one_option(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(runner, "_run_flow", lambda root, clips, overrides, progress: asked.append(overrides))
+    ended = tav("run", "ball", "--paper", "--set", "edit.steps=7")
+    assert ended.code == 0, ended.err
+    before = load_params(done / "params.yaml")
+    after = load_params(done / "params.yaml", asked.pop())
+    ball, cube = after.for_clip("ball"), after.for_clip("cube")
+    assert ball.tune == TuneParams(precision=before.tune.precision)
+    assert ball.invert == InvertParams(precision=before.invert.precision, trajectory=before.invert.trajectory)
+    assert ball.edit == EditParams(precision=before.edit.precision, steps=7)
+    assert ball.attention == AttentionParams() and ball.decode == before.for_clip("ball").decode
+    unchanged = before.for_clip("cube")
+    assert (cube.tune, cube.invert, cube.edit) == (unchanged.tune, unchanged.invert, unchanged.edit)
 
 
 def test_run_of_a_clip_in_use_is_refused_at_once(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
