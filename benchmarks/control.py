@@ -136,7 +136,7 @@ def swap_measures(
             )
             part = f"object swaps, {variant}"
             yield Measure(part, name, gain.mean, percent=False, interval=(gain.low, gain.high))
-            if variant == "depth":
+            if variant in ("depth", "presets, depth"):
                 yield Measure(part, f"{name}, lower end of the interval", gain.low, 0.0, percent=False)
 
 

@@ -71,8 +71,9 @@ def test_targets_are_those_of_depth_from_noise_and_of_object_swaps() -> None:
 
     plain, better, worse = results(), results(attributes_edited=0.9, silhouette=0.7), results(attributes_edited=0.4)
     for depth, expected in ((better, True), (worse, False)):
-        swaps = {BASELINE: plain} | dict.fromkeys(INVERSION, plain) | {"depth": depth}
-        assert all(one.reached for one in swap_measures(swaps, swaps)) is expected
+        for variant in ("depth", "presets, depth"):
+            swaps = {BASELINE: plain} | dict.fromkeys(INVERSION, plain) | {variant: depth}
+            assert all(one.reached for one in swap_measures(swaps, swaps)) is expected
     (driven,) = driven_measures(results(track_error=0.05))
     assert (driven.reached, driven.target) == (False, 0.04)
 
