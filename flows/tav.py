@@ -11,6 +11,7 @@ nothing to do, and the other way round.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -37,6 +38,8 @@ from tav.runtime.events import ClipFinished, EventStream, Stopped
 from tav.runtime.progress import clock
 from tav_model.errors import FullDiskError, TavError, first_line
 from tav_model.files import read_json
+
+logger = logging.getLogger(__name__)
 
 
 def _flow_name() -> str:
@@ -84,6 +87,7 @@ def _run_clips(run: PipelineRun) -> list[str | None]:
         try:
             return [one.result() for one in running]
         except BaseException:  # The flow run is cancelled or interrupted.
+            logger.warning("stopping after the present step; what is done is kept")
             run.events.stop()
             executor.shutdown(wait=False, cancel_futures=True)
             raise

@@ -28,7 +28,7 @@ from tasks.source_settings import (
 )
 from tasks.stage_control import StageControl
 from tav.config import AttentionParams, EditParams, WindowParams
-from tav.config.presets import DIFFERENCE
+from tav.config.presets import DIFFERENCE, NO_MASK, WORDS
 from tav.config.prompts import EditRow, PromptRow
 from tav.config.results import EDIT_SUFFIXES, read_record
 from tav.runtime.devices import resolve_precision, retry_with_smaller_batch
@@ -166,7 +166,7 @@ class RowBatch:
             category=row.category,
             identity=identity,
             preset=preset,
-            mask=arguments.get("mask"),
+            mask=NO_MASK if row.mask == NO_MASK else arguments.get("mask"),
             control_scale=row.control_scale,
             **settings,
         )
@@ -524,12 +524,13 @@ class RowBatch:
         arguments = self._arguments[row.identity]
         settings = {name: arguments[name] for name in MASK_SETTINGS if name in arguments}
         if not mask.any():
+            reasons = {
+                DIFFERENCE: f"the model sees no change in {row.prompt!r}; lower edit.difference_threshold",
+                WORDS: f"the model sees nothing of the words that are new in {row.prompt!r}; lower edit.mask_threshold",
+            }
+            reason = reasons.get(row.mask or "", "it is white" if settings.get("mask_inverted") else "it is black")
             logger.warning(
-                "%s: nothing is in the mask %r, so that the video is the clip's: the model sees no change in %r%s",
-                row.name,
-                row.mask,
-                row.prompt,
-                "; lower edit.difference_threshold" if row.mask == DIFFERENCE else "",
+                "%s: nothing is in the mask %r, so that the video is the clip's: %s", row.name, row.mask, reason
             )
         return {**settings, "mask_image": mask_image(mask[len(mask) // 2].cpu().numpy())}
 

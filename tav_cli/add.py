@@ -6,15 +6,18 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from tav.config import load_params
+from tav.config import ControlParams, load_params
 from tav.config.control import own_control_network
 from tav.config.prompt_words import unknown_words_warning
 from tav.config.prompts import read_prompts
 from tav.media.importing import ImportedClip, import_clip
 from tav_cli.terminal import ProgressBars, print_json, print_message
 from tav_model.errors import TavError
+
+# A condition that the user has is a file, which only params.yaml names.
+CONTROL_KINDS = [kind for kind in get_args(ControlParams.model_fields["kind"].annotation) if kind != "given"]
 
 
 def add_clip(
@@ -91,6 +94,8 @@ def _control(root: Path, control: str | None, model: str | None) -> list[dict[st
             raise TavError("--control-model: needs --control, such as canny")
         return None
     kind, _, annotator = control.partition("=")
+    if kind not in CONTROL_KINDS:
+        raise TavError(f"--control: {kind!r} is not allowed: must be one of {', '.join(CONTROL_KINDS)}")
     base_model = load_params(root / "params.yaml").base_model
     network = model or own_control_network(root, base_model, kind)
     if network is None:

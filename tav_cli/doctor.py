@@ -32,7 +32,7 @@ from flows.services import (
     serving_api,
 )
 from tav.config import DecodeParams, Params, load_params
-from tav.config.paths import resolve_model
+from tav.config.paths import model_folders, resolve_model
 from tav.runtime.exit_status import ExitStatus
 from tav.runtime.progress_display import is_quiet
 from tav.runtime.redaction import redact
@@ -94,6 +94,8 @@ def _checks(root: Path) -> Iterator[Check]:
     yield from _guarded("codecs", _codecs)
     yield from _guarded("git", lambda: _git(root))
     yield from _guarded("DVC", lambda: _dvc(root))
+    for folder in model_folders():
+        yield from _guarded("TAV_MODELS", partial(_models, folder))
     try:
         params = load_params(root / "params.yaml")
     except TavError as error:
@@ -302,6 +304,21 @@ def _device(params: Params) -> Check:
     if device == "cpu" and "float16" in precisions:
         return Check("device", "warning", "cpu, with float16 in params.yaml", "use float32 or bfloat16 on a CPU")
     return Check("device", "ok", device)
+
+
+def _models(folder: Path) -> Check:
+    """List the models in a folder of TAV_MODELS."""
+    if not folder.is_dir():
+        return Check(
+            "TAV_MODELS", "problem", f"{folder}: no such folder", "correct the environment variable TAV_MODELS"
+        )
+    found = [
+        path.name for path in sorted(folder.iterdir()) if (path / "unet").is_dir() or (path / "config.json").is_file()
+    ]
+    if not found:
+        advice = "put a base model there, in diffusers' layout"
+        return Check("TAV_MODELS", "warning", f"{folder}: no models", advice)
+    return Check("TAV_MODELS", "ok", f"{folder}: {', '.join(found)}")
 
 
 def _model(root: Path, what: str, name: str, key: str, parts: tuple[str, ...]) -> Check:

@@ -9,6 +9,7 @@ from typing import Any
 from tasks.clip_stages import ClipStages
 from tasks.quick_edits import QuickEditResult, check_ready, quick_edits
 from tav.config import load_params
+from tav.config.masks import check_mask
 from tav.config.paths import Project, project_path
 from tav.config.prompts import append_rows, make_rows
 from tav.runtime.events import EventStream
@@ -37,6 +38,7 @@ def edit_clip(
     """
     load_params(root / "params.yaml").clip(clip)
     rows = make_rows(prompts, "tav edit", **settings)
+    check_mask(root, settings.get("mask"), "--mask")
     bars = ProgressBars()
     stages = ClipStages(root, clip, EventStream(*([bars] if bars.enabled else standard_error_display())))
     check_ready(stages)

@@ -16,7 +16,7 @@ from typing import Any
 from flows.services import running, serving_api
 from tasks.clip_stages import in_use, unwritable
 from tav.config import Params, load_params, overrides_of_clips, parse_overrides
-from tav.config.clip_settings import SINGLE_VALUES
+from tav.config.clip_settings import RESULT_SECTIONS, SINGLE_VALUES
 from tav.config.dotted_keys import flatten
 from tav.config.paper import paper_settings
 from tav.config.paths import Project, project_path, resolve_model
@@ -90,6 +90,8 @@ def run(
         choose_devices(params.runtime.device)
 
     _explain_own_settings(params, common, chosen)
+    if clips:
+        _explain_common_settings(given)
     _refuse(in_use(root, clip, "run") for clip in chosen)
     progress = FlowProgress(root, chosen)
     try:
@@ -148,9 +150,10 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
     """Check what would otherwise fail after the tuning, or after Prefect's start, and warn of words that are unknown.
 
     Raises:
-        TavError: a missing model or video, a control network of another base model, or an invalid prompt CSV.
+        TavError: a missing model, video or mask, a control network of another base model, or an invalid prompt CSV.
     """
     from tav.config.control import check_control
+    from tav.config.masks import check_mask
     from tav.config.prompt_words import unknown_words_warning
     from tav.config.prompts import read_prompts
 
@@ -168,7 +171,9 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
             rows = read_prompts(project_path(root, settings.prompts, f"params.yaml: clips.{clip}.prompts"))
         except TavError as error:
             raise TavError(str(error).replace(f"{root}{os.sep}", "")) from None
+        check_mask(root, own.edit.mask, "params.yaml: edit.mask")
         for row in rows:
+            check_mask(root, row.mask, f"{settings.prompts}: line {row.line}: mask")
             if row.control_scale is not None and not any("edit" in one.stages for one in own.control):
                 raise TavError(f"{settings.prompts}: line {row.line}: control_scale: the clip {clip} has no control")
         texts = [settings.caption, *(row.prompt for row in rows)]
@@ -185,6 +190,12 @@ def _explain_own_settings(params: Params, common: Iterable[str], clips: Sequence
             is_set = name not in SINGLE_VALUES or value != "None"
             if is_set and any(name == key or name.startswith(f"{key}.") for key in common):
                 print_message(f"{clip}: keeps its own {name}, {value} (clips.{clip}.{name} in params.yaml)")
+
+
+def _explain_common_settings(given: Iterable[str]) -> None:
+    """Say which settings that were given for some clips are those of all, because a clip cannot have its own."""
+    if shared := [key for key in given if key.partition(".")[0] not in RESULT_SECTIONS]:
+        print_message(f"{', '.join(shared)}: changed for all clips, because clips have no {shared[0]} of their own")
 
 
 def _refuse(reasons: Iterable[str | None]) -> None:

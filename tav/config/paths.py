@@ -115,6 +115,11 @@ class Project:
         return self.root / "logs" / clip / f"{stage}.log"
 
 
+def model_folders() -> list[Path]:
+    """Return the folders of models that the environment variable TAV_MODELS names, in its order."""
+    return [Path(part).expanduser() for part in os.environ.get("TAV_MODELS", "").split(os.pathsep) if part]
+
+
 def resolve_model(root: Path, name: str) -> str:
     """Return the folder or hub id of a model that the parameters name.
 
@@ -130,11 +135,11 @@ def resolve_model(root: Path, name: str) -> str:
         folder = WEIGHTS.joinpath(*embedded.parts[1:])
     if folder.is_dir():
         return str(folder)
-    model_folders = [Path(part).expanduser() for part in os.environ.get("TAV_MODELS", "").split(os.pathsep) if part]
-    for models in model_folders:
+    for models in model_folders():
         if (models / name).is_dir():
             return str(models / name)
     if HUB_ID.fullmatch(name) and not name.startswith(("models/", "data/", f"{EMBEDDED}/")):
         return name
-    searched = ", ".join(str(path) for path in [folder, *(models / name for models in model_folders)])
-    raise TavError(f"params.yaml: no model {name!r}: it is neither a folder ({searched}) nor a hub id OWNER/NAME")
+    searched = ", ".join(str(path) for path in [folder, *(models / name for models in model_folders())])
+    hint = "" if model_folders() else "; TAV_MODELS can name a folder of models"
+    raise TavError(f"params.yaml: no model {name!r}: it is neither a folder ({searched}) nor a hub id OWNER/NAME{hint}")

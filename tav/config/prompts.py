@@ -87,7 +87,7 @@ class EditRow:
         seed: seed of the noise, where `edit.start` is `random`.
         identity: digest of everything that decides the video; an edit that is done has its identity in its record.
         preset: one of `tav.config.presets.PRESETS`.
-        mask: a path in the project, or `words`; None: no mask.
+        mask: a path in the project, `words`, `difference`, or `none` where the row has none by its own choice; None: no mask.
         control_scale: scale of all control networks; None: as the parameters set it.
     """
 

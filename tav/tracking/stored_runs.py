@@ -77,7 +77,9 @@ def read_runs(root: Path) -> list[PipelineRun]:
     except Exception as error:  # from MLflow, SQLAlchemy, a database driver or the network
         raise TavError(f"{redact(uri)}: the runs cannot be read ({root_cause(error, uri)})") from error
     if not runs:
-        raise TavError(f"no runs yet in {redact(uri)}, experiment {tracking.experiment!r}; `tav run` makes some")
+        raise TavError(
+            f"no runs yet in {redact(uri)}, experiment {tracking.experiment!r}; `tav run` logs what it computes"
+        )
     return [_pipeline_run(run) for run in runs]
 
 

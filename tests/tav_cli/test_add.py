@@ -81,6 +81,7 @@ def test_add_with_control_names_the_network(tav: Tav, new: Path) -> None:
         (("--control-model", "models/small"), "--control-model: needs --control, such as canny"),
         (("--control", "canny", "--control-model", "models/none"), "no model 'models/none': it is neither a folder"),
         (("--control", "pose", "--control-model", "models/small"), "annotator: kind pose needs a model"),
+        (("--control", "cany"), "--control: 'cany' is not allowed: must be one of canny, lineart, depth, pose, "),
     ):
         refused = tav(*arguments, "--name", "c", *options)
         assert refused.code == 2 and message in refused.err, refused

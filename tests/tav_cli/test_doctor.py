@@ -41,6 +41,7 @@ NAMES += ["clips", "device", "base model", "clip_model", "Prefect", "MLflow"]
 def test_doctor_finds_a_project_well(
     tav: Tav, done: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TAV_MODELS", raising=False)
     change_params(done, {"score": {"clip_model": "toyworld/scorer"}, "tracking": {"uri": "sqlite:///mlflow.db"}})
     monkeypatch.setattr(doctor, "MEMORY_GIB", (0, 0))
     monkeypatch.setattr(doctor, "DISK_GIB", (0, 0))
@@ -99,6 +100,26 @@ def test_doctor_says_what_is_wrong_and_what_to_do(
     warned = {name: check["found"] for name, check in found.items() if check["state"] == "warning"}
     assert re.fullmatch(r"pytest \S+ \(tested: 0.1\)", warned["packages"]) and "memory" in warned
     assert f"port {ports['prefect']} is taken by another program" in warned["Prefect"]
+
+
+def test_doctor_lists_the_models_in_the_folders_of_the_user(
+    tav: Tav, done: Path, ports: dict[str, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    models = tmp_path / "models"
+    monkeypatch.setenv("TAV_MODELS", str(models))
+    for state, known in (
+        ("problem", "no such folder"),
+        ("warning", "no models"),
+        ("ok", "large-clip, small-diffusion"),
+    ):
+        check = checks(tav("doctor", "--json"))["TAV_MODELS"]
+        assert (check["state"], check["found"]) == (state, f"{models}: {known}")
+        if state == "problem":
+            models.mkdir()
+            continue
+        (models / "small-diffusion/unet").mkdir(parents=True, exist_ok=True)
+        (models / "large-clip").mkdir(exist_ok=True)
+        (models / "large-clip/config.json").write_text("{}")
 
 
 def test_doctor_of_a_broken_params_yaml(tav: Tav, new: Path, monkeypatch: pytest.MonkeyPatch) -> None:

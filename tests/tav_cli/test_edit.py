@@ -118,6 +118,16 @@ def test_edit_with_a_preset_and_a_mask(tav: Tav, done: Path) -> None:
     assert [row.prompt for row in ClipStages(done, "ball").rows_to_render()] == ["a blue ball"]
 
 
+def test_edit_without_the_mask_of_its_preset_is_scored(tav: Tav, done: Path) -> None:
+    ended = tav("edit", "ball", "a blue ball", "--preset", "attribute", "--mask", "none")
+    assert ended.code == 0, ended.err
+    video = done / ended.out.strip()
+    record = read_json(video.with_suffix(".json"))
+    assert (record["preset"], record["mask"]) == ("attribute", "none") and "mask_image" not in record
+    assert (video.parent / "scores" / f"{video.stem}.json").exists()
+    assert f"quick/{video.stem}" in (done / "results/ball/report.html").read_text()
+
+
 def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = RowBatch.render
 
@@ -155,6 +165,7 @@ def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pyte
             ["ball", "a", "--mask", "../mask.png"],
             "mask: '../mask.png' is not words, difference, none, or a path inside the project",
         ),
+        (["ball", "a", "--mask", "data/none.png"], "--mask: data/none.png: no such file"),
         (["ball", "a", "--seed", "-1"], "seed: '-1' is not a whole number"),
     ],
 )

@@ -146,6 +146,8 @@ def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkey
     ended = tav("run", "ball", "--set", "edit.steps=2", "--set", "runtime.edit_batch=3", "--set-all", "seed=7")
     assert ended.code == 0, ended.err
     assert asked.pop() == {"clips.ball.edit.steps": "2", "runtime.edit_batch": "3", "seed": "7"}
+    shared = "runtime.edit_batch: changed for all clips, because clips have no runtime.edit_batch of their own\n"
+    assert shared in ended.err
     write_overrides(done / "params.yaml", {"clips.ball.edit.steps": 3, "clips.ball.base_model": "toyworld/."})
     for arguments in (["--set-all", "edit.steps=5"], ["--set-all", "edit={steps: 5}"]):
         ended = tav("run", "ball", *arguments)
@@ -163,6 +165,16 @@ def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkey
     )
     assert "--set-all: 'x' is not allowed" in tav("run", "--set-all", "x").error
     assert "no model 'none'" in tav("run", "ball", "--set", "base_model=none").error
+
+
+def test_run_refuses_masks_that_are_missing(tav: Tav, done: Path) -> None:
+    before = contents(done)
+    ended = tav("run", "ball", "--set", "edit.mask=data/none.png")
+    assert (ended.code, ended.error) == (2, "error: params.yaml: edit.mask: data/none.png: no such file\n")
+    assert contents(done) == before
+    (done / "data/ball.csv").write_text("prompt,mask\na blue ball,words\na red cube,data/none.png\n")
+    ended = tav("run", "ball")
+    assert (ended.code, ended.error) == (2, "error: data/ball.csv: line 3: mask: data/none.png: no such file\n")
 
 
 def test_the_papers_settings_are_one_option(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
