@@ -275,6 +275,7 @@ def test_run_is_stopped_by_an_interrupt_and_nothing_is_left_running(
     lines = (tmp_path / "err").read_text().splitlines()
     assert lines[0] == "ball: decode, encode, annotate up to date"
     assert lines[-1] == "stopped; run the same command again to resume" and "Traceback" not in " ".join(lines)
+    assert "stopping after the present step; what is done is kept" in " ".join(lines)
     assert psutil.wait_procs([server], timeout=30)[1] == []
     message = "interrupted; the next run resumes where this one stopped"
     assert prefect_runs(done, "flow")[-1][1:] == ("CANCELLED", "Cancelled", message)
