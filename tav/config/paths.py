@@ -133,13 +133,12 @@ def resolve_model(root: Path, name: str) -> str:
     embedded = Path(name)
     if embedded.parts[0] == EMBEDDED:
         folder = WEIGHTS.joinpath(*embedded.parts[1:])
-    if folder.is_dir():
-        return str(folder)
-    for models in model_folders():
-        if (models / name).is_dir():
-            return str(models / name)
+    searched = [folder, *(models / name for models in model_folders())]
+    for path in searched:
+        if path.is_dir():
+            return str(path)
     if HUB_ID.fullmatch(name) and not name.startswith(("models/", "data/", f"{EMBEDDED}/")):
         return name
-    searched = ", ".join(str(path) for path in [folder, *(models / name for models in model_folders())])
-    hint = "" if model_folders() else "; TAV_MODELS can name a folder of models"
-    raise TavError(f"params.yaml: no model {name!r}: it is neither a folder ({searched}) nor a hub id OWNER/NAME{hint}")
+    folders = ", ".join(map(str, searched))
+    hint = "; TAV_MODELS can name a folder of models" if searched == [folder] else ""
+    raise TavError(f"params.yaml: no model {name!r}: it is neither a folder ({folders}) nor a hub id OWNER/NAME{hint}")

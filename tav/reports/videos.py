@@ -136,13 +136,12 @@ def read_edits(
 
 def ordered_edit_paths(root: Path, clip: str, params: Params) -> list[Path]:
     """Return the videos of a clip's edits, in the order of its CSV; those that are not in it any more are the last."""
-    names = csv_names(root, params, clip) if clip in params.clips else []
-    places = {name: place for place, name in enumerate(names)}
+    places = {name: place for place, name in enumerate(csv_names(root, params, clip))}
     return sorted(edit_paths(Project(root).edits(clip)), key=lambda path: places.get(path.stem, len(places)))
 
 
 def csv_names(root: Path, params: Params, clip: str) -> list[str]:
-    """Return the names of the rows of a clip's CSV, in its order; none where it is missing or invalid."""
+    """Return the names of the rows of a clip's CSV, in its order; none where it, or the clip, is missing or invalid."""
     try:
         return [row.name for row in read_prompts(root / params.clip(clip).prompts)]
     except TavError:
