@@ -449,12 +449,14 @@ class RowBatch:
             if any(name in arguments for name in (*OF_THE_FIRST_LATENTS, "strength")):
                 latents = None
         else:
-            for name in (*OF_THE_FIRST_LATENTS, "strength"):
+            for name in (*OF_THE_FIRST_LATENTS, "strength", "fresh_noise"):
                 arguments.pop(name, None)
             noise = [
                 torch.randn(tensors["latents"].shape, generator=torch.Generator().manual_seed(row.seed)) for row in rows
             ]
             latents = torch.cat(noise)
+        if "fresh_noise" in arguments:
+            arguments["fresh_noise_seed"] = [row.seed for row in rows]
         return latents, arguments
 
     def _pipeline_arguments(self, row: EditRow) -> dict[str, Any]:

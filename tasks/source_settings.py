@@ -210,6 +210,12 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
             arguments[moment] = share
     if (strength := chosen("strength")) < 1:
         arguments["strength"] = strength
+    fresh = params.fresh_noise
+    if fresh is None:
+        # Where to put noise is known in advance only of these masks; without one, nothing but noise would be left.
+        fresh = preset.fresh_noise if mask and mask not in (WORDS, NO_MASK) else 0.0
+    if fresh:
+        arguments["fresh_noise"] = fresh
     if negative := chosen("source_negative"):
         arguments["source_negative"] = negative
         if (weight := chosen("source_negative_weight")) < 1:

@@ -156,11 +156,13 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
     from tav.config.masks import check_mask
     from tav.config.prompt_words import unknown_words_warning
     from tav.config.prompts import read_prompts
+    from tav_model.base_models import check_base
 
     warnings = []
     for clip in clips:
         settings, own = params.clip(clip), params.for_clip(clip)
-        for name in (own.base_model, own.score.clip_model, own.score.pickscore_model):
+        check_base(resolve_model(root, own.base_model))
+        for name in (own.score.clip_model, own.score.pickscore_model):
             if name:
                 resolve_model(root, name)
         check_control(root, clip, params)

@@ -30,6 +30,17 @@ def base_digest(base: str) -> str:
     return digest(*(folder / part for part in PARTS if (folder / part).is_dir()))
 
 
+def check_base(base: str) -> None:
+    """Check that a folder has the parts of a base model. Hub ids are not looked at.
+
+    Raises:
+        TavError: a part is missing.
+    """
+    missing = [part for part in PARTS if not (Path(base) / part).is_dir()]
+    if Path(base).is_dir() and missing:
+        raise TavError(f"{base}: not a base model in diffusers' layout: no folder {', '.join(missing)}")
+
+
 def load_part(base: str, part: str, **kwargs: Any) -> Any:
     """Load one of `PARTS` other than the UNet, in eval mode.
 

@@ -29,6 +29,7 @@ from tav_model.blending import THRESHOLD, Blending, latent_mask, paste, pixel_ma
 from tav_model.control import ControlSignal
 from tav_model.control_networks import check_fits, control_networks
 from tav_model.difference_mask import DIFFERENCE_THRESHOLD, difference_mask
+from tav_model.fresh_noise import with_fresh_noise
 from tav_model.guidance import guided_prediction, guided_steps
 from tav_model.inversion import ddim_overrides
 from tav_model.latents import decode_latents, to_frames
@@ -149,6 +150,8 @@ class TuneAVideoPipeline(DiffusionPipeline):
         mean_match: float = 0.0,
         deviation_match: float = 0.0,
         strength: float = 1.0,
+        fresh_noise: float = 0.0,
+        fresh_noise_seed: int | Sequence[int] = 0,
         source_prompt: str | None = None,
         source_prompt_embeds: torch.Tensor | None = None,
         cross_attention_kwargs: Mapping[str, Any] | None = None,
@@ -218,6 +221,9 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 of a lower noise level, which have more of the source (as with the noised picture of SDEdit, arXiv
                 2108.01073). Other shares are still of all steps. `latents`, where given, are those of the first sampled
                 step.
+            fresh_noise: share of fresh noise in the first latents, within the mask where there is one; see
+                `tav_model.fresh_noise`. Not with a mask of words, which is known only after the first steps.
+            fresh_noise_seed: of that noise, one for all prompts or one for each.
             source_prompt: describes the source; the prompt of the source branch. By default the empty prompt.
             source_prompt_embeds: embeddings `1 n c` in place of those of `source_prompt`.
             cross_attention_kwargs: see `tav_model.attention_control.AttentionControlOptions`.
@@ -313,6 +319,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
             ("strength", strength),
             ("mean_match", mean_match),
             ("deviation_match", deviation_match),
+            ("fresh_noise", fresh_noise),
             ("proximal_quantile", proximal_quantile or 0),
             ("source_negative", source_negative),
             ("source_negative_weight", source_negative_weight),
@@ -398,6 +405,15 @@ class TuneAVideoPipeline(DiffusionPipeline):
             if mask_start is None:
                 mask_start = 0.0 if word_maps is None else WORD_MASK_START
             blending = Blending(source, region, mask_inverted, mask_start, mask_end, mask_threshold)
+        if fresh_noise:
+            if word_maps is not None:
+                raise ValueError(
+                    f"fresh_noise: {fresh_noise} must be 0 with a mask of words, which is not known in advance"
+                )
+            size = (latents.shape[-2], latents.shape[-1])
+            where = latents.new_ones((1, *latents.shape[2:])) if blending is None else blending.current_mask(size)
+            seeds = fresh_noise_seed if isinstance(fresh_noise_seed, Sequence) else [fresh_noise_seed] * len(latents)
+            latents = with_fresh_noise(latents, where, fresh_noise, seeds)
 
         propagation = Propagation(attention_propagation, feature_propagation, num_inference_steps)
         if (attention_propagation or feature_propagation) and source is not None and source_prompt_embeds is not None:

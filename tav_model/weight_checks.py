@@ -107,5 +107,8 @@ def reason(error: BaseException) -> str:
         # PyTorch's own message explains how to run the code in the file.
         if isinstance(cause, pickle.UnpicklingError):
             return "a .bin file that holds anything else than tensors, refused"
+        # The libraries' messages blame the model: they say that it has no such file.
+        if type(cause).__name__ == "LocalEntryNotFoundError":
+            return "it is not in the hub's local cache, and the hub cannot be reached"
         cause = cause.__cause__ or cause.__context__
     return "".join(letter if letter.isprintable() else " " for letter in first_line(error))

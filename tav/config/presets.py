@@ -35,6 +35,8 @@ class Preset:
         deviation_match: the same for their deviation.
         strength: share of the steps that are sampled, the last ones; the clip's latents take the place of what the others
             would lead to.
+        fresh_noise: share of fresh noise in the first latents, within a mask that is not one of words; see
+            `tav_model.fresh_noise`.
         guidance_end: share after which the prompt is no longer guided, see `tav_model.guidance.guided_steps`.
         mask: "words" or "difference", or None for no mask.
         mask_start: share after which the mask applies; None: the default of the kind of mask.
@@ -53,6 +55,7 @@ class Preset:
     mean_match: float = 0.0
     deviation_match: float = 0.0
     strength: float = 1.0
+    fresh_noise: float = 0.0
     guidance_end: float = 1.0
     mask: str | None = None
     mask_start: float | None = None

@@ -341,6 +341,11 @@ class EditParams(Section):
         None,
         description="share of the steps in which self and temporal attention are the source's; null: as the preset",
     )
+    fresh_noise: Share | None = Field(
+        None,
+        description="share of fresh noise in the first latents, within the mask, drawn with the row's seed, so that a new "
+        "object need not have the shape of the old one (not with a mask of words); null: as the preset",
+    )
     source_negative: Share | None = Field(
         None,
         description="share of the steps in which the caption takes the place of the negative prompt, so that guidance leads "

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -150,6 +151,35 @@ def test_strength_is_of_the_preset_or_the_row_and_counts_fewer_steps(project, mo
 def test_a_strength_that_leaves_no_step_is_refused(project):
     with pytest.raises(TavError, match=r"^a-dog: strength: 0.1 of 2 steps leaves none; allowed: above 0.25$"):
         edit(batch_of(project, row(), strength=0.1), EventStream())
+
+
+def test_fresh_noise_is_drawn_with_the_seed_of_each_row(project):
+    rows = [row("a dog", seed=1), row("a cat", seed=2), PromptRow(line=4, prompt="a dog", name="other", seed=2)]
+    options = {"fresh_noise": 0.5, "mask": "mask.png"}
+    batch = batch_of(project, *rows, **options)
+    batch.batch_size = 3
+    edit(batch, EventStream())
+    together = {path.stem: path.read_bytes() for path in (project / "edits").glob("*.mp4")}
+    assert len(set(together.values())) == 3
+    edit(batch_of(project, rows[2], **options), EventStream())
+    assert (project / "edits/other.mp4").read_bytes() == together["other"]
+
+
+def test_a_preset_has_fresh_noise_only_where_its_place_is_known(monkeypatch):
+    monkeypatch.setitem(PRESETS, "object", replace(PRESETS["object"], fresh_noise=0.5))
+
+    def share(params: EditParams | None = None, **changes) -> float | None:
+        return source_arguments(row(preset="object", **changes), params or EditParams())[1].get("fresh_noise")
+
+    assert share() == share(mask="mask.png") == 0.5
+    assert share(mask="words") is None and share(mask="none") is None
+    assert share(EditParams(fresh_noise=0.25), mask="none") == 0.25
+    assert share(EditParams(fresh_noise=0.0)) is None
+
+
+def test_latents_drawn_at_random_have_no_fresh_noise(project):
+    batch = batch_of(project, row(), start="random", fresh_noise=0.5)
+    assert "fresh_noise" not in batch._first_latents(batch.rows, batch._pipeline_arguments(batch.rows[0]))[1]
 
 
 def test_a_mask_of_none_turns_off_that_of_the_preset(project):
@@ -325,7 +355,7 @@ def test_rows_of_one_batch_have_the_same_preset_and_mask(project):
 # Long clips
 
 
-@pytest.mark.parametrize("settings", [{}, {"mask": "mask.png"}, {"layout_strength": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"mask": "mask.png", "fresh_noise": 0.5}, {"layout_strength": 0.5}])
 def test_an_interrupted_autoregressive_row_resumes_bit_identically(project, monkeypatch, settings):
     options = {"window": WindowParams(context_length=2), "autoregressive": True, **settings}
     complete = batch_of(project, row(), **options)

@@ -232,6 +232,10 @@ def test_a_report_that_fails_fails_no_run(
         (["--set", "runtime.device=cuda:99"], "runtime.device: 'cuda:99' is not usable here"),
         (["--set", "base_model=missing"], "no model 'missing': it is neither a folder"),
         (
+            ["--set", "base_model=data/empty"],
+            "data/empty: not a base model in diffusers' layout: no folder scheduler, ",
+        ),
+        (
             ["--set", "control=[{kind: canny, model: models/none}]"],
             "params.yaml: control.0.model: no model 'models/none'",
         ),
@@ -244,6 +248,7 @@ def test_a_report_that_fails_fails_no_run(
     ],
 )
 def test_run_refuses_mistakes_before_any_work(tav: Tav, new: Path, arguments: list[str], error: str) -> None:
+    (new / "data/empty").mkdir()
     before = contents(new)
     ended = tav("run", *arguments)
     assert ended.code == 2 and error in ended.error

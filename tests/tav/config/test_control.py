@@ -60,11 +60,11 @@ def test_control_is_written_from_a_command_line(path: Path) -> None:
     [
         ({"kind": "edges"}, r"control.0.kind: 'edges' is not allowed: must be one of canny, lineart, depth, pose"),
         ({"scale": 3}, r"control.0.scale: 3 is not allowed: must be a number between 0 and 2"),
-        ({"start": 0.6, "end": 0.5}, r"control.0: .* is not allowed: start: 0.6 must be less than end, which is 0.5"),
+        ({"start": 0.6, "end": 0.5}, r"control.0: start: 0.6 must be less than end, which is 0.5"),
         ({"strength": 1}, r"control.0.strength: unknown key.*allowed: kind, model, scale"),
         ({"model": "../elsewhere"}, r"control.0.model: '../elsewhere' is not allowed: must be a relative path"),
         ({"model": None}, r"control.0.model: None is not allowed"),
-        ({"kind": "given"}, r"control.0: .*kind given and a path in given belong together"),
+        ({"kind": "given"}, r"control.0: kind given and a path in given belong together"),
         ({"given": "data/x.mp4"}, r"control.0: .*kind given and a path in given belong together"),
         (
             {"annotator": "models/depth"},
