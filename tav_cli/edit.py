@@ -36,9 +36,12 @@ def edit_clip(
     Raises:
         TavError: no such clip, a clip that is not tuned yet, a setting that is not allowed, or an invalid CSV.
     """
-    load_params(root / "params.yaml").clip(clip)
+    params = load_params(root / "params.yaml").for_clip(clip)
     rows = make_rows(prompts, "tav edit", **settings)
-    check_mask(root, settings.get("mask"), "--mask")
+    if settings.get("mask") is None:
+        check_mask(root, params.edit.mask, "params.yaml: edit.mask")
+    else:
+        check_mask(root, settings["mask"], "--mask")
     bars = ProgressBars()
     stages = ClipStages(root, clip, EventStream(*([bars] if bars.enabled else standard_error_display())))
     check_ready(stages)

@@ -176,6 +176,13 @@ def test_edit_refuses_mistakes(tav: Tav, done: Path, arguments: list[str], error
     assert contents(done) == before
 
 
+def test_edit_refuses_a_missing_mask_of_the_parameters_unless_there_is_another(tav: Tav, done: Path) -> None:
+    change_params(done, {"edit": {"mask": "data/none.png"}})
+    ended = tav("edit", "ball", "a green ball")
+    assert ended.code == 2 and "params.yaml: edit.mask: data/none.png: no such file" in ended.error
+    assert tav("edit", "ball", "a green ball", "--mask", "none").code == 0
+
+
 def test_edit_writes_through_no_link_out_of_the_project(tav: Tav, done: Path, tmp_path: Path) -> None:
     (done / "data/ball.csv").rename(tmp_path / "elsewhere.csv")
     (done / "data/ball.csv").symlink_to(tmp_path / "elsewhere.csv")
