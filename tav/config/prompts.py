@@ -50,7 +50,7 @@ class PromptRow:
         line: line of the file on which the row begins, from 1.
         prompt: what the edited video shows.
         name: name of the edit's files, given in the row or made from the prompt.
-        seed: seed of the noise, where `edit.start` is `random`.
+        seed: seed of the noise, where `edit.start` is `random` or the preset has fresh noise.
         guidance_scale: scale of classifier-free guidance; 1: no guidance.
         steps: DDIM steps.
         negative_prompt: what the guidance steers away from.
@@ -84,7 +84,7 @@ class EditRow:
         negative_prompt: what the guidance steers away from.
         guidance_scale: scale of classifier-free guidance; 1: no guidance.
         steps: DDIM steps.
-        seed: seed of the noise, where `edit.start` is `random`.
+        seed: seed of the noise, where `edit.start` is `random` or the preset has fresh noise.
         identity: digest of everything that decides the video; an edit that is done has its identity in its record.
         preset: one of `tav.config.presets.PRESETS`.
         mask: a path in the project, `words`, `difference`, or `none` where the row has none by its own choice; None: no mask.
