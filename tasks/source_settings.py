@@ -210,11 +210,8 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
             arguments[moment] = share
     if (strength := chosen("strength")) < 1:
         arguments["strength"] = strength
-    fresh = params.fresh_noise
-    if fresh is None:
-        # Where to put noise is known in advance only of these masks; without one, nothing but noise would be left.
-        fresh = preset.fresh_noise if mask and mask not in (WORDS, NO_MASK) else 0.0
-    if fresh:
+    # A mask of words is not known in advance; without one, the layout would be lost everywhere.
+    if (fresh := chosen("fresh_noise")) and mask and mask not in (WORDS, NO_MASK):
         arguments["fresh_noise"] = fresh
     if negative := chosen("source_negative"):
         arguments["source_negative"] = negative

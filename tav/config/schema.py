@@ -343,8 +343,8 @@ class EditParams(Section):
     )
     fresh_noise: Share | None = Field(
         None,
-        description="share of fresh noise in the first latents, within the mask, drawn with the row's seed, so that a new "
-        "object need not have the shape of the old one (not with a mask of words); null: as the preset",
+        description="share of fresh noise in the first latents, within a mask of pixels or from differences, drawn with the "
+        "row's seed, so that a new object need not have the shape of the old one; null: as the preset",
     )
     source_negative: Share | None = Field(
         None,

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -165,20 +164,18 @@ def test_fresh_noise_is_drawn_with_the_seed_of_each_row(project):
     assert (project / "edits/other.mp4").read_bytes() == together["other"]
 
 
-def test_a_preset_has_fresh_noise_only_where_its_place_is_known(monkeypatch):
-    monkeypatch.setitem(PRESETS, "object", replace(PRESETS["object"], fresh_noise=0.5))
-
+def test_there_is_fresh_noise_only_where_its_place_is_known():
     def share(params: EditParams | None = None, **changes) -> float | None:
         return source_arguments(row(preset="object", **changes), params or EditParams())[1].get("fresh_noise")
 
     assert share() == share(mask="mask.png") == 0.5
     assert share(mask="words") is None and share(mask="none") is None
-    assert share(EditParams(fresh_noise=0.25), mask="none") == 0.25
+    assert share(EditParams(fresh_noise=0.25)) == 0.25 and share(EditParams(fresh_noise=0.25), mask="none") is None
     assert share(EditParams(fresh_noise=0.0)) is None
 
 
 def test_latents_drawn_at_random_have_no_fresh_noise(project):
-    batch = batch_of(project, row(), start="random", fresh_noise=0.5)
+    batch = batch_of(project, row(), start="random", fresh_noise=0.5, mask="mask.png")
     assert "fresh_noise" not in batch._first_latents(batch.rows, batch._pipeline_arguments(batch.rows[0]))[1]
 
 
