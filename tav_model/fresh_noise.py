@@ -10,8 +10,8 @@ import torch
 def with_fresh_noise(latents: torch.Tensor, mask: torch.Tensor, share: float, seeds: Sequence[int]) -> torch.Tensor:
     """Return latents that are mixed with fresh noise within a mask, `b c f h w`.
 
-    Inverted latents hold the object that they come from: sampling another one from them, of which little noise is left to
-    decide, draws it with the old outline. The mixture has the mean m and the deviation d of the latents, by channel:
+    Inverted latents hold the object that they come from, and what is sampled from them has its outline. The mixture has the
+    mean m and the deviation d of the latents, by channel:
 
         x' = m + d (sqrt(1 - k^2) (x - m) / d + k n).
 
@@ -43,7 +43,7 @@ def with_fresh_noise(latents: torch.Tensor, mask: torch.Tensor, share: float, se
 def _centroids(mask: torch.Tensor) -> tuple[list[int], list[int]]:
     """Return the rows and the columns of the centroids of `f h w`; those of the middle where nothing is in the mask."""
     _, h, w = mask.shape
-    weights = mask.double().cpu()
+    weights = mask.cpu().double()  # In this order: Apple's GPUs have no doubles.
     weights = torch.where(weights.sum((1, 2), keepdim=True) > 0, weights, torch.ones_like(weights))
     total = weights.sum((1, 2))
     rows = (weights.sum(2) @ torch.arange(h, dtype=torch.double)) / total
