@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from einops import rearrange
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tav_model import ddim_inversion
@@ -191,6 +191,7 @@ def direct_attention(layer, hidden, context, change):
     step=st.integers(0, STEPS - 1),
     share=st.sampled_from([0.0, 0.5, 1.0]),
 )
+@example(prompts=["the man", "a man ran"], guided=False, edit_type="refine", strength=0.0, step=0, share=0.0)
 def test_words_are_those_of_a_direct_softmax(prompts, guided, edit_type, strength, step, share):
     if edit_type == "replace":
         prompts = [prompt for prompt in prompts if len(prompt.split()) == 2] or ["a dog"]
@@ -237,7 +238,9 @@ def test_words_are_those_of_a_direct_softmax(prompts, guided, edit_type, strengt
                 ids = [tokenizer(LENGTH)(text).input_ids for text in ("a man", prompt)]
                 edited[:] = refined(source, edited, *ids)
             if strength is not None:
-                edited[..., list(letters[prompt][-1])] *= strength
+                for word, places in zip(prompt.split(), letters[prompt], strict=True):
+                    if word == last:  # Twice in "a man man".
+                        edited[..., list(places)] *= strength
         return maps
 
     with torch.no_grad(), controlled.attached(unet):
