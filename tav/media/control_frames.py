@@ -47,9 +47,8 @@ def read_given_frames(path: Path, video: Path, decode: DecodeParams) -> np.ndarr
         return read_frames(path, decode)[0]
     if given.available == wanted:
         return read_frames(path, everything)[0]
-    raise TavError(
-        f"{path}: has {given.available} frames; must have {clip.available}, as the clip, or {wanted}, as decode.frames"
-    )
+    sampled = "" if wanted == clip.available else f", or {wanted}, as decode.frames"
+    raise TavError(f"{path}: has {given.available} frames; must have {clip.available}, as the clip{sampled}")
 
 
 def _check_shape(path: Path, given: Frames, clip: Frames, decode: DecodeParams) -> None:

@@ -49,6 +49,8 @@ def test_an_image_is_for_all_frames(clip: Path, tmp_path: Path) -> None:
 def test_another_number_or_shape_is_refused(clip: Path, tmp_path: Path) -> None:
     with pytest.raises(TavError, match=r"has 5 frames; must have 8, as the clip, or 3, as decode\.frames"):
         read_given_frames(folder(tmp_path / "five", 5), clip, DECODE)
+    with pytest.raises(TavError, match=r"has 5 frames; must have 8, as the clip$"):
+        read_given_frames(tmp_path / "five", clip, DECODE.model_copy(update={"frames": 8, "start": 0}))
     with pytest.raises(TavError, match="has 64x64 pixels; must have the shape of 96x64"):
         read_given_frames(folder(tmp_path / "square", 8, 64, 64), clip, DECODE)
     with pytest.raises(TavError, match="none: no such file"):
