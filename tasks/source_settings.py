@@ -211,7 +211,7 @@ def source_arguments(row: PromptRow, params: EditParams, category: str | None = 
     if (strength := chosen("strength")) < 1:
         arguments["strength"] = strength
     # A mask of words is not known in advance; without one, the layout would be lost everywhere.
-    if (fresh := chosen("fresh_noise")) and mask and mask not in (WORDS, NO_MASK):
+    if is_pasted(arguments) and (fresh := chosen("fresh_noise")):
         arguments["fresh_noise"] = fresh
     if negative := chosen("source_negative"):
         arguments["source_negative"] = negative

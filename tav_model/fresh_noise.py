@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from tav_model.trajectory import channel_deviation, channel_mean
+
 
 def with_fresh_noise(latents: torch.Tensor, mask: torch.Tensor, share: float, seeds: Sequence[int]) -> torch.Tensor:
     """Return latents that are mixed with fresh noise within a mask, `b c f h w`.
@@ -34,9 +36,8 @@ def with_fresh_noise(latents: torch.Tensor, mask: torch.Tensor, share: float, se
             top, left = h - 1 - row, w - 1 - column
             frame.copy_(canvas[:, top : top + h, left : left + w])
     noise = noise.to(latents)
-    mean = latents.mean((2, 3, 4), keepdim=True)
-    deviation = latents.std((2, 3, 4), keepdim=True, correction=0)
-    mixed = mean + (1 - share**2) ** 0.5 * (latents - mean) + share * deviation * noise
+    mean = channel_mean(latents)
+    mixed = mean + (1 - share**2) ** 0.5 * (latents - mean) + share * channel_deviation(latents) * noise
     return torch.where(mask[:, None] > 0, mixed, latents)
 
 

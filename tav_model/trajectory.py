@@ -88,21 +88,21 @@ class Trajectory:
         if layout_strength is None and not mean_match and not deviation_match:
             return inverted
         clean = self.latents[0].float()
-        mean = _mean(inverted)
-        spread, centred = _deviation(inverted), inverted - mean
+        mean = channel_mean(inverted)
+        spread, centred = channel_deviation(inverted), inverted - mean
         if layout_strength is None:
             centred = centred / spread
         else:
-            layout = clean - _mean(clean)
-            layout = layout / _deviation(layout)
-            residual = centred - _mean(centred * layout) * layout
-            mixed = layout_strength * layout + residual / _deviation(residual)
+            layout = clean - channel_mean(clean)
+            layout = layout / channel_deviation(layout)
+            residual = centred - channel_mean(centred * layout) * layout
+            mixed = layout_strength * layout + residual / channel_deviation(residual)
             centred = mixed / (layout_strength**2 + 1) ** 0.5
         alpha = float(alpha_at(self.scheduler, timestep))
         if mean_match:
-            mean = torch.lerp(mean, alpha**0.5 * _mean(clean), mean_match)
+            mean = torch.lerp(mean, alpha**0.5 * channel_mean(clean), mean_match)
         if deviation_match:
-            expected = (alpha * _deviation(clean).square() + 1 - alpha) ** 0.5
+            expected = (alpha * channel_deviation(clean).square() + 1 - alpha) ** 0.5
             spread = spread ** (1 - deviation_match) * expected**deviation_match
         return mean + spread * centred
 
@@ -130,10 +130,12 @@ class Trajectory:
         return roots[1] * torch.lerp(low, high, share.to(low))
 
 
-def _mean(latents: torch.Tensor) -> torch.Tensor:
+def channel_mean(latents: torch.Tensor) -> torch.Tensor:
+    """Return the mean of each channel, `b c f h w` -> `b c 1 1 1`."""
     return latents.mean((2, 3, 4), keepdim=True)
 
 
-def _deviation(latents: torch.Tensor) -> torch.Tensor:
+def channel_deviation(latents: torch.Tensor) -> torch.Tensor:
+    """Return the standard deviation of each channel, above 0, `b c f h w` -> `b c 1 1 1`."""
     tiny = torch.finfo(torch.float32).tiny
     return latents.std((2, 3, 4), keepdim=True, correction=0).clamp(min=tiny)

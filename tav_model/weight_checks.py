@@ -102,13 +102,15 @@ def check_loaded(name: str, model: nn.Module, report: Mapping[str, Iterable[Any]
 
 def reason(error: BaseException) -> str:
     """Return why a library could not load something, in one line."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
     cause: BaseException | None = error
     while cause is not None:
         # PyTorch's own message explains how to run the code in the file.
         if isinstance(cause, pickle.UnpicklingError):
             return "a .bin file that holds anything else than tensors, refused"
         # The libraries' messages blame the model: they say that it has no such file.
-        if type(cause).__name__ == "LocalEntryNotFoundError":
+        if isinstance(cause, LocalEntryNotFoundError):
             return "it is not in the hub's local cache, and the hub cannot be reached"
         cause = cause.__cause__ or cause.__context__
     return "".join(letter if letter.isprintable() else " " for letter in first_line(error))

@@ -56,10 +56,8 @@ def _describe(problem: ErrorDetails) -> str:
         return f"{key}: is missing; must be {allowed}"
     from_validator = problem["type"] == "value_error"
     reason = problem["msg"].removeprefix("Value error, ") if from_validator else f"must be {allowed}"
-    if from_validator and isinstance(
-        problem["input"], dict
-    ):  # Values that contradict each other: the reason names them.
-        return f"{key}: {reason}"
+    if from_validator and isinstance(problem["input"], dict):
+        return f"{key}: {reason}"  # Values that contradict each other: the reason names them.
     return f"{key}: {_short_repr(problem['input'])} is not allowed: {reason}"
 
 
