@@ -42,8 +42,8 @@ class Seen:
 
 def look(picture: np.ndarray) -> Seen:
     """Return what a picture, (128, 128, 3) in uint8, shows, by comparison with the rendered landscapes and colours."""
-    ground, sky, style = _landscape_of(picture)
-    region = _foreign_region(picture, ground, sky, style)
+    ground, sky, rows, distances = _landscape_of(picture)
+    region = _foreign_region(picture, rows, distances)
     return Seen(ground, sky, _colour_of(picture[region], sky), region)
 
 
@@ -95,17 +95,17 @@ def _landscapes() -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarray]:
     return names, 255 * np.array(ends), np.array([255 * backdrop(*n)[:, ::COLUMN_STEP] for n in names])
 
 
-def _landscape_of(picture: np.ndarray) -> tuple[str, str, str]:
+def _landscape_of(picture: np.ndarray) -> tuple[str, str, np.ndarray, np.ndarray]:
+    """Return the ground and the sky of the landscape that a picture shows, its rows, and each pixel's distance from them."""
     names, ends, rows = _landscapes()
     seen = np.array([np.median(picture[rows], axis=(0, 1)) for rows in (SKY_ROWS, GROUND_ROWS)])
     away = np.abs(ends - seen).sum((1, 2))
     # The ends determine ground and sky; the style is the one whose landscape explains most of the picture.
     ground, sky, _ = names[int(away.argmin())]
-    fits = {}
-    for style in STYLES:
-        distances = _from_landscape(picture, rows[names.index((ground, sky, style))])
-        fits[style] = np.minimum(distances, FOREIGN).mean()
-    return ground, sky, min(fits, key=fits.__getitem__)
+    landscapes = [rows[names.index((ground, sky, style))] for style in STYLES]
+    distances = [_from_landscape(picture, landscape) for landscape in landscapes]
+    style = int(np.argmin([np.minimum(values, FOREIGN).mean() for values in distances]))
+    return ground, sky, landscapes[style], distances[style]
 
 
 def _from_landscape(picture: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -113,22 +113,25 @@ def _from_landscape(picture: np.ndarray, rows: np.ndarray) -> np.ndarray:
     padded = np.pad(rows, ((2, 2), (0, 0), (0, 0)), mode="edge")
     near = np.concatenate([padded[i : i + SIDE] for i in (0, 2, 4)], axis=1)  # h n c
     pixels = picture.astype(np.float32)
-    squares = (
-        np.square(pixels).sum(-1)[:, :, None]
-        - 2 * np.einsum("hwc,hnc->hwn", pixels, near.astype(np.float32), optimize=True)
-        + np.square(near).sum(-1)[:, None, :]
-    )
+    squares = pixels @ near.swapaxes(1, 2)  # h w n, in place from here on: most of the time goes into moving it
+    squares *= -2
+    squares += np.square(pixels).sum(-1)[:, :, None]
+    squares += np.square(near).sum(-1)[:, None, :]
     return np.sqrt(np.maximum(squares.min(-1), 0))
 
 
-def _foreign_region(picture: np.ndarray, ground: str, sky: str, style: str) -> np.ndarray:
-    """Return the largest connected region that does not belong to the landscape, all False if it is too small."""
+def _foreign_region(picture: np.ndarray, rows: np.ndarray, distances: np.ndarray) -> np.ndarray:
+    """Return the largest connected region that does not belong to the landscape, all False if it is too small.
+
+    Args:
+        picture: the picture.
+        rows: the landscape's.
+        distances: of the pixels from the landscape, as `_from_landscape` returns them.
+    """
     import cv2
 
-    names, _, rows = _landscapes()
-    distances = _from_landscape(picture, rows[names.index((ground, sky, style))])
     # A shadow has the darkened colour of the ground, and counts as ground.
-    shadow = _from_landscape(picture, 0.68 * rows[names.index((ground, sky, style))])
+    shadow = _from_landscape(picture, 0.68 * rows)
     lower = np.arange(SIDE)[:, None] > 0.7 * SIDE
     distances = np.where(lower, np.minimum(distances, 1.5 * shadow), distances)
     foreign = cv2.morphologyEx((distances > FOREIGN).astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8))
