@@ -477,14 +477,14 @@ class ClipStages:
 
     def _contact_sheet(self) -> None:
         from tav.media.contact_sheet import write_contact_sheet
+        from tav.reports.videos import ordered_edit_paths
         from tav_model.video import evenly_spaced, sample_video
 
         def frames(path: Path) -> np.ndarray:
             return sample_video(path, lambda available: evenly_spaced(available, min(available, SHEET_COLUMNS)))[0]
 
-        edits = self.project.edits(self.clip)
         rows = [(f"source: {self.settings.caption}", frames(self.project.frames(self.clip) / "source.mp4"))]
-        for path in sorted(edits.glob("*.mp4"))[:SHEET_ROWS]:
+        for path in ordered_edit_paths(self.root, self.clip, self.params)[:SHEET_ROWS]:
             rows.append((read_json(path.with_suffix(".json"))["prompt"], frames(path)))
         write_contact_sheet(self.project.contact_sheet(self.clip), rows, SHEET_COLUMNS)
 
