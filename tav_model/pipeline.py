@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -36,7 +36,7 @@ from tav_model.latents import decode_latents, to_frames
 from tav_model.networks.feature_reuse import FeatureReuse
 from tav_model.networks.text_projections import TextBatches, text_projected_once
 from tav_model.networks.unet import UNet3DConditionModel
-from tav_model.propagation import NOISE_LEVEL, Propagation
+from tav_model.propagation import Propagation
 from tav_model.sampling import SAMPLERS, DDIMSampler, first_sampled_step
 from tav_model.tensors import StoredTensor
 from tav_model.text import encode_prompts
@@ -48,6 +48,8 @@ WORDS = "words"
 """The value of `mask` that derives it from the words that the prompts change."""
 DIFFERENCE = "difference"
 """The value of `mask` that derives it from the predictions that the prompts change."""
+PROPAGATED = ("attention_propagation", "feature_propagation")
+"""What is averaged along the motion of the source."""
 WORD_MASK_START = 0.2
 """Share of the steps after which masks from words are used: before, their maps say little."""
 
@@ -279,15 +281,14 @@ class TuneAVideoPipeline(DiffusionPipeline):
         # 1. Check inputs
         do_classifier_free_guidance = guidance_scale > 1.0
         options = AttentionControlOptions.from_kwargs(cross_attention_kwargs)
-        if trajectory is not None:
-            source = Trajectory(trajectory, self.scheduler)
-            starts_from_source = latents is None
-            latents = source.start(layout_strength, None, mean_match, deviation_match) if latents is None else latents
-            num_inversion_steps = num_inversion_steps or len(trajectory) - 1
-        else:
-            source, starts_from_source = None, False
-            if strength < 1 and latents is None:
-                raise ValueError("trajectory: needed for strength")
+        source = None if trajectory is None else Trajectory(trajectory, self.scheduler)
+        starts_from_source = source is not None and latents is None
+        if source is not None:
+            num_inversion_steps = num_inversion_steps or len(source.latents) - 1
+            if latents is None:
+                latents = source.start(layout_strength, None, mean_match, deviation_match)
+        elif latents is None and strength < 1:
+            raise ValueError("trajectory: needed for strength")
         self.check_inputs(
             prompt,
             height,
@@ -301,50 +302,45 @@ class TuneAVideoPipeline(DiffusionPipeline):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        shares = {
+            "mask_start": mask_start or 0,
+            "mask_end": mask_end,
+            "mask_threshold": mask_threshold,
+            "strength": strength,
+            "mean_match": mean_match,
+            "deviation_match": deviation_match,
+            "fresh_noise": fresh_noise,
+            "proximal_quantile": proximal_quantile or 0,
+            "source_negative": source_negative,
+            "source_negative_weight": source_negative_weight,
+            "attention_propagation": attention_propagation,
+            "feature_propagation": feature_propagation,
+            "guidance_start": guidance_start,
+            "guidance_end": guidance_end,
+        }
         self.check_source_inputs(
-            options,
-            source,
-            num_inversion_steps,
-            sampler,
-            mask,
-            video,
-            output_type,
-            {"layout_strength": layout_strength, "mean_match": mean_match, "deviation_match": deviation_match},
-            {"attention_propagation": attention_propagation, "feature_propagation": feature_propagation},
+            options, source, num_inversion_steps, sampler, mask, video, output_type, layout_strength, shares
         )
-        for name, share in (
-            ("mask_start", mask_start or 0),
-            ("mask_end", mask_end),
-            ("mask_threshold", mask_threshold),
-            ("strength", strength),
-            ("mean_match", mean_match),
-            ("deviation_match", deviation_match),
-            ("fresh_noise", fresh_noise),
-            ("proximal_quantile", proximal_quantile or 0),
-            ("source_negative", source_negative),
-            ("source_negative_weight", source_negative_weight),
-            ("attention_propagation", attention_propagation),
-            ("feature_propagation", feature_propagation),
-            ("guidance_start", guidance_start),
-            ("guidance_end", guidance_end),
-        ):
-            check_share(name, share)
         if not difference_threshold >= 0:
             raise ValueError(f"difference_threshold: {difference_threshold} must be 0 or more")
-        first_step = first_sampled_step(strength, num_inference_steps)
         if feature_reuse_interval < 1:
             raise ValueError(f"feature_reuse_interval: {feature_reuse_interval} must be 1 or more")
         window = None
         if context_length is not None:
             window = WindowOptions(context_length, context_stride, context_anchor, context_weighting)
-        device = self._execution_device
 
         # 2. Encode prompts
         prompt_embeds, negative_prompt_embeds = self.encode_prompt(
             prompt, negative_prompt, do_classifier_free_guidance, prompt_embeds, negative_prompt_embeds
         )
 
-        # 3. Prepare latents
+        # 3. Prepare timesteps and latents
+        first_timestep = inversion_timesteps(self.scheduler, num_inversion_steps)[-1] if num_inversion_steps else None
+        schedule = SAMPLERS[sampler](self.scheduler, num_inference_steps, first_timestep)
+        first_step = first_sampled_step(strength, num_inference_steps)
+        if source is not None and starts_from_source and first_step:
+            latents = source.start(layout_strength, schedule.timesteps[first_step], mean_match, deviation_match)
+        device = self._execution_device
         latents = self.prepare_latents(len(prompt_embeds), num_frames, height, width, device, generator, latents)
         if control_signal is not None:
             control_signal.check_size(len(latents), *latents.shape[2:])
@@ -354,12 +350,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 "the features of all of them would be kept"
             )
 
-        # 4. Prepare timesteps, and what is taken over from the source
-        first_timestep = inversion_timesteps(self.scheduler, num_inversion_steps)[-1] if num_inversion_steps else None
-        schedule = SAMPLERS[sampler](self.scheduler, num_inference_steps, first_timestep)
-        if source is not None and starts_from_source and first_step:
-            start = source.start(layout_strength, schedule.timesteps[first_step], mean_match, deviation_match)
-            latents = self.prepare_latents(len(prompt_embeds), None, None, None, device, latents=start)
+        # 4. Prepare what is taken over from the source
         attention_control = AttentionControl(
             options,
             None if prompt is None else _texts(prompt, "prompt"),
@@ -368,77 +359,45 @@ class TuneAVideoPipeline(DiffusionPipeline):
             length=prompt_embeds.shape[1],
             num_steps=num_inference_steps,
             size=(latents.shape[2], latents.shape[3], latents.shape[4]),
-            word_mask=isinstance(mask, str) and mask == WORDS,
+            word_mask=_is(mask, WORDS),
         )
-        of_difference = isinstance(mask, str) and mask == DIFFERENCE
-        compared: dict[str, Any] = {
-            "source_negative": source_negative,
-            "mask": of_difference,
-            "attention_propagation": attention_propagation,
-            "feature_propagation": feature_propagation,
-        }
-        for name, wanted in compared.items():
-            if wanted and source_prompt is None and source_prompt_embeds is None:
-                raise ValueError(f"source_prompt: needed for {name}")
-        needs_caption = attention_control.uses_source or any(compared.values())
-        if needs_caption and source_prompt_embeds is None:
+        compared = [name for name in ("source_negative", *PROPAGATED) if shares[name]]
+        compared += ["mask"] if _is(mask, DIFFERENCE) else []
+        if compared and source_prompt is None and source_prompt_embeds is None:
+            raise ValueError(f"source_prompt: needed for {', '.join(compared)}")
+        if source_prompt_embeds is None and (compared or attention_control.uses_source):
             source_prompt_embeds, _ = self.encode_prompt(source_prompt or [""], do_classifier_free_guidance=False)
         if source_prompt_embeds is not None:
             source_prompt_embeds = source_prompt_embeds.to(prompt_embeds)
+        predict_source = partial(self._predict_source, schedule=schedule, control_signal=control_signal, window=window)
+        texts = prompt_embeds if source_prompt_embeds is None else torch.cat([source_prompt_embeds, prompt_embeds])
+        predict_each = partial(predict_source, text=texts)
+        region = self.prepare_region(
+            mask, latents, source, attention_control.word_maps, predict_each, difference_threshold
+        )
         blending = None
-        word_maps = attention_control.word_maps
-        if source is not None and (mask is not None or word_maps is not None):
-            region: torch.Tensor | WordMaps
-            if word_maps is not None:
-                region = word_maps
-            elif of_difference and source_prompt_embeds is not None:
-                predict_source = partial(
-                    self._predict_source,
-                    text=torch.cat([source_prompt_embeds, prompt_embeds]),
-                    schedule=schedule,
-                    control_signal=control_signal,
-                    window=window,
-                )
-                region = difference_mask(predict_source, source, difference_threshold)
-            else:
-                region = self.prepare_mask(mask, latents)
+        if source is not None and region is not None:
             if mask_start is None:
-                mask_start = 0.0 if word_maps is None else WORD_MASK_START
+                mask_start = 0.0 if isinstance(region, torch.Tensor) else WORD_MASK_START
             blending = Blending(source, region, mask_inverted, mask_start, mask_end, mask_threshold)
         if fresh_noise:
-            if word_maps is not None:
-                raise ValueError(
-                    f"fresh_noise: {fresh_noise} must be 0 with a mask of words, which is not known in advance"
-                )
             size = (latents.shape[-2], latents.shape[-1])
             where = latents.new_ones((1, *latents.shape[2:])) if blending is None else blending.current_mask(size)
             seeds = fresh_noise_seed if isinstance(fresh_noise_seed, Sequence) else [fresh_noise_seed] * len(latents)
             latents = with_fresh_noise(latents, where, fresh_noise, seeds)
-
         propagation = Propagation(attention_propagation, feature_propagation, num_inference_steps)
-        if (attention_propagation or feature_propagation) and source is not None and source_prompt_embeds is not None:
-            # An inversion of a single step ends at the first timestep.
-            timestep = min(round(NOISE_LEVEL * self.scheduler.config.num_train_timesteps), source.timesteps[-1])
-            predict_noised = partial(
-                self._predict_source,
-                source.at(timestep),
-                timestep,
-                text=source_prompt_embeds,
-                schedule=schedule,
-                control_signal=control_signal,
-                window=window,
-            )
-            propagation.learn(self.unet, lambda announce: predict_noised(announce=announce))
+        if source is not None and source_prompt_embeds is not None and propagation.is_on:
+            propagation.learn(self.unet, source, partial(predict_source, text=source_prompt_embeds))
 
         # 5. Denoise
         guided = guided_steps(guidance_start, guidance_end, num_inference_steps) if do_classifier_free_guidance else ()
-        predict, text_batches = FeatureReuse(self.unet, feature_reuse_interval), TextBatches()
         source_is_negative = guided_steps(0.0, source_negative, num_inference_steps)
         source_as_negative = None
         if source_prompt_embeds is not None:
             source_as_negative = source_prompt_embeds.expand_as(prompt_embeds)
             if source_negative_weight < 1 and negative_prompt_embeds is not None:
                 source_as_negative = torch.lerp(negative_prompt_embeds, source_as_negative, source_negative_weight)
+        predict, text_batches = FeatureReuse(self.unet, feature_reuse_interval), TextBatches()
         with (
             self.progress_bar(total=num_inference_steps - first_step) as progress,
             attention_control.attached(self.unet),
@@ -494,21 +453,15 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 progress.update()
 
         # 7. Decode, and paste into the source
-        frames: Any = latents
         masks = None
         if blending is not None:
             masks = blending.current_mask((latents.shape[-2], latents.shape[-1])).expand(len(latents), -1, -1, -1)
+        frames: Any = latents
         if output_type != "latent":
             decoded = self.decode_latents(latents, "pt", decode_chunk_size)
-            if video is not None and isinstance(mask, torch.Tensor | np.ndarray):
-                generated = torch.as_tensor(mask, dtype=torch.float32).cpu().numpy()
-                if len(generated) == 1 and generated.ndim == 3:
-                    generated = np.broadcast_to(generated, video.shape[:3])
-                decoded = paste(decoded, video, 1 - generated if mask_inverted else generated, mask_feather)
-            elif video is not None and masks is not None:
-                generated = pixel_masks(masks, self.vae_scale_factor)
-                parts = zip(decoded.split(1), generated, strict=True)
-                decoded = torch.cat([paste(part, video, one, mask_feather) for part, one in parts])
+            if video is not None and masks is not None:
+                parts = zip(decoded.split(1), self._pixel_masks(mask, masks, mask_inverted), strict=True)
+                decoded = torch.cat([paste(part, video, generated, mask_feather) for part, generated in parts])
             frames = _as_output(decoded, output_type)
         self.maybe_free_model_hooks()
         return TuneAVideoPipelineOutput(frames=frames, masks=masks) if return_dict else (frames,)
@@ -627,31 +580,30 @@ class TuneAVideoPipeline(DiffusionPipeline):
         mask: torch.Tensor | np.ndarray | str | None,
         video: np.ndarray | None,
         output_type: str,
-        start: Mapping[str, float | None],
-        propagated: Mapping[str, float],
+        layout_strength: float | None,
+        shares: Mapping[str, float],
     ) -> None:
-        """Check the arguments of `__call__` that concern the source.
+        """Check the arguments of `__call__` that concern the source, and those that are shares.
 
         Raises:
-            ValueError: arguments that contradict each other.
+            ValueError: arguments that contradict each other, or are no shares.
         """
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler: {sampler!r} must be one of {', '.join(SAMPLERS)}")
-        layout_strength = start["layout_strength"]
         if layout_strength is not None and not layout_strength >= 0:
             raise ValueError(f"layout_strength: {layout_strength} must be 0 or more")
         if isinstance(mask, str) and mask not in (WORDS, DIFFERENCE):
             raise ValueError(f"mask: {mask!r} must be {WORDS!r}, {DIFFERENCE!r}, or numbers")
+        for name, share in shares.items():
+            check_share(name, share)
         takes_over = {
             "layout_strength": layout_strength is not None,
-            "mean_match": start["mean_match"],
-            "deviation_match": start["deviation_match"],
             "mask": mask is not None,
             "edit_type": options.edit_type,
             "n_self_replace": options.n_self_replace,
             "n_residual_replace": options.n_residual_replace,
             "local_blend_words": options.local_blend_words,
-            **propagated,
+            **{name: shares[name] for name in ("mean_match", "deviation_match", *PROPAGATED)},
         }
         needed = [name for name, wanted in takes_over.items() if wanted]
         if needed and source is None:
@@ -660,8 +612,12 @@ class TuneAVideoPipeline(DiffusionPipeline):
             raise ValueError(
                 f"num_inversion_steps: {num_inversion_steps}, but the trajectory has {len(source.latents) - 1} steps"
             )
-        if video is not None and (output_type == "latent" or mask is None or (isinstance(mask, str) and mask == WORDS)):
+        if video is not None and (output_type == "latent" or mask is None or _is(mask, WORDS)):
             raise ValueError("video: needs a mask of pixels or from differences, and another output_type than latent")
+        if shares["fresh_noise"] and (_is(mask, WORDS) or options.local_blend_words is not None):
+            raise ValueError(
+                f"fresh_noise: {shares['fresh_noise']} must be 0 with a mask of words, which is not known in advance"
+            )
 
     def encode_prompt(
         self,
@@ -758,6 +714,34 @@ class TuneAVideoPipeline(DiffusionPipeline):
             controlnet_chunk_size,
         )
 
+    def prepare_region(
+        self,
+        mask: torch.Tensor | np.ndarray | str | None,
+        latents: torch.Tensor,
+        source: Trajectory | None,
+        word_maps: WordMaps | None,
+        predict: Callable[[torch.Tensor, int], torch.Tensor],
+        difference_threshold: float,
+    ) -> torch.Tensor | WordMaps | None:
+        """Return where the video is generated: a mask of latents, the maps of words, or None for everywhere.
+
+        Args:
+            mask: as for `__call__`.
+            latents: the first latents, `b c f h w`.
+            source: the trajectory of the inversion.
+            word_maps: of `AttentionControl`, where it records them.
+            predict: as for `tav_model.difference_mask.difference_mask`.
+            difference_threshold: see there.
+
+        Raises:
+            ValueError: see `prepare_mask`.
+        """
+        if source is None or word_maps is not None:
+            return word_maps
+        if _is(mask, DIFFERENCE):
+            return difference_mask(predict, source, difference_threshold)
+        return None if mask is None else self.prepare_mask(mask, latents)
+
     def prepare_mask(self, mask: torch.Tensor | np.ndarray | str | None, latents: torch.Tensor) -> torch.Tensor:
         """Return a mask in pixels, `f H W` or `b f H W`, reduced to latents: `1 f h w` or `b f h w`.
 
@@ -781,11 +765,28 @@ class TuneAVideoPipeline(DiffusionPipeline):
             reduced.append(latent_mask(numbers, self.vae_scale_factor))
         return torch.cat(reduced, dim=1).expand(-1, f, -1, -1)
 
+    def _pixel_masks(
+        self, mask: torch.Tensor | np.ndarray | str | None, masks: torch.Tensor, inverted: bool
+    ) -> Iterator[np.ndarray]:
+        """Yield where each video was generated, `f H W`: the mask that was given, or that of the latents `b f h w`."""
+        if not isinstance(mask, torch.Tensor | np.ndarray):
+            yield from pixel_masks(masks, self.vae_scale_factor)
+            return
+        given = torch.as_tensor(mask, dtype=torch.float32).cpu().numpy()
+        b, f = masks.shape[:2]
+        for one in np.broadcast_to(given, (b, f, *given.shape[-2:])):
+            yield 1 - one if inverted else one
+
     def decode_latents(self, latents: torch.Tensor, output_type: str = "np", decode_chunk_size: int = 8) -> Any:
         """Return the frames of latents `b c f h w`: "np" `b f h w c`, "pt" `b c f h w`, or "pil", lists of images."""
         # `vae.decode` does not trigger the hooks of model offloading.
         self.vae.to(latents.device)
         return _as_output(decode_latents(self.vae, latents, decode_chunk_size), output_type)
+
+
+def _is(mask: torch.Tensor | np.ndarray | str | None, kind: str) -> bool:
+    """Return whether `mask` names this kind of mask."""
+    return isinstance(mask, str) and mask == kind
 
 
 def _as_output(video: torch.Tensor, output_type: str) -> Any:

@@ -29,6 +29,7 @@ from tav_model.compiling import uncompiled
 
 if TYPE_CHECKING:
     from tav_model.networks.unet import UNet3DConditionModel
+    from tav_model.trajectory import Trajectory
     from tav_model.windows import Window
 
 NOISE_LEVEL = 0.3
@@ -54,6 +55,11 @@ class Propagation:
         self._step = self._rows = self._first_row = 0
         self._window: Window | None = None
 
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is propagated in any step."""
+        return self.attention > 0 or self.features > 0
+
     def begin_step(self, step: int, rows: int, first_row: int, window: Window | None = None) -> None:
         """Announce the next pass of the network.
 
@@ -65,14 +71,17 @@ class Propagation:
         """
         self._step, self._rows, self._first_row, self._window = step, rows, first_row, window
 
-    def learn(self, unet: UNet3DConditionModel, predict: Callable[[Callable[[Window | None], None]], Any]) -> None:
+    def learn(self, unet: UNet3DConditionModel, source: Trajectory, predict: Callable[..., Any]) -> None:
         """Find the correspondences in passes over the source.
 
         Args:
             unet: the network.
-            predict: runs it, with the source as the only row of each batch, and calls what it receives before each pass,
-                with its frames (None: all).
+            source: the trajectory of the inversion.
+            predict: runs the network, with the latents and the timestep that it is called with as the only row of each batch,
+                and calls what it receives as `announce` before each pass, with its frames (None: all).
         """
+        # An inversion of a single step ends at the first timestep.
+        timestep = min(round(NOISE_LEVEL * source.scheduler.config.num_train_timesteps), source.timesteps[-1])
 
         def announce(window: Window | None) -> None:
             self._window = window
@@ -80,7 +89,7 @@ class Propagation:
         blocks = enumerate(transformer_blocks(unet))
         handles = [block.attn1.register_forward_hook(partial(self._compare, number)) for number, block in blocks]
         with _attached(unet, handles):
-            predict(announce)
+            predict(source.at(timestep), timestep, announce=announce)
 
     @contextlib.contextmanager
     def attached(self, unet: UNet3DConditionModel) -> Iterator[None]:

@@ -196,6 +196,17 @@ def test_empty_mask_gives_the_sources_frames(pipe, source_frames):
     assert all(np.array_equal(np.asarray(image), frame) for image, frame in zip(images, white, strict=True))
 
 
+@pytest.mark.parametrize("inverted", [False, True])
+def test_each_video_is_pasted_with_its_own_mask(pipe, inverted):
+    white = np.full((*PIXELS, 3), 255, np.uint8)
+    masks = torch.stack([torch.as_tensor(LEFT), 1 - torch.as_tensor(LEFT)]).float()
+    arguments = {"trajectory": TRAJECTORY, "num_inference_steps": 1, "output_type": "pt", "mask_inverted": inverted}
+    both = pipe(["a dog", "a cat"], mask=masks, video=white, mask_feather=0, **arguments).frames
+    for video, mask in zip(both, masks, strict=True):
+        kept = mask > 0.5 if inverted else mask < 0.5
+        assert (video[:, kept] == 1).all() and (video[:, ~kept] < 1).any()
+
+
 def test_paste_mixes_within_the_feather():
     mask = np.zeros((1, 9, 9), np.float32)
     mask[0, 4, 4] = 1
