@@ -195,7 +195,9 @@ def shortcomings(scores: Mapping[str, float], source: Mapping[str, float]) -> li
     """
     found = []
     if scores.get("alignment_gain", 1) <= 0:
-        found.append("the prompt does not show: the frames match it no better than the source's do")
+        found.append(
+            "the prompt does not show: the frames match it no better than the source's do; try a larger guidance_scale"
+        )
     consistency, reference = scores.get("frame_consistency", 1), source.get("frame_consistency", 0)
     if consistency < reference - INCONSISTENT:
         found.append(f"the frames do not belong together: frame consistency {consistency:.2f}, source {reference:.2f}")

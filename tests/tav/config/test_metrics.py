@@ -76,7 +76,7 @@ def test_scores_that_are_far_below_the_sources_are_called_that() -> None:
     assert shortcomings(good, source) == []
     assert shortcomings({}, {}) == shortcomings({"flicker": 0.1}, {"flicker": 0.0}) == []  # without a CLIP model
     assert shortcomings(good | {"alignment_gain": 0.0}, source) == [
-        "the prompt does not show: the frames match it no better than the source's do"
+        "the prompt does not show: the frames match it no better than the source's do; try a larger guidance_scale"
     ]
     assert shortcomings(good | {"frame_consistency": 0.86}, source) == [
         "the frames do not belong together: frame consistency 0.86, source 0.98"
