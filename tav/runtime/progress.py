@@ -87,8 +87,8 @@ class Pace:
     """The rate of a loop, smoothed so that the remaining time does not flip where other programs slow it for a moment.
 
     It is an average in which what lies back counts exponentially less: over about the last half of the loop's time, but
-    at least one minute and at most ten. The first step, which often takes much longer than the others, predicts no
-    remaining time and is forgotten once there is a second.
+    at least one minute and at most ten. The first step, which often takes much longer than the others because models are
+    loaded, gives no rate and is forgotten once there is a second.
 
     Args:
         event: where the loop begins here; what was done before does not count.
@@ -119,10 +119,10 @@ class Pace:
 
     def text(self, event: LoopEvent) -> str:
         """Return the rate and the remaining time: `3.20 step/s, 1:28 left`; empty where there is no rate yet."""
-        if self._weighted_done <= 0:
+        if self._updates < 2 or self._weighted_done <= 0:
             return ""
         text = rate(self._weighted_done, self._weighted_seconds, event.unit)
-        if event.total is None or self._updates < 2:
+        if event.total is None:
             return text
         left = (event.total - event.done) * self._weighted_seconds / self._weighted_done
         return f"{text}, {clock(left)} left"

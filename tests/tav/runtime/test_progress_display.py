@@ -72,12 +72,14 @@ def test_a_resumed_loop_counts_on_and_its_rate_leaves_out_what_was_done_before(c
     with Progress(events, stage="tune", total=300) as progress:
         clock.now += 30
         progress.resume_at(120)
-        clock.now += 90
-        progress.update(180)
+        for _ in range(2):
+            clock.now += 45
+            progress.update(90)
     assert stream.getvalue().splitlines() == [
         "tune: starts, 0/300 steps",
         "tune: resumes at 120/300 steps",
-        "tune: 300/300 steps, 2.00 step/s",
+        "tune: 210/300 steps",
+        "tune: 300/300 steps, 2.00 step/s, 0:00 left",
         "tune: done, 300/300 steps in 1:30, 2.00 step/s",
     ]
 
@@ -92,7 +94,7 @@ def test_without_a_total_it_counts_and_a_total_may_come_later(clock: SimpleNames
         progress.update()
     assert stream.getvalue().splitlines() == [
         "score: starts, 0 videos",
-        "score: 1 video, 20.00 s/video, name cat",
+        "score: 1 video, name cat",
         "score: 2/3 videos, 20.00 s/video, 0:20 left, name cat",
         "score: done, 2/3 videos in 0:40, 20.00 s/video, name cat",
     ]
