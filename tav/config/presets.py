@@ -67,7 +67,8 @@ PRESETS = {
     "layout": Preset(
         "the layout, as far as the first latents have it; guidance leads away from the caption at first (as in "
         "negative-prompt inversion, arXiv 2305.16807)",
-        source_negative=0.4,
+        source_negative=0.7,
+        source_negative_weight=0.5,
         attention_propagation=1.0,
         feature_propagation=0.5,
         mean_match=1.0,
