@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import TextIO
 
 from tav.runtime.events import Event, EventStream
-from tav.runtime.progress_display import LOG_SECONDS, ProgressLines
+from tav.runtime.progress_display import LOG_SECONDS, ProgressLines, time_stamp
 from tav_model.disk_space import explained_full_disk
 from tav_model.errors import FullDiskError, TavError
 
-STAMP = "%Y-%m-%dT%H:%M:%S%z"
 PACKAGES = ("tav_cli", "flows", "tasks", "tav", "toyworld", "tav_model")
 # Stages of several clips run side by side in threads; each log takes the records of its own.
 _log: ContextVar[Path | None] = ContextVar("log", default=None)
@@ -42,7 +41,7 @@ def stage_log(path: Path, events: EventStream | None = None, clip: str | None = 
             lines(event)
 
     handlers: list[logging.Handler] = [_LogFile(stream)]
-    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", STAMP))
+    handlers[0].setFormatter(_Stamped("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     if not logging.getLogger().handlers:
         handlers.append(_StandardError(logging.WARNING))
     try:
@@ -107,6 +106,11 @@ class _Levels:
 
 
 _levels = _Levels()
+
+
+class _Stamped(logging.Formatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 (logging's own name)
+        return time_stamp(record.created)
 
 
 class _LogFile(logging.StreamHandler[TextIO]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, TextIO
@@ -28,6 +29,11 @@ if TYPE_CHECKING:
 STDERR_SECONDS = 10.0
 LOG_SECONDS = 5.0
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"  # as tqdm fills it in
+
+
+def time_stamp(seconds: float) -> str:
+    """Return a time, in seconds since 1970, as log files have it: `2026-11-27T15:19:02.252+00:00`."""
+    return datetime.fromtimestamp(seconds).astimezone().isoformat(timespec="milliseconds")
 
 
 def is_quiet() -> bool:
@@ -115,7 +121,7 @@ class ProgressLines:
             self._write(event, text)
 
     def _write(self, event: Event, text: str) -> None:
-        stamp = datetime.now().astimezone().isoformat(timespec="milliseconds") + " " if self.stamped else ""
+        stamp = time_stamp(time.time()) + " " if self.stamped else ""
         with contextlib.suppress(*([OSError] if self.stamped else [])):
             self.stream.write(f"{stamp}{event.title}: {text}\n")
             self.stream.flush()

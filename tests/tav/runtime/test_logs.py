@@ -49,7 +49,7 @@ def test_records_are_complete_there_and_warnings_a_line_on_standard_error(
             logger.exception("row dog failed")
     logger.info("after")
     text = log.read_text()
-    assert "INFO tasks.edit: row cat" in text
+    assert re.match(f"{STAMP}INFO tasks.edit: row cat\n", text)
     assert "ERROR tasks.edit: row dog failed\nTraceback" in text
     assert text.rstrip().endswith("ValueError: no memory")
     assert capsys.readouterr().err == "error: row dog failed\n"
