@@ -9,9 +9,9 @@ from typing import Any
 from tasks.clip_stages import ClipStages
 from tasks.quick_edits import QuickEditResult, check_ready, quick_edits
 from tav.config import load_params
-from tav.config.masks import check_mask
 from tav.config.paths import Project, project_path
 from tav.config.prompts import append_rows, make_rows
+from tav.media.masks import check_mask
 from tav.runtime.events import EventStream
 from tav.runtime.exit_status import RESUMABLE, ExitStatus
 from tav.runtime.progress_display import standard_error_display
@@ -34,7 +34,8 @@ def edit_clip(
         as_json: print one JSON document at the end instead of a line for each video.
 
     Raises:
-        TavError: no such clip, a clip that is not tuned yet, a setting that is not allowed, or an invalid CSV.
+        TavError: no such clip, a clip that is not tuned yet, a setting that is not allowed, a mask that is none, or an
+            invalid CSV.
     """
     params = load_params(root / "params.yaml").for_clip(clip)
     rows = make_rows(prompts, "tav edit", **settings)

@@ -150,15 +150,17 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
     """Check what would otherwise fail after the tuning, or after Prefect's start, and warn of words that are unknown.
 
     Raises:
-        TavError: a missing model, video or mask, a control network of another base model, or an invalid prompt CSV.
+        TavError: a missing model or video, a mask that is none, a control network of another base model, or an invalid
+            prompt CSV.
     """
     from tav.config.control import check_control
-    from tav.config.masks import check_mask
     from tav.config.prompt_words import unknown_words_warning
     from tav.config.prompts import read_prompts
+    from tav.media.masks import check_mask
     from tav_model.base_models import check_base
 
     warnings = []
+    masks: dict[str | None, str] = {}  # Where each is named first: it is read once.
     for clip in clips:
         settings, own = params.clip(clip), params.for_clip(clip)
         check_base(resolve_model(root, own.base_model))
@@ -173,14 +175,16 @@ def _check_inputs(root: Path, params: Params, clips: Sequence[str]) -> None:
             rows = read_prompts(project_path(root, settings.prompts, f"params.yaml: clips.{clip}.prompts"))
         except TavError as error:
             raise TavError(str(error).replace(f"{root}{os.sep}", "")) from None
-        check_mask(root, own.edit.mask, "params.yaml: edit.mask")
+        masks.setdefault(own.edit.mask, "params.yaml: edit.mask")
         for row in rows:
-            check_mask(root, row.mask, f"{settings.prompts}: line {row.line}: mask")
+            masks.setdefault(row.mask, f"{settings.prompts}: line {row.line}: mask")
             if row.control_scale is not None and not any("edit" in one.stages for one in own.control):
                 raise TavError(f"{settings.prompts}: line {row.line}: control_scale: the clip {clip} has no control")
         texts = [settings.caption, *(row.prompt for row in rows)]
         if warning := unknown_words_warning(root, own.base_model, texts):
             warnings.append(f"warning: {clip}: {warning}")
+    for mask, where in masks.items():
+        check_mask(root, mask, where)
     for line in warnings:
         print_message(line)
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import stat
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from tav.config.paths import MASKS, project_path
 from tav.config.prompts import csv_text, make_rows, read_prompts
 from tav.media.decoding import decoded_frames
 from tav.media.frame_readers import IMAGE_SUFFIXES
-from tav.media.masks import load_mask
+from tav.media.masks import check_mask_file, load_mask
 from tav.runtime.locks import waiting_lock
 from tav_model.digests import digest
 from tav_model.errors import TavError
@@ -95,10 +96,14 @@ def import_clip(
     if mask is not None:
         mask = mask.expanduser()
         _check_file_type(mask)
+        check_mask_file(mask, f"--mask: {mask}")
     if not caption.strip():
         raise TavError("--caption: must be a string that is not blank")
     make_rows([caption], "--caption")
     prompts = [row.prompt for row in make_rows(edits, "--edit")]
+    if len(prompts) < len(edits):
+        repeated, _ = Counter(edit.strip() for edit in edits).most_common(1)[0]
+        raise TavError(f"--edit: {repeated!r} is given more than once; give each prompt once")
     with waiting_lock(root / ".tav" / "clips.lock"):
         inside = _path_inside(root, video)
         target, table = root / (inside or f"data/{name}{_suffix(video)}"), root / f"data/{name}.csv"

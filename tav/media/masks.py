@@ -7,6 +7,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tav.config import DecodeParams
+from tav.config.paths import project_path
+from tav.config.presets import NOT_FILES
 from tav.media.decoding import Frames, read_frames, read_measured_frames
 from tav.media.frame_readers import IMAGE_SUFFIXES
 from tav_model.errors import TavError
@@ -15,9 +18,42 @@ from tav_model.files import read_json
 if TYPE_CHECKING:
     import numpy as np
 
-    from tav.config import DecodeParams
-
+FORMS = "an image, a folder of images, a video or a JSON file of boxes"
 BOXES = '{"FRAME": [LEFT, TOP, RIGHT, BOTTOM], ...}'
+
+
+def check_mask(root: Path, mask: str | None, where: str) -> None:
+    """Check a mask that a prompt or a parameter names, before any work starts.
+
+    Args:
+        root: the project's folder.
+        mask: a path in the project, one of `NOT_FILES`, or None.
+        where: what names the mask, for messages.
+
+    Raises:
+        TavError: it is missing or no mask, or the path leads out of the project.
+    """
+    if mask is not None and mask not in NOT_FILES:
+        check_mask_file(project_path(root, mask, where), f"{where}: {mask}")
+
+
+def check_mask_file(path: Path, name: str) -> None:
+    """Check that a file or folder is a mask, by its first frame.
+
+    Args:
+        path: as for `load_mask`.
+        name: what it is called in messages.
+
+    Raises:
+        TavError: it is missing or no mask.
+    """
+    try:
+        load_mask(path, DecodeParams(frames=1, width=64, height=64))
+    except TavError as error:
+        reason = str(error).removeprefix(f"{path}: ").replace(str(path), path.name)
+        # What has another suffix is read as a video, whatever the user took it for.
+        is_other = path.is_file() and path.suffix.lower() not in (*IMAGE_SUFFIXES, ".json")
+        raise TavError(f"{name}: {reason}{f'; a mask must be {FORMS}' if is_other else ''}") from None
 
 
 def load_mask(path: Path, decode: DecodeParams) -> np.ndarray:
@@ -51,11 +87,13 @@ def read_image(path: Path, decode: DecodeParams) -> Frames:
         TavError: it cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="tav-") as folder:
-        shutil.copyfile(path, Path(folder) / f"0{path.suffix.lower()}")
+        copy = Path(folder) / f"0{path.suffix.lower()}"
+        shutil.copyfile(path, copy)
         try:
             return read_measured_frames(Path(folder), decode)
         except TavError as error:
-            raise TavError(str(error).replace(folder, str(path))) from None
+            reason = str(error).removeprefix(f"{folder}: ").removeprefix(copy.name).lstrip(": ")
+            raise TavError(f"{path}: {reason.replace(str(copy), str(path))}") from None
 
 
 def _number(decode: DecodeParams) -> int:

@@ -91,8 +91,11 @@ def test_add_with_control_names_the_network(tav: Tav, new: Path) -> None:
 def test_add_refuses_a_mask_that_is_none_and_changes_nothing(tav: Tav, new: Path, tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"no image")
     before = contents(new)
-    ended = tav("add", "data/ball.mp4", "--caption", "a ball", "--name", "b", "--mask", tmp_path / "mask.png")
-    assert ended.code == 2 and f"{tmp_path / 'mask.png'}: " in ended.err
+    arguments = ("add", "data/ball.mp4", "--caption", "a ball", "--name", "b", "--mask")
+    ended = tav(*arguments, tmp_path / "mask.png")
+    assert ended.code == 2 and f"error: --mask: {tmp_path / 'mask.png'}: not an image that can be read" in ended.err
+    ended = tav(*arguments, "data/ball.csv")
+    assert ended.code == 2 and "error: --mask: data/ball.csv: not a video" in ended.err
     assert contents(new) == before
 
 
@@ -179,6 +182,17 @@ def test_add_refuses_mistakes_and_changes_nothing(
     path = video if "/" in video else f"{tmp_path}/{video}"
     ended = tav("add", path, *(word for pair in ({"--caption": "a ball"} | options).items() for word in pair))
     assert ended.code == 2 and error in ended.error.replace(f"{new}/", "")
+    assert contents(new) == before
+
+
+def test_add_refuses_a_prompt_that_is_given_twice(tav: Tav, new: Path) -> None:
+    before = contents(new)
+    arguments = ("add", "data/ball.mp4", "--caption", "a ball", "--name", "b")
+    ended = tav(*arguments, "--edit", "a cat", "--edit", "a blue ball", "--edit", " a blue ball")
+    assert (ended.code, ended.error) == (
+        2,
+        "error: --edit: 'a blue ball' is given more than once; give each prompt once\n",
+    )
     assert contents(new) == before
 
 

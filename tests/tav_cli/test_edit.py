@@ -166,6 +166,12 @@ def test_a_prompt_that_fails_fails_alone(tav: Tav, done: Path, monkeypatch: pyte
             "mask: '../mask.png' is not words, difference, none, or a path inside the project",
         ),
         (["ball", "a", "--mask", "data/none.png"], "--mask: data/none.png: no such file"),
+        (
+            ["ball", "a", "--mask", "data/ball.csv"],
+            "--mask: data/ball.csv: not a video that can be read (Invalid data found when processing input); "
+            "a mask must be an image, a folder of images, a video or a JSON file of boxes\n",
+        ),
+        (["ball", "a", "--mask", "data/scenes/ball.json"], "--mask: data/scenes/ball.json: not keyed boxes; must be {"),
         (["ball", "a", "--seed", "-1"], "seed: '-1' is not a whole number"),
     ],
 )

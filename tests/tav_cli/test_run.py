@@ -167,7 +167,7 @@ def test_run_sets_parameters_of_its_clips_or_of_all(tav: Tav, done: Path, monkey
     assert "no model 'none'" in tav("run", "ball", "--set", "base_model=none").error
 
 
-def test_run_refuses_masks_that_are_missing(tav: Tav, done: Path) -> None:
+def test_run_refuses_masks_that_are_missing_or_none(tav: Tav, done: Path) -> None:
     before = contents(done)
     ended = tav("run", "ball", "--set", "edit.mask=data/none.png")
     assert (ended.code, ended.error) == (2, "error: params.yaml: edit.mask: data/none.png: no such file\n")
@@ -175,6 +175,9 @@ def test_run_refuses_masks_that_are_missing(tav: Tav, done: Path) -> None:
     (done / "data/ball.csv").write_text("prompt,mask\na blue ball,words\na red cube,data/none.png\n")
     ended = tav("run", "ball")
     assert (ended.code, ended.error) == (2, "error: data/ball.csv: line 3: mask: data/none.png: no such file\n")
+    (done / "data/none.png").write_bytes(b"no image")
+    ended = tav("run", "ball")
+    assert ended.code == 2 and "error: data/ball.csv: line 3: mask: data/none.png: not an image that" in ended.error
 
 
 def test_the_papers_settings_are_one_option(tav: Tav, done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tav.config import DecodeParams
-from tav.media.masks import load_mask
+from tav.media.masks import FORMS, check_mask, load_mask
 from tav_model.errors import TavError
 from tav_model.video import write_video
 
@@ -73,3 +73,38 @@ def test_what_is_no_mask_is_refused_by_its_name(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no image")
     with pytest.raises(TavError, match=r"broken.png: "):
         load_mask(tmp_path / "broken.png", DECODE)
+
+
+@pytest.mark.parametrize("mask", [None, "words", "difference", "none", "mask.png", "moving", "mask.mp4", "boxes.json"])
+def test_what_is_a_mask_passes_the_check(tmp_path, mask):
+    (tmp_path / "moving").mkdir()
+    for image in ("mask.png", "moving/0.png", "moving/1.png"):
+        Image.fromarray(LEFT).save(tmp_path / image)
+    write_video(tmp_path / "mask.mp4", np.zeros((2, 64, 64, 3), np.uint8), 8)
+    (tmp_path / "boxes.json").write_text('{"0": [0, 0, 10, 20]}')
+    check_mask(tmp_path, mask, "--mask")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("none.png", "no such file"),
+        ("../mask.png", "is not allowed: must be a relative path inside the project"),
+        (
+            "prompts.csv",
+            f"not a video that can be read (Invalid data found when processing input); a mask must be {FORMS}",
+        ),
+        ("empty.mp4", f"is empty; a mask must be {FORMS}"),
+        ("broken.png", "not an image that can be read (cannot identify image file 'broken.png')"),
+        ("boxes.json", "not keyed boxes; must be {"),
+        ("folder", "no images in the folder (.png, "),
+    ],
+)
+def test_what_is_no_mask_is_refused_by_the_check(tmp_path, name, message):
+    (tmp_path / "folder").mkdir()
+    for file, text in (("prompts.csv", "prompt\na\n"), ("empty.mp4", ""), ("broken.png", "no"), ("boxes.json", "[]")):
+        (tmp_path / file).write_text(text)
+    with pytest.raises(TavError) as caught:
+        check_mask(tmp_path, name, "--mask")
+    text = str(caught.value)
+    assert text.startswith("--mask: ") and message in text and str(tmp_path) not in text
