@@ -16,6 +16,7 @@ from tav.config.metrics import METRICS
 from tav.config.paths import Project
 from tav.config.results import decode_mask_image, read_scores
 from tav.config.stages import TRACKED_STAGES
+from tav.tracking.run_names import differs
 from tav.tracking.stored_runs import EDITS, EDITS_DIGEST
 from tav.tracking.system_metrics import peak_memory, system_metrics
 from tav.tracking.tracker import Run, Tracker
@@ -72,7 +73,8 @@ class ClipRuns:
             committed = self._settings(parse_params("params.yaml", text))
         except (OSError, subprocess.SubprocessError, UnicodeDecodeError, TavError):
             return {}  # not a repository, or its parameters are of another version
-        return {name: value for name, value in self._settings(self.params).items() if committed.get(name) != value}
+        settings = self._settings(self.params)
+        return {name: value for name, value in settings.items() if differs(name, (value, committed.get(name)))}
 
     @contextlib.contextmanager
     def reporting(self, stage: str) -> Iterator[None]:

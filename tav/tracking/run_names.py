@@ -4,18 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-# Parameters that every name shows, and how much of the others it may show.
-NAMED = ("attention.spatial", "attention.temporal", "tune.steps")
+# How much a name may show of the parameters that not every name shows.
 MAX_PARTS, MAX_PART_LENGTH = 3, 40
 SEPARATOR = " · "
+CONTROL = "control"  # stands for the kinds of all control networks: `canny,depth`
 
 
 def pipeline_name(clip: str, params: Mapping[str, str]) -> str:
-    """Return what every name of a clip's runs begins with: `ball · first,former · 300 steps`."""
-    parts = [clip, params.get("attention.spatial"), params.get("tune.steps") and f"{params['tune.steps']} steps"]
-    if params.get("attention.temporal") == "False":
-        parts.insert(2, "no temporal")
-    return SEPARATOR.join(part for part in parts if part)
+    """Return what every name of a clip's runs shows: `ball · canny control · first,former · 300 steps`."""
+    return SEPARATOR.join(part for part in (clip, *_named(params).values()) if part)
+
+
+def readable_key(key: str) -> str:
+    """Return the key by which a parameter is shown: `control` for the kind of any control network, or its own."""
+    return CONTROL if key.startswith(f"{CONTROL}.") and key.endswith(".kind") else key
+
+
+def readable_value(key: str, params: Mapping[str, str]) -> str | None:
+    """Return the value of a parameter by its readable key; None if the run does not have it."""
+    if key != CONTROL:
+        return params.get(key)
+    return ",".join(params[one] for one in sorted(params) if readable_key(one) == CONTROL) or None
+
+
+def tells(name: str, key: str, params: Mapping[str, str]) -> bool:
+    """Return whether the name of a run with these parameters tells the value of one, which has a readable key."""
+    parts, named = name.split(SEPARATOR), _named(params)
+    if key in named:
+        return named[key] is None or named[key] in parts
+    return f"{key} {params.get(key)}" in parts
+
+
+def _named(params: Mapping[str, str]) -> dict[str, str | None]:
+    """Return what every name shows, by readable key; None where there is nothing to show."""
+    control, steps = readable_value(CONTROL, params), params.get("tune.steps")
+    return {
+        CONTROL: control and f"{control} control",
+        "attention.spatial": params.get("attention.spatial"),
+        "attention.temporal": "no temporal" if params.get("attention.temporal") == "False" else None,
+        "tune.steps": steps and f"{steps} steps",
+    }
 
 
 def with_settings(name: str, settings: Mapping[str, str]) -> str:
@@ -24,7 +52,8 @@ def with_settings(name: str, settings: Mapping[str, str]) -> str:
     They follow the clip, because lists of runs cut off the ends of long names.
     """
     clip, *rest = name.split(SEPARATOR)
-    others = [f"{key} {value}"[:MAX_PART_LENGTH] for key, value in settings.items() if key not in NAMED]
+    named = _named({})
+    others = [f"{key} {value}"[:MAX_PART_LENGTH] for key, value in settings.items() if readable_key(key) not in named]
     return SEPARATOR.join([clip, *others[:MAX_PARTS], *(["…"] if len(others) > MAX_PARTS else []), *rest])
 
 
@@ -44,7 +73,7 @@ def distinct_name(name: str, params: Mapping[str, str], others: Mapping[str, Map
     return longer if longer not in others else _numbered(longer, others)
 
 
-def differs(key: str, values: Iterable[str | None]) -> bool:
+def differs(key: str, values: Iterable[object]) -> bool:
     """Return whether runs differ in a parameter.
 
     That a run has no control network is seen from the kind alone; it would be said once more for each of its settings.
@@ -53,7 +82,7 @@ def differs(key: str, values: Iterable[str | None]) -> bool:
         key: the parameter, by its dotted key.
         values: its value in each run; None where a run does not have it.
     """
-    details = key.startswith("control.") and not key.endswith(".kind")
+    details = key.startswith(f"{CONTROL}.") and readable_key(key) != CONTROL
     return len({value for value in values if not (details and value is None)}) > 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,16 @@ def test_a_parent_run_has_scores_and_durations_and_nothing_else(project: Path) -
     assert stage.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert stage.data.metrics
     assert all(name.startswith("system/") for name in stage.data.metrics)
+
+
+def test_control_that_is_new_since_the_last_commit_is_named_by_its_kind(project: Path) -> None:
+    for command in ("init -q", "add params.yaml", "-c user.name=a -c user.email=a@b commit -qm params"):
+        subprocess.run(["git", *command.split()], cwd=project, check=True)
+    canny = {"kind": "canny", "model": "toyworld/controlnet/edges"}
+    write_overrides(project / "params.yaml", {"control": [canny], "edit.guidance_scale": 2.0})
+    name = clip_runs(project).pipeline.identity["name"]
+    assert name.startswith(f"{CLIP} · edit.guidance_scale 2.0 · canny control · ")
+    assert "control." not in name
 
 
 def test_the_mask_of_an_edit_is_an_artifact_of_its_run(project: Path) -> None:

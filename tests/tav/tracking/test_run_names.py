@@ -1,8 +1,9 @@
 """Names by which runs can be told apart."""
 
-from tav.tracking.run_names import distinct_name, pipeline_name, with_settings
+from tav.tracking.run_names import distinct_name, pipeline_name, tells, with_settings
 
 PARAMS = {"attention.spatial": "first,former", "attention.temporal": "True", "tune.steps": "300", "seed": "33"}
+CANNY = PARAMS | {"control.0.kind": "canny", "control.0.scale": "1.0", "control.0.end": "1.0"}
 
 
 def test_a_name_shows_the_attention_and_the_tuning():
@@ -31,8 +32,31 @@ def test_a_taken_name_is_made_longer():
     assert distinct_name("ball", PARAMS | {"seed": "34"}, others) == "ball · seed 34 (2)"
 
 
-def test_control_that_the_other_run_lacks_is_named_by_its_kind():
-    canny = PARAMS | {"control.0.kind": "canny", "control.0.scale": "1.0", "control.0.end": "1.0"}
-    assert distinct_name("ball", canny, {"ball": PARAMS}) == "ball · control.0.kind canny"
-    weaker = canny | {"control.0.scale": "0.5"}
-    assert distinct_name("ball", weaker, {"ball": canny}) == "ball · control.0.scale 0.5"
+def test_control_is_in_every_name_of_a_run_that_has_it():
+    name = pipeline_name("ball", CANNY)
+    assert name == "ball · canny control · first,former · 300 steps"
+    assert distinct_name(name, CANNY, {pipeline_name("ball", PARAMS): PARAMS}) == name
+    assert with_settings(name, {"control.0.kind": "canny", "seed": "1"}) == (
+        "ball · seed 1 · canny control · first,former · 300 steps"
+    )
+    two = CANNY | {"control.1.kind": "depth"}
+    assert pipeline_name("ball", two) == "ball · canny,depth control · first,former · 300 steps"
+
+
+def test_names_tell_apart_runs_whose_control_differs_in_its_settings():
+    name = pipeline_name("ball", CANNY)
+    assert distinct_name(name, CANNY | {"control.0.scale": "0.5"}, {name: CANNY}) == (
+        "ball · control.0.scale 0.5 · canny control · first,former · 300 steps"
+    )
+
+
+def test_what_a_name_tells():
+    unsteady = CANNY | {"attention.temporal": "False"}
+    name = with_settings(pipeline_name("ball", unsteady), {"seed": "33"})
+    for key in ("control", "attention.spatial", "attention.temporal", "tune.steps", "seed"):
+        assert tells(name, key, unsteady)
+    assert not tells(name, "seed", unsteady | {"seed": "3"})
+    assert not tells(name, "control.0.scale", unsteady)
+    # Names that earlier versions or users have given.
+    assert not tells("ball · first,former · 300 steps", "control", CANNY)
+    assert not tells("my favourite", "tune.steps", PARAMS)
