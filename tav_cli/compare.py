@@ -14,6 +14,7 @@ from rich.text import Text
 
 from tav.config.metrics import HEADLINES, METRICS, format_score
 from tav.tracking.comparison import Comparison, as_rows, compare
+from tav.tracking.run_names import readable_key, readable_value, tells
 from tav.tracking.stored_runs import PipelineRun
 from tav_cli.terminal import output_console, print_json
 
@@ -85,29 +86,43 @@ def fitting_table(comparison: Comparison, console: Console) -> tuple[Table, list
 
 def _columns(comparison: Comparison) -> list[_Column]:
     """Return all columns from left to right: parameters, scores (the one that orders the runs first), and the rest."""
-    headlines = [metric.key for metric in HEADLINES]
-    # The first parameter in which the runs differ says more than a second score does.
     columns = [
-        _Column(key, key.replace(".", ".\n"), _parameter_cell(key), priority=3 if index else 1)
-        for index, key in enumerate(comparison.differing)
+        _parameter_column(key, comparison.runs) for key in dict.fromkeys(map(readable_key, comparison.differing))
     ]
-    for metric in sorted(comparison.metrics, key=lambda metric: metric != comparison.by):
-        arrow = (" ↑" if METRICS[metric].higher_is_better else " ↓") if metric in METRICS else ""
-        first, _, rest = metric.partition("_")
-        header = f"{first}\n{rest}{arrow}" if rest else f"{first}{arrow}"
-        priority = 0 if metric == comparison.by else 2 if metric in headlines else 5
-        columns.append(_Column(metric, header, _score_cell(metric, comparison.best(metric)), priority, "right"))
+    columns += [
+        _score_column(metric, comparison)
+        for metric in sorted(comparison.metrics, key=lambda metric: metric != comparison.by)
+    ]
     if not comparison.has_same_edits:
         columns.append(_Column("edits", "edits", lambda run: Text(str(run.edits or "-")), 1, "right"))
-    columns.append(_Column("when", "when", lambda run: Text(f"{run.started:%Y-%m-%d %H:%M}"), priority=5))
+    columns.append(_Column("when", "when", lambda run: Text(f"{run.started:%Y-%m-%d %H:%M}"), priority=6))
     if any(_state(run) for run in comparison.runs):
         columns.append(_Column("state", "state", lambda run: Text(_state(run), style="yellow"), priority=1))
-    columns.append(_Column("run id", "run id", lambda run: Text(run.run_id[:SHORT_ID_LENGTH], style="dim"), priority=4))
+    columns.append(_Column("run id", "run id", lambda run: Text(run.run_id[:SHORT_ID_LENGTH], style="dim"), priority=5))
     return columns
 
 
+def _parameter_column(key: str, runs: list[PipelineRun]) -> _Column:
+    """Return the column of a parameter, which says more than a second score does, unless the runs' names tell it."""
+    is_told = all(tells(run.name, key, run.parameters) for run in runs)
+    return _Column(key, key.replace(".", ".\n", 1), _parameter_cell(key), priority=4 if is_told else 2)
+
+
+def _score_column(metric: str, comparison: Comparison) -> _Column:
+    arrow = (" ↑" if METRICS[metric].higher_is_better else " ↓") if metric in METRICS else ""
+    header = _label(metric).replace(" ", "\n", 1) + arrow
+    is_headline = metric in (headline.key for headline in HEADLINES)
+    priority = 0 if metric == comparison.by else 3 if is_headline else 6
+    return _Column(metric, header, _score_cell(metric, comparison.best(metric)), priority, "right")
+
+
+def _label(metric: str) -> str:
+    """Return a metric's label; the name itself of one that is not in the catalogue, as those of other versions."""
+    return METRICS[metric].label if metric in METRICS else metric
+
+
 def _table(comparison: Comparison, columns: list[_Column], name_width: int) -> Table:
-    order = f", best {comparison.by} first" if comparison.by else ""
+    order = f", best {_label(comparison.by)} first" if comparison.by else ""
     title = Text(f"{comparison.clip}{order}", style="bold")
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, header_style="")
     table.add_column("", justify="right", no_wrap=True)
@@ -121,7 +136,7 @@ def _table(comparison: Comparison, columns: list[_Column], name_width: int) -> T
 
 def _parameter_cell(key: str) -> Callable[[PipelineRun], Text]:
     def cell(run: PipelineRun) -> Text:
-        value = " ".join(run.parameters.get(key, "-").split())
+        value = " ".join((readable_value(key, run.parameters) or "-").split())
         return Text(value if len(value) <= MAX_VALUE_LENGTH else f"{value[: MAX_VALUE_LENGTH - 1]}…")
 
     return cell

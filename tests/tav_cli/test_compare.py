@@ -7,13 +7,15 @@ import io
 import json
 import re
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from tav.config.metrics import METRICS
 from tav.tracking.comparison import compare
-from tav.tracking.stored_runs import EDITS, EDITS_DIGEST, read_runs
+from tav.tracking.stored_runs import EDITS, EDITS_DIGEST, PipelineRun, read_runs
 from tav.tracking.tracker import Tracker
 from tav_cli.compare import fitting_table
 from tests.support.compared_runs import write_compared_runs
@@ -38,11 +40,26 @@ def wide(tav: Tav, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
 
 
+def finished_run(params: dict[str, str], scores: dict[str, float], name: str = "ball") -> PipelineRun:
+    return PipelineRun("0" * 32, name, "ball", datetime(2026, 1, 1), "finished", params, scores)
+
+
+def printed(runs: list[PipelineRun], columns: int = 200) -> str:
+    """What is printed of these runs on a console of that width."""
+    text = io.StringIO()
+    console = Console(file=text, width=columns)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tav.tracking.comparison.read_runs", lambda _: runs)
+        (comparison,) = compare(ROOT)
+    console.print(fitting_table(comparison, console)[0])
+    return text.getvalue()
+
+
 def test_table(tav: Tav, store: Path, wide: None) -> None:
     ended = tav("compare", "ball")
     lines = ended.out.splitlines()
     ids = {run.name: run.run_id[:8] for run in read_runs(store)}
-    assert (ended.code, ended.err) == (0, "") and lines[0].strip() == "ball, best textual_alignment first"
+    assert (ended.code, ended.err) == (0, "") and lines[0].strip() == "ball, best textual alignment first"
     (row,) = [line.split() for line in lines if "· self ·" in line]
     assert row[:6] == ["3", "ball", "·", "self", "·", "300"]
     assert row[7:14] == ["self", "4.0", "0.200", "0.900", "21.5", "dB", "0.010"]
@@ -71,9 +88,10 @@ def test_the_best_of_each_metric_is_bold(store: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "shown", "hidden"),
     [
-        (60, {"alignment", "spatial"}, {"consistency", "guidance_scale", "flicker", "when", "id"}),
-        (80, {"alignment", "consistency", "spatial"}, {"guidance_scale", "flicker", "when", "id"}),
-        (120, {"alignment", "consistency", "spatial", "guidance_scale", "id"}, {"flicker", "when"}),
+        # The names tell attention.spatial, but the guidance scale only of those runs that are named by it.
+        (64, {"alignment", "guidance_scale"}, {"consistency", "spatial", "flicker", "when", "id"}),
+        (80, {"alignment", "guidance_scale", "consistency"}, {"spatial", "flicker", "when", "id"}),
+        (120, {"alignment", "guidance_scale", "consistency", "spatial", "id"}, {"flicker", "when"}),
     ],
 )
 def test_one_table_with_what_matters_most_fits_the_terminal(
@@ -88,7 +106,42 @@ def test_one_table_with_what_matters_most_fits_the_terminal(
     words = set(narrow.split())
     assert shown <= words and not hidden & words
     assert re.search(r"^\d+ more columns; --json prints everything$", narrow, re.MULTILINE)
-    assert narrow.count("best textual_alignment first") == 1
+    assert narrow.count("best textual alignment first") == 1
+
+
+@pytest.mark.parametrize("columns", [80, 110, 160])
+def test_parameters_that_were_swept_come_before_a_second_score(columns: int) -> None:
+    names = {
+        "5.0": "ball",
+        "2.0": "ball · edit.guidance_scale 2.0",
+        "3.0": "ball · edit.guidance_scale 3.0 · edit.steps 6",
+    }
+    runs = [
+        finished_run(
+            {"edit.guidance_scale": scale, "edit.steps": "6" if scale == "3.0" else "12"},
+            dict.fromkeys(METRICS, 0.5),
+            f"{name} · self · 100 steps",
+        )
+        for scale, name in names.items()
+    ]
+    heading = printed(runs, columns).partition("──")[0].split()
+    assert heading.count("edit.") == 2 and {"guidance_scale", "steps", "alignment"} <= set(heading)
+
+
+def test_control_is_one_column_with_the_kinds_of_its_networks() -> None:
+    canny = {"control.0.kind": "canny", "control.0.scale": "1.0"}
+    both = {"control.1.kind": "depth", "control.1.scale": "0.5"} | canny
+    runs = [finished_run(control, {"flicker": 0.1 + index}) for index, control in enumerate([{}, canny, both])]
+    _, heading, *rows = [line.split() for line in printed(runs).splitlines() if line.strip("─ ")]
+    assert heading == ["run", "control", "flicker", "↓", "when", "run", "id"]
+    assert [row[2] for row in rows] == ["-", "canny", "canny,depth"]
+
+
+def test_scores_have_the_labels_of_the_catalogue() -> None:
+    run = finished_run({}, {"consecutive_consistency": 0.9, "psnr_kept": 30.0, "of_another_version": 1.0})
+    title, heading = printed([run]).partition("──")[0].split("\n", 1)
+    assert title.strip() == "ball, best neighbour consistency first"
+    assert {"neighbour", "PSNR", "of_another_version"} <= set(heading.split()) and "consecutive" not in heading
 
 
 def test_clips_are_arguments_as_in_other_commands(tav: Tav, store: Path, wide: None) -> None:
