@@ -8,8 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, get_args
 
-from tav.config import ControlParams, load_params
+from pydantic import ValidationError
+
+from tav.config import ControlParams, DecodeParams, load_params
 from tav.config.control import own_control_network
+from tav.config.error_messages import describe_option_errors
 from tav.config.prompt_words import unknown_words_warning
 from tav.config.prompts import read_prompts
 from tav.media.importing import ImportedClip, import_clip
@@ -60,6 +63,7 @@ def add_clip(
         decode = {"sampling": "stride", **decode}
     if size is not None:
         decode = {**_parse_size(size), **decode}
+    _check_decode(decode)
     networks = _control(root, control, control_model)
     with ProgressBars() as bars, bars.activity(f"reading {video.name}"):
         added = import_clip(root, video, caption, name, edits, decode, mask, networks)
@@ -81,6 +85,19 @@ def _parse_size(text: str) -> dict[str, int]:
     if not match:
         raise TavError(f"--size: {text!r} is not allowed: must be WIDTHxHEIGHT, such as 512x512")
     return {"width": int(match[1]), "height": int(match[2])}
+
+
+def _check_decode(decode: dict[str, Any]) -> None:
+    """Check the settings of the section `decode`.
+
+    Raises:
+        TavError: values that are not allowed, with their options.
+    """
+    try:
+        DecodeParams.model_validate(decode)
+    except ValidationError as error:
+        options = {"width": "--size", "height": "--size"}
+        raise TavError(describe_option_errors(error, DecodeParams, options)) from None
 
 
 def _control(root: Path, control: str | None, model: str | None) -> list[dict[str, str]] | None:

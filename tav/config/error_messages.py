@@ -10,7 +10,7 @@ from typing import Any, get_origin
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from tav.config.schema import CLIP_NAME_RULE, ClipParams, Params, is_section, section_of_items
+from tav.config.schema import CLIP_NAME_RULE, ClipParams, Params, Section, is_section, section_of_items
 
 LONGEST_VALUE = 80
 _BOUNDS = {
@@ -31,12 +31,30 @@ def describe_validation_error(error: ValidationError) -> str:
     return _describe(problems[0]) + more
 
 
-def _describe(problem: ErrorDetails) -> str:
+def describe_option_errors(error: ValidationError, section: type[Section], options: Mapping[str, str]) -> str:
+    """Return all mistakes in one line, by the options of a command line that set the values.
+
+    Args:
+        error: of the section.
+        section: where the options' values belong.
+        options: by key, the options that are not named after it.
+    """
+    by_option: dict[str, list[str]] = {}
+    for problem in error.errors():
+        key = str(problem["loc"][0])
+        description = _describe(problem, section)
+        if key not in options:
+            description = description.removeprefix(f"{key}: ")
+        by_option.setdefault(options.get(key, f"--{key}"), []).append(description)
+    return "; ".join(f"{option}: {'; '.join(descriptions)}" for option, descriptions in by_option.items())
+
+
+def _describe(problem: ErrorDetails, annotation: Any = Params) -> str:
+    """Describe a mistake in a value of the type `annotation`."""
     *above, last = (str(part) for part in problem["loc"])
     key = on_one_line(".".join(above if last == _OF_KEY else [*above, last]))
     if last == _OF_KEY:
         return f"{key}: the clip's name {CLIP_NAME_RULE}"
-    annotation: Any = Params
     allowed = ""
     for part in [*above, last]:
         if is_section(annotation):

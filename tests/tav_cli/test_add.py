@@ -161,9 +161,15 @@ def test_results_are_copied_not_referred_to(tav: Tav, done: Path) -> None:
         ("ball.mp4", {"--name": "fish"}, "data/fish.mp4: another file exists there; choose another name"),
         ("data/ball.mp4", {"--name": "fish", "--edit": "a"}, "data/fish.csv: has other prompts already"),
         ("ball.mp4", {"--name": "x", "--frames": 25}, "has 24 frames, but 25 are needed"),
-        ("ball.mp4", {"--name": "x", "--frames": 0}, "clips.x.decode.frames: 0 is not allowed"),
+        ("ball.mp4", {"--name": "x", "--frames": 0}, "error: --frames: 0 is not allowed: must be a whole number"),
         ("ball.mp4", {"--name": "x", "--frames": "some"}, "'some' is not allowed: must be a whole number between 1"),
-        ("ball.mp4", {"--name": "x", "--size": "100x100"}, "clips.x.decode.width: 100 is not allowed"),
+        (
+            "ball.mp4",
+            {"--name": "x", "--size": "500x300", "--start": -1, "--frames": 4},
+            "error: --size: width: 500 is not allowed: must be a whole number between 64 and 4096, a multiple of 8; "
+            "height: 300 is not allowed: must be a whole number between 64 and 4096, a multiple of 8; "
+            "--start: -1 is not allowed: must be a whole number at least 0\n",
+        ),
         ("ball.mp4", {"--name": "x", "--size": "big"}, "--size: 'big' is not allowed: must be WIDTHxHEIGHT"),
         ("ball.mp4", {"--name": "x", "--caption": " "}, "--caption: must be a string that is not blank"),
         ("ball.mp4", {"--name": "x", "--edit": ""}, "--edit: the prompt is empty"),

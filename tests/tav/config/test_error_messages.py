@@ -5,7 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
+from tav.config import DecodeParams
+from tav.config.error_messages import describe_option_errors
 from tests.support.params import SHORT, refusal
 
 ATTENTION = "must be a list of 1 to 6 items, each one of first, former, self, middle, next, all"
@@ -127,6 +130,17 @@ def test_mistakes(path: Path, old: str, new: str, message: str) -> None:
 def test_the_number_of_mistakes(path: Path) -> None:
     path.write_text(SHORT.replace("tune: {}", "tune: {steps: -1, precision: x, adam_beta1: 2}"))
     assert refusal(path).endswith("must be a whole number between 0 and 100000 (and 2 more)")
+
+
+def test_all_mistakes_of_options_by_their_names() -> None:
+    with pytest.raises(ValidationError) as caught:
+        DecodeParams.model_validate({"width": 60, "height": 64.5, "frames": "some", "end": 0})
+    side = "must be a whole number between 64 and 4096, a multiple of 8"
+    assert describe_option_errors(caught.value, DecodeParams, {"width": "--size", "height": "--size"}) == (
+        "--frames: 'some' is not allowed: must be a whole number between 1 and 100000, or all; "
+        f"--size: width: 60 is not allowed: {side}; height: 64.5 is not allowed: {side}; "
+        "--end: 0 is not allowed: must be a whole number at least 1 or null"
+    )
 
 
 def test_no_clips(path: Path) -> None:
