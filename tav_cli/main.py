@@ -306,12 +306,12 @@ def base(
 @_command("Show what is up to date, what is not, and why.", "tav status ball")
 def status(clips: Clips = None, json: Json = False) -> None:
     """Show the state of clips (default: all): which stages are up to date, which are not and why, and which prompts
-    are still to render.
+    are still to render. Exit code 2: a prompt CSV is invalid.
     """  # noqa: D205 (one paragraph of the help)
     root = _project_root()
     from tav_cli.status import status as show_status
 
-    show_status(root, clips or [], json)
+    raise typer.Exit(show_status(root, clips or [], json))
 
 
 @_command("Write the HTML report of clips.", "tav report ball --open")

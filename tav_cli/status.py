@@ -16,9 +16,10 @@ from flows.services import Services, running
 from tasks.clip_stages import ClipStages, clip_holder
 from tav.config import load_params
 from tav.config.stages import STAGES
+from tav.runtime.exit_status import ExitStatus
 from tav.runtime.redaction import redact
 from tav.versioning.dvc_pipeline import DvcPipeline, DvcStageStatus
-from tav_cli.terminal import output_console, print_json
+from tav_cli.terminal import output_console, print_error, print_json
 from tav_model.errors import TavError
 
 LOCK_SECONDS = 5  # to wait for another process that holds DVC's lock
@@ -62,8 +63,8 @@ class ClipStatus:
         return all(stage.state == "up to date" for stage in self.stages.values())
 
 
-def status(root: Path, clips: Sequence[str], as_json: bool) -> None:
-    """Print the state of clips, and whether the services of `tav up` run.
+def status(root: Path, clips: Sequence[str], as_json: bool) -> ExitStatus:
+    """Print the state of clips, and whether the services of `tav up` run; a CSV that is invalid is an error, too.
 
     Args:
         root: the project's folder.
@@ -81,11 +82,15 @@ def status(root: Path, clips: Sequence[str], as_json: bool) -> None:
     services = running(root)
     if as_json:
         print_json(_as_json(statuses, services))
-        return
-    console = output_console()
-    for clip, clip_state in statuses.items():
-        _print_clip(console, clip, clip_state, in_full=clip in clips)
-    console.print(_services_line(services), highlight=False)
+    else:
+        console = output_console()
+        for clip, clip_state in statuses.items():
+            _print_clip(console, clip, clip_state, in_full=clip in clips)
+        console.print(_services_line(services), highlight=False)
+    problems = list(dict.fromkeys(clip_state.problem for clip_state in statuses.values() if clip_state.problem))
+    for problem in problems:
+        print_error(problem)
+    return ExitStatus.USAGE if problems else ExitStatus.SUCCESS
 
 
 def clip_status(root: Path, clip: str, versions: DvcPipeline) -> ClipStatus:

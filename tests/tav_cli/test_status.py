@@ -95,11 +95,18 @@ def test_status_while_a_stage_runs(tav: Tav, done: Path) -> None:
         pass
 
 
-def test_status_of_a_csv_that_is_wrong_is_still_a_status(tav: Tav, done: Path) -> None:
+def test_status_of_a_csv_that_is_wrong_is_a_status_and_an_error(tav: Tav, done: Path) -> None:
     (done / "data/ball.csv").write_text("prompt,steps\na cat,abc\n")
-    (ball,) = statuses(tav, "ball").values()
+    before = contents(done)
+    ended = tav("status", "--json")
+    ball = json.loads(ended.out)["clips"]["ball"]
     assert ball["prompts"]["problem"].startswith("data/ball.csv: line 2: steps: 'abc'")
-    assert "prompts: data/ball.csv: line 2: steps" in tav("status").out
+    assert (ended.code, ended.err) == (2, f"error: {ball['prompts']['problem']}\n")
+    ended = tav("status")
+    assert ended.code == 2 and "prompts: data/ball.csv: line 2: steps" in ended.out
+    assert ended.err.startswith("error: data/ball.csv: line 2: steps") and len(ended.err.splitlines()) == 1
+    assert tav("status", "cube").code == 0
+    assert contents(done) == before
 
 
 def test_status_of_the_services(tav: Tav, done: Path) -> None:
