@@ -30,21 +30,23 @@ class Seen:
     Attributes:
         ground: the nearest of the world's grounds.
         sky: the nearest of the world's skies.
+        style: that of the landscape which explains most of the picture.
         colour: colour of the object, or None if there is no object.
         region: the pixels of the object, (128, 128) bool; all False if there is no object.
     """
 
     ground: str
     sky: str
+    style: str
     colour: str | None
     region: np.ndarray
 
 
 def look(picture: np.ndarray) -> Seen:
     """Return what a picture, (128, 128, 3) in uint8, shows, by comparison with the rendered landscapes and colours."""
-    ground, sky, rows, distances = _landscape_of(picture)
+    ground, sky, style, rows, distances = _landscape_of(picture)
     region = _foreign_region(picture, rows, distances)
-    return Seen(ground, sky, _colour_of(picture[region], sky), region)
+    return Seen(ground, sky, style, _colour_of(picture[region], sky), region)
 
 
 def track_error(region: np.ndarray, truth: Scene, time: float) -> float:
@@ -95,8 +97,8 @@ def _landscapes() -> tuple[list[tuple[str, str, str]], np.ndarray, np.ndarray]:
     return names, 255 * np.array(ends), np.array([255 * backdrop(*n)[:, ::COLUMN_STEP] for n in names])
 
 
-def _landscape_of(picture: np.ndarray) -> tuple[str, str, np.ndarray, np.ndarray]:
-    """Return the ground and the sky of the landscape that a picture shows, its rows, and each pixel's distance from them."""
+def _landscape_of(picture: np.ndarray) -> tuple[str, str, str, np.ndarray, np.ndarray]:
+    """Return ground, sky and style of the landscape that a picture shows, its rows, and each pixel's distance from them."""
     names, ends, rows = _landscapes()
     seen = np.array([np.median(picture[rows], axis=(0, 1)) for rows in (SKY_ROWS, GROUND_ROWS)])
     away = np.abs(ends - seen).sum((1, 2))
@@ -104,8 +106,8 @@ def _landscape_of(picture: np.ndarray) -> tuple[str, str, np.ndarray, np.ndarray
     ground, sky, _ = names[int(away.argmin())]
     landscapes = [rows[names.index((ground, sky, style))] for style in STYLES]
     distances = [_from_landscape(picture, landscape) for landscape in landscapes]
-    style = int(np.argmin([np.minimum(values, FOREIGN).mean() for values in distances]))
-    return ground, sky, landscapes[style], distances[style]
+    best = int(np.argmin([np.minimum(values, FOREIGN).mean() for values in distances]))
+    return ground, sky, STYLES[best], landscapes[best], distances[best]
 
 
 def _from_landscape(picture: np.ndarray, rows: np.ndarray) -> np.ndarray:
