@@ -35,6 +35,8 @@ TUTORIAL = "my-clip"
 FAR = 0.2
 # The scorer takes the stripes of a blue ball for those of a fish. The silhouette tells the two apart.
 JUDGED_BY_SILHOUETTE = {"a blue ball is bouncing on the grass": "fish"}
+# It takes a night without stars for pixel art. The colours of the landscape tell the styles apart.
+JUDGED_BY_COLOURS = {"a red boat is swinging on the sea at night": "pixel art"}
 
 
 def commands(name: str) -> Iterator[dict[str, Any]]:
@@ -119,13 +121,13 @@ def test_the_examples_come_out_right(clip: str, tmp_path: Path) -> None:
         asked = attributes_of(edit.prompt)
         named = judge.named(frames)
         for attribute, value in asked.items():
-            mistaken = JUDGED_BY_SILHOUETTE.get(edit.prompt) if attribute == "object" else None
-            seen = named[attribute]
-            if attribute == "style":  # The scorer takes a night without stars for pixel art.
-                by_colours = [look(frame).style for frame in frames]
-                seen = [value if value in both else both[0] for both in zip(seen, by_colours, strict=True)]
-            if not set(seen) <= {value, mistaken}:
-                wrong.append(f"{edit.prompt}: {attribute}: {seen}")
+            mistakes = {"object": JUDGED_BY_SILHOUETTE, "style": JUDGED_BY_COLOURS}.get(attribute, {})
+            if not set(named[attribute]) <= {value, mistakes.get(edit.prompt)}:
+                wrong.append(f"{edit.prompt}: {attribute}: {named[attribute]}")
+        if edit.prompt in JUDGED_BY_COLOURS:
+            styles = [look(frame).style for frame in frames]
+            if set(styles) != {asked["style"]}:
+                wrong.append(f"{edit.prompt}: style, by its colours: {styles}")
         if truth is not None:
             times = np.linspace(0, 1, len(frames))
             scene = truth.scene.edited(**asked)
