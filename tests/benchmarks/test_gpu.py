@@ -11,9 +11,12 @@ import torch
 
 from benchmarks import gpu, gpu_parts
 from benchmarks.gpu import GOLDEN, PartResult, main, packages, report, run_part, run_parts
-from benchmarks.gpu_parts import PARTS, Run
-from benchmarks.measures import Measure
+from benchmarks.gpu_parts import DEFAULT_ARGUMENTS, GUIDANCE_SCALE, INVERSION_STEPS, PARTS, SAMPLING_STEPS, Run
+from benchmarks.measures import ROOT, Measure
 from benchmarks.speed import Setting
+from tasks.source_settings import source_arguments
+from tav.config import load_params
+from tav.config.prompts import CATEGORIES, PromptRow
 from tav_model.errors import TavError
 
 SMALL = Setting("toyworld", 2, 32, "cpu", "bfloat16")
@@ -66,6 +69,20 @@ def test_tables_and_json(tmp_path, capsys):
 def test_budgets_are_for_the_parts_and_fit():
     assert list(gpu.BUDGETS) == sorted(PARTS, key=list(gpu.BUDGETS).index)
     assert sum(gpu.BUDGETS.values()) <= 1.25 * 60 * gpu.MINUTES  # Most parts end before their time is over.
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_default_edits_are_those_of_the_pipeline(category):
+    params = load_params(ROOT / "params.yaml")
+    row = PromptRow(line=1, prompt="a blue ball", name="blue", category=category)
+    _, arguments = source_arguments(row, params.edit)
+    assert arguments.pop("sampler") == params.edit.sampler == "dpm-solver++"
+    assert {"mask_end", "mask_feather"} <= arguments.keys() or "mask" not in arguments
+    for default in ("mask_end", "mask_feather"):
+        arguments.pop(default, None)
+    assert arguments == DEFAULT_ARGUMENTS[category]
+    assert (params.edit.guidance_scale, params.edit.steps) == (GUIDANCE_SCALE, SAMPLING_STEPS)
+    assert params.invert.steps == INVERSION_STEPS
 
 
 def test_what_was_measured_before_a_failure_is_kept():
