@@ -14,7 +14,7 @@ from tav_model.base_models import load_part, load_tuned_unet
 from tav_model.digests import digest
 from tav_model.errors import TavError
 from tav_model.files import atomic_folder
-from tav_model.tensors import TensorWriter, load_tensors, save_tensors
+from tav_model.tensors import StoredTensor, TensorWriter, load_tensors, read_metadata, save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ def invert(
         compile_network(unet, device)
     if info.get("clip_digest") != digest(latents):
         raise TavError(f"{tuned}: tuned on other latents than {latents}; tune again (dvc repro)")
-    tensors, metadata = load_tensors(latents / "latents.safetensors", device)
+    metadata = read_metadata(latents / "latents.safetensors")
+    clip = StoredTensor(latents / "latents.safetensors", "mean")[:].to(device)
     if params.prompt:
         with MODEL_LOADING:
             text_encoder, tokenizer = load_part(base, "text_encoder").to(device), load_part(base, "tokenizer")
@@ -67,7 +68,6 @@ def invert(
         text = load_tensors(latents / "text.safetensors", device)[0]["empty"]
     scheduler = load_part(base, "scheduler")
     signal = control.signal(base, device, dtype) if control else None
-    clip = tensors["mean"]
     windows = window.options(clip.shape[2]) if window is not None else None
     kept = getattr(torch, params.trajectory)
     described = {
@@ -81,6 +81,21 @@ def invert(
     }
     residuals: list[float] = []
     shape = (params.steps + 1, *clip.shape)
+    states = inversion_states(
+        unet,
+        scheduler,
+        clip,
+        text.to(unet.dtype),
+        params.steps,
+        on_step=progress.update,
+        control=signal,
+        iterations=params.iterations if params.method == "fixed-point" else 1,
+        tolerance=params.tolerance,
+        regularization=params.regularization,
+        on_residual=residuals.append,
+        window=windows,
+    )
+    del clip  # Of a long clip, one state at a time is in memory.
     with (
         atomic_folder(out) as folder,
         TensorWriter(
@@ -89,20 +104,7 @@ def invert(
         progress,
         text_projected_once(unet),
     ):
-        for state in inversion_states(
-            unet,
-            scheduler,
-            clip,
-            text.to(unet.dtype),
-            params.steps,
-            on_step=progress.update,
-            control=signal,
-            iterations=params.iterations if params.method == "fixed-point" else 1,
-            tolerance=params.tolerance,
-            regularization=params.regularization,
-            on_residual=residuals.append,
-            window=windows,
-        ):
+        for state in states:
             if not torch.isfinite(state).all():
                 raise TavError("invert: the inverted latents are not finite; set invert.precision to float32")
             if not torch.isfinite(state.to(kept)).all():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from tav_model.frame_slices import by_frames
+
 
 def guided_prediction(
     negative: torch.Tensor, text: torch.Tensor, guidance_scale: float, proximal_quantile: float | None = None
@@ -18,14 +20,13 @@ def guided_prediction(
 
     Args:
         negative: prediction under the negative prompt, `b c f h w`.
-        text: prediction under the prompt.
+        text: prediction under the prompt; its values are lost, see `by_frames`.
         guidance_scale: g.
         proximal_quantile: q, from 0 to 1; None: plain guidance.
     """
-    difference = text - negative
     if proximal_quantile is not None:
-        difference = soft_threshold(difference, proximal_quantile)
-    return negative + guidance_scale * difference
+        return negative + guidance_scale * soft_threshold(text - negative, proximal_quantile)
+    return by_frames(lambda text, negative: negative + guidance_scale * (text - negative), text, negative)
 
 
 def guided_steps(start: float, end: float, num_steps: int) -> range:

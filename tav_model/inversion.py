@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from diffusers import DDIMInverseScheduler
 
+from tav_model.frame_slices import by_frames
 from tav_model.noise_regularization import regularized
 from tav_model.sampling import predicted_clean_and_noise
 from tav_model.windows import Window, WindowOptions, predict_in_windows, select
@@ -178,7 +179,10 @@ class _InverseStep:
 
     def plain(self) -> torch.Tensor:
         """Return the next latents, by the noise that the model predicts in those before."""
-        return self.inverse.step(self.predict(self.latents), self.timestep, self.latents).prev_sample
+        prediction = self.predict(self.latents)
+        return by_frames(
+            lambda output, sample: self.inverse.step(output, self.timestep, sample).prev_sample, prediction, self.latents
+        )
 
     def __call__(self, following: torch.Tensor) -> torch.Tensor:
         """Return the next latents, by the noise that the model predicts in `following`."""

@@ -38,20 +38,22 @@ def encode_frames(
     scale = vae.config.scaling_factor
     if chunk_size < 1:
         raise ValueError(f"chunk_size: {chunk_size} must be at least 1")
-    means, deviations = [], []
+    moments: list[torch.Tensor] = []
     for start in range(0, len(frames), chunk_size):
         chunk = torch.as_tensor(frames[start : start + chunk_size])
         images = rearrange(chunk.to(vae.device), "f h w c -> f c h w").to(vae.dtype) / 127.5 - 1.0
         posterior = vae.encode(images).latent_dist
-        means.append(posterior.mean.float() * scale)
-        deviations.append(posterior.std.float() * scale)
+        parts = [rearrange(x, "f c h w -> 1 c f h w").float() * scale for x in (posterior.mean, posterior.std)]
+        if not all(part.isfinite().all() for part in parts):
+            raise TavError(f"the VAE's latents are not finite in {vae.dtype}: encode in float32")
+        if not moments:  # Those of a long clip exist once: parts that are joined at the end would exist twice.
+            _, c, _, h, w = parts[0].shape
+            moments = [part.new_empty(1, c, len(frames), h, w) for part in parts]
+        for whole, part in zip(moments, parts, strict=True):
+            whole[:, :, start : start + len(chunk)] = part
         if on_chunk is not None:
             on_chunk(len(chunk))
-    mean, deviation = (
-        rearrange(torch.cat(parts), "f c h w -> 1 c f h w").contiguous() for parts in (means, deviations)
-    )
-    if not (torch.isfinite(mean).all() and torch.isfinite(deviation).all()):
-        raise TavError(f"the VAE's latents are not finite in {vae.dtype}: encode in float32")
+    mean, deviation = moments
     return mean, deviation
 
 

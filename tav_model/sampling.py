@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from tav_model.frame_slices import by_frames
+
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler
 
@@ -79,7 +81,7 @@ class DDIMSampler:
             s = eta sqrt((1 - a_next) / (1 - a)) sqrt(1 - a / a_next)
 
         Args:
-            model_output: the guided prediction, of the shape of `sample`.
+            model_output: the guided prediction, of the shape of `sample`; its values are lost, see `by_frames`.
             step: number of the step, from 0.
             sample: the latents at `timesteps[step]`.
             eta: 0 is deterministic, and `noise` is not needed.
@@ -87,10 +89,14 @@ class DDIMSampler:
         """
         timestep = self.timesteps[step]
         alpha, alpha_next = alpha_at(self.scheduler, timestep), alpha_at(self.scheduler, self.next_timesteps[step])
-        clean, epsilon = predicted_clean_and_noise(self.scheduler, model_output, timestep, sample)
         deviation = eta * ((1 - alpha_next) / (1 - alpha) * (1 - alpha / alpha_next)) ** 0.5
-        result = alpha_next**0.5 * clean + (1 - alpha_next - deviation**2) ** 0.5 * epsilon
-        return result if eta == 0 or noise is None else result + deviation * noise
+
+        def following(model_output: torch.Tensor, sample: torch.Tensor, *noise: torch.Tensor) -> torch.Tensor:
+            clean, epsilon = predicted_clean_and_noise(self.scheduler, model_output, timestep, sample)
+            result = alpha_next**0.5 * clean + (1 - alpha_next - deviation**2) ** 0.5 * epsilon
+            return result + deviation * noise[0] if noise else result
+
+        return by_frames(following, model_output, sample, *([] if eta == 0 or noise is None else [noise]))
 
 
 class DPMSolverSampler(DDIMSampler):
@@ -100,7 +106,8 @@ class DPMSolverSampler(DDIMSampler):
     """
 
     FEW_STEPS = 15  # As in the paper's code: with fewer, the last step is of first order, which is more stable.
-    _last: tuple[torch.Tensor, torch.Tensor] | None = None  # The clean latents and the change of the last step.
+    _last_clean: torch.Tensor | None = None
+    _last_h: torch.Tensor | None = None
 
     def step(
         self,
@@ -123,18 +130,23 @@ class DPMSolverSampler(DDIMSampler):
             raise ValueError(f"eta: {eta} must be 0 with DPM-Solver++")
         timestep = self.timesteps[step]
         alpha, alpha_next = (alpha_at(self.scheduler, t).double() for t in (timestep, self.next_timesteps[step]))
-        clean, _ = predicted_clean_and_noise(self.scheduler, model_output, timestep, sample)
         h = _log_snr(alpha_next) - _log_snr(alpha)
-        direction = clean
         final = step == len(self.timesteps) - 1
         first_order = final and (len(self.timesteps) < self.FEW_STEPS or bool(alpha_next == 1))
-        if step > 0 and self._last is not None and not first_order:
-            last_clean, last_h = self._last
-            direction = clean + (h / last_h / 2).to(clean.dtype) * (clean - last_clean)
-        self._last = clean, h
+        slope = None if step == 0 or self._last_h is None or first_order else h / self._last_h / 2
         shrink = ((1 - alpha_next) / (1 - alpha)) ** 0.5
         growth = -(alpha_next**0.5) * torch.expm1(-h)
-        return shrink.to(sample.dtype) * sample + growth.to(sample.dtype) * direction
+        if self._last_clean is None:
+            self._last_clean = torch.empty_like(sample, dtype=torch.result_type(sample, model_output))
+
+        def following(model_output: torch.Tensor, sample: torch.Tensor, last_clean: torch.Tensor) -> torch.Tensor:
+            clean, _ = predicted_clean_and_noise(self.scheduler, model_output, timestep, sample)
+            direction = clean if slope is None else clean + slope.to(clean.dtype) * (clean - last_clean)
+            last_clean.copy_(clean)
+            return shrink.to(sample.dtype) * sample + growth.to(sample.dtype) * direction
+
+        self._last_h = h
+        return by_frames(following, model_output, sample, self._last_clean)
 
 
 SAMPLERS = {"ddim": DDIMSampler, "dpm-solver++": DPMSolverSampler}

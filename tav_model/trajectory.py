@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from diffusers import DDIMInverseScheduler
 
+from tav_model.frame_slices import by_frames
 from tav_model.sampling import CLEAN, alpha_at
 
 if TYPE_CHECKING:
@@ -87,24 +88,27 @@ class Trajectory:
         inverted = self.at(timestep)
         if layout_strength is None and not mean_match and not deviation_match:
             return inverted
+        mean, spread = channel_mean(inverted), channel_deviation(inverted)
+        centred = inverted - mean
+        del inverted
         clean = self.latents[0].float()
-        mean = channel_mean(inverted)
-        spread, centred = channel_deviation(inverted), inverted - mean
+        clean_mean, clean_deviation = channel_mean(clean), channel_deviation(clean)
         if layout_strength is None:
-            centred = centred / spread
+            centred /= spread
         else:
-            layout = clean - channel_mean(clean)
+            layout = clean - clean_mean
             layout = layout / channel_deviation(layout)
             residual = centred - channel_mean(centred * layout) * layout
             mixed = layout_strength * layout + residual / channel_deviation(residual)
             centred = mixed / (layout_strength**2 + 1) ** 0.5
+        del clean  # Of a long clip, each is large.
         alpha = float(alpha_at(self.scheduler, timestep))
         if mean_match:
-            mean = torch.lerp(mean, alpha**0.5 * channel_mean(clean), mean_match)
+            mean = torch.lerp(mean, alpha**0.5 * clean_mean, mean_match)
         if deviation_match:
-            expected = (alpha * channel_deviation(clean).square() + 1 - alpha) ** 0.5
+            expected = (alpha * clean_deviation.square() + 1 - alpha) ** 0.5
             spread = spread ** (1 - deviation_match) * expected**deviation_match
-        return mean + spread * centred
+        return by_frames(lambda centred: mean + spread * centred, centred)
 
     def at(self, timestep: int) -> torch.Tensor:
         """Return the source's latents at a timestep, `1 c f h w` in float32.
@@ -127,7 +131,7 @@ class Trajectory:
         sigmas = [(1 - root**2) ** 0.5 / root for root in roots]
         share = ((sigmas[1] - sigmas[0]) / (sigmas[2] - sigmas[0])).clamp(0, 1)
         low, high = self.latents[above - 1].float() / roots[0], self.latents[above].float() / roots[2]
-        return roots[1] * torch.lerp(low, high, share.to(low))
+        return by_frames(lambda low, high: roots[1] * torch.lerp(low, high, share.to(low)), low, high)
 
 
 def channel_mean(latents: torch.Tensor) -> torch.Tensor:

@@ -146,4 +146,4 @@ def predict_in_windows(
         norm[window.start : window.stop] += weights
         total[:, :, window.start : window.stop] += prediction.to(total) * weights.to(total)[:, None, None]
     assert total is not None  # noqa: S101 (there is at least one window)
-    return total / norm.to(total)[:, None, None]
+    return total.div_(norm.to(total)[:, None, None])

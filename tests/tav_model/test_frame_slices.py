@@ -1,0 +1,70 @@
+"""Long clips are computed slice by slice, with the same bits as in one piece."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tav_model import frame_slices
+from tav_model.base_models import load_part
+from tav_model.frame_slices import by_frames
+from tav_model.guidance import guided_prediction
+from tav_model.sampling import SAMPLERS
+from tav_model.trajectory import Trajectory
+from toyworld import WEIGHTS
+
+FRAMES = 7
+
+
+def clip(seed, *before, frames=FRAMES):
+    return torch.randn(*before, 2, 4, frames, 3, 5, generator=torch.Generator().manual_seed(seed))
+
+
+def scheduler():
+    return load_part(str(WEIGHTS), "scheduler")
+
+
+def sampled(name):
+    sampler = SAMPLERS[name](scheduler(), 20)
+    latents = clip(0)
+    for step in range(20):
+        text, negative = clip(2 * step + 1), clip(2 * step + 2)
+        latents = sampler.step(guided_prediction(negative, text, 3.5), step, latents)
+    return latents
+
+
+def first_latents():
+    trajectory = clip(0, 21, frames=FRAMES)[:, :1]
+    return Trajectory(trajectory, scheduler()).start(0.5, 777, mean_match=0.7, deviation_match=0.3)
+
+
+COMPUTATIONS = {
+    "ddim": lambda: sampled("ddim"),
+    "dpm-solver++": lambda: sampled("dpm-solver++"),
+    "first latents": first_latents,
+}
+
+
+@pytest.mark.parametrize("name", COMPUTATIONS)
+@pytest.mark.parametrize("size", [1, 3, 6])
+def test_slices_have_the_same_bits(name, size, monkeypatch):
+    expected = COMPUTATIONS[name]()
+    monkeypatch.setattr(frame_slices, "FRAMES", size)
+    assert torch.equal(COMPUTATIONS[name](), expected)
+
+
+@given(frames=st.integers(1, 200))
+def test_a_short_clip_is_left_alone_and_a_long_one_replaced(frames):
+    first, second = clip(0, frames=frames), clip(1, frames=frames)
+    before = first.clone()
+    lengths = []
+
+    def function(a, b):
+        lengths.append(a.shape[2])
+        return a - 2 * b
+
+    result = by_frames(function, first, second)
+    assert torch.equal(result, before - 2 * second)
+    assert max(lengths) <= frame_slices.FRAMES and sum(lengths) == frames
+    assert (result is first) == (frames > frame_slices.FRAMES)
+    assert torch.equal(first, result if frames > frame_slices.FRAMES else before)
