@@ -181,7 +181,9 @@ class _InverseStep:
         """Return the next latents, by the noise that the model predicts in those before."""
         prediction = self.predict(self.latents)
         return by_frames(
-            lambda output, sample: self.inverse.step(output, self.timestep, sample).prev_sample, prediction, self.latents
+            lambda output, sample: self.inverse.step(output, self.timestep, sample).prev_sample,
+            prediction,
+            self.latents,
         )
 
     def __call__(self, following: torch.Tensor) -> torch.Tensor:
