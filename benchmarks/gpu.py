@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -25,8 +26,9 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,12 @@ BUDGETS = {
 }
 MINUTES = 9.0
 RESERVE = 5.0  # Seconds at the end for the tables and files.
+# Parts are forked from a process that has imported the libraries once, which takes long where the disk is slow, and has not
+# touched the GPU.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(
+    ["benchmarks.gpu_parts", "tav_model.pipeline", "tav_model.tuning", "transformers.models.clip.modeling_clip"]
+)
 # What the parts import, by name of the module.
 PACKAGES = ("diffusers", "einops", "numpy", "PIL", "safetensors", "torch", "transformers", "cv2")
 GOLDEN = ROOT / "tests" / "golden" / "sd1-tiny"
@@ -77,36 +85,49 @@ class PartResult:
     machine: dict[str, Any] | None = None
 
 
-def run_part(
-    name: str,
-    seconds: float,
-    setting: Setting,
-    golden: Path,
-    full: bool,
-    environment: dict[str, str],
-    command: Sequence[str] = (sys.executable, "-m", "benchmarks.gpu_parts"),
-) -> PartResult:
-    """Run a part in a process of its own, and end it if it takes too long, with all processes that it has started."""
+def run_part(name: str, seconds: float, work: Callable[[Path], int]) -> PartResult:
+    """Run a part in a process of its own, and end it if it takes too long, with all processes that it has started.
+
+    Args:
+        name: name of the part.
+        seconds: how long it may take.
+        work: a function that can be pickled; appends figures to the file that it is given, and returns 0 if it is completed.
+    """
     result = PartResult(name)
     with tempfile.TemporaryDirectory() as folder:
         record = Path(folder) / "record.jsonl"
-        arguments = [name, "--record", str(record), "--golden", str(golden)]
-        arguments += ["--setting", json.dumps(dataclasses.asdict(setting)), *(["--full"] if full else [])]
         started = time.monotonic()
-        process = subprocess.Popen([*command, *arguments], cwd=ROOT, env=environment, stdout=2, start_new_session=True)
+        process = _PROCESSES.Process(target=_in_own_session, args=(work, record))
+        process.start()
         try:
-            code = process.wait(seconds)
-            if code:
+            process.join(seconds)
+            if process.is_alive():
+                result.failure = f"not finished in {seconds:.0f} s"
+            elif code := process.exitcode:
                 result.failure = f"ended by signal {-code}" if code < 0 else f"ended with code {code}"
-        except subprocess.TimeoutExpired:
-            result.failure = f"not finished in {seconds:.0f} s"
         finally:
+            process.kill()
             with contextlib.suppress(ProcessLookupError):  # The processes that compile outlive the part.
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            process.join()
         result.seconds = time.monotonic() - started
         _read(record, result)
     return result
+
+
+def _in_own_session(work: Callable[[Path], int], record: Path) -> None:
+    os.setsid()
+    os.dup2(2, 1)  # The tables alone are the output.
+    sys.exit(work(record))
+
+
+def _measure(name: str, setting: Setting, golden: Path, full: bool, record: Path) -> int:
+    from benchmarks import gpu_parts
+
+    arguments = [name, "--record", str(record), "--golden", str(golden)]
+    return gpu_parts.main(
+        [*arguments, "--setting", json.dumps(dataclasses.asdict(setting)), *(["--full"] if full else [])]
+    )
 
 
 def _read(record: Path, result: PartResult) -> None:
@@ -130,8 +151,8 @@ def _read(record: Path, result: PartResult) -> None:
 
 
 @contextlib.contextmanager
-def packages(wheels: Path | None) -> Iterator[dict[str, str]]:
-    """Yield an environment in which the parts find their packages: those that are not installed come from wheels.
+def packages(wheels: Path | None) -> Iterator[None]:
+    """Let the processes that are started within the context find their packages: those not installed come from wheels.
 
     Wheels of pure Python, such as that of diffusers, work as they are unpacked.
 
@@ -140,31 +161,40 @@ def packages(wheels: Path | None) -> Iterator[dict[str, str]]:
     """
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     with tempfile.TemporaryDirectory() as folder:
-        path = [str(ROOT)]
+        found = []
         if missing and wheels is not None and wheels.is_dir():
             for wheel in sorted(wheels.glob("*.whl")):
                 with zipfile.ZipFile(wheel) as archive:
                     archive.extractall(folder)
             missing = [name for name in missing if not _is_in(Path(folder), name)]
-            path.append(folder)
+            found.append(folder)
         if missing:
             raise TavError(
                 f"not installed: {', '.join(missing)}; install them, or name a folder with their wheels (--wheels), "
                 f"made by `pip download --no-deps --dest FOLDER {' '.join(missing)}`"
             )
-        before = os.environ.get("PYTHONPATH")
-        yield os.environ | {"PYTHONPATH": os.pathsep.join([*path, *([before] if before else [])])}
+        path, variable = list(sys.path), os.environ.get("PYTHONPATH")
+        sys.path[:0] = found
+        # For processes that parts start, such as those that compile.
+        os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *found, *([variable] if variable else [])])
+        try:
+            yield
+        finally:
+            sys.path[:] = path
+            if variable is None:
+                del os.environ["PYTHONPATH"]
+            else:
+                os.environ["PYTHONPATH"] = variable
 
 
 def _is_in(folder: Path, module: str) -> bool:
     return (folder / module).is_dir() or (folder / f"{module}.py").is_file()
 
 
-def has_gpu(environment: dict[str, str]) -> bool:
+def has_gpu() -> bool:
     """Return whether torch finds a GPU of CUDA. Asked in another process: this one starts no CUDA."""
     question = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 3)"
-    code = subprocess.run([sys.executable, "-c", question], env=environment, cwd=ROOT, check=False).returncode
-    return code == 0
+    return subprocess.run([sys.executable, "-c", question], cwd=ROOT, check=False).returncode == 0
 
 
 def run_parts(
@@ -172,7 +202,6 @@ def run_parts(
     setting: Setting,
     golden: Path,
     full: bool,
-    environment: dict[str, str],
     minutes: float,
     started: float,
 ) -> list[PartResult]:
@@ -187,7 +216,7 @@ def run_parts(
             results.append(PartResult(name, failure="no time left"))
             continue
         print(f"{name}: at most {seconds:.0f} s", file=sys.stderr, flush=True)
-        results.append(run_part(name, seconds, setting, golden, full, environment))
+        results.append(run_part(name, seconds, partial(_measure, name, setting, golden, full)))
     return results
 
 
@@ -239,16 +268,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     started = time.monotonic()
+    os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # A library that looks for a GPU must not start CUDA.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # The part that is running ends, too.
     try:
-        with packages(chosen.wheels) as environment:
-            setting = _setting(chosen, environment)
+        with packages(chosen.wheels):
+            setting = _setting(chosen)
             results = run_parts(
                 chosen.parts,
                 setting,
                 chosen.golden.resolve(),
                 setting.device != "cpu",
-                environment,
                 chosen.minutes,
                 started,
             )
@@ -264,7 +293,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0 if reached and not any(result.failure for result in results) else 1
 
 
-def _setting(chosen: argparse.Namespace, environment: dict[str, str]) -> Setting:
+def _setting(chosen: argparse.Namespace) -> Setting:
     """Return the setting that was chosen.
 
     Raises:
@@ -272,7 +301,7 @@ def _setting(chosen: argparse.Namespace, environment: dict[str, str]) -> Setting
     """
     device = chosen.device
     if device is None or device.startswith("cuda"):
-        gpu = has_gpu(environment)
+        gpu = has_gpu()
         if device is not None and not gpu:
             raise TavError(f"--device: {device!r}: torch finds no GPU; leave the option out for small sizes on the CPU")
         device = device or ("cuda" if gpu else "cpu")

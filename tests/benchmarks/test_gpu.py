@@ -2,9 +2,11 @@
 
 import json
 import os
+import subprocess
 import sys
 import time
 import zipfile
+from functools import partial
 
 import pytest
 import torch
@@ -22,20 +24,29 @@ from tav_model.errors import TavError
 SMALL = Setting("toyworld", 2, 32, "cpu", "bfloat16")
 
 
-def script(text):
-    """A command that runs Python code in place of a part; `record` is the file that it may write to."""
-    return sys.executable, "-c", f"import sys; record = sys.argv[sys.argv.index('--record') + 1]\n{text}"
+FIGURE = json.dumps({"measure": {"part": "forward", "name": "seconds", "value": 2.0, "percent": False}}) + "\n"
 
 
-def recorded(value):
-    return f"open(record, 'a').write({json.dumps(json.dumps(value))} + '\\n')\n"
+def fail(record):
+    failure = json.dumps({"failure": "RuntimeError: CUDA error"})
+    record.write_text(f"{FIGURE}{failure}\n")
+    return 1
 
 
-FIGURE = recorded({"measure": {"part": "forward", "name": "seconds", "value": 2.0, "percent": False}})
+def abort(record):
+    os.abort()
 
 
-def run_script(text, seconds=60.0):
-    return run_part("forward", seconds, SMALL, GOLDEN, False, dict(os.environ), script(text))
+def tear(record):
+    record.write_text('{"mea')
+    return 0
+
+
+def wait_for_a_child(marker, record):
+    record.write_text(FIGURE)
+    child = subprocess.Popen(["sleep", "300"])
+    marker.write_text(str(child.pid))
+    return child.wait()
 
 
 @pytest.mark.slow
@@ -86,18 +97,18 @@ def test_default_edits_are_those_of_the_pipeline(category):
 
 
 def test_what_was_measured_before_a_failure_is_kept():
-    result = run_script(FIGURE + recorded({"failure": "RuntimeError: CUDA error"}) + "sys.exit(1)")
+    result = run_part("forward", 60, fail)
     assert [measure.value for measure in result.measures] == [2.0]
     assert result.failure == "RuntimeError: CUDA error"
-    assert run_script(FIGURE + "import os; os.abort()").failure == "ended by signal 6"
-    assert run_script("open(record, 'w').write('{\"mea')").measures == []
+    assert run_part("forward", 60, abort).failure == "ended by signal 6"
+    assert run_part("forward", 60, tear).measures == []
 
 
 def test_a_part_and_its_processes_end_when_its_time_is_over(tmp_path):
     marker = tmp_path / "pid"
-    child = f"import subprocess; child = subprocess.Popen(['sleep', '300']); open({str(marker)!r}, 'w').write(str(child.pid))\n"
+    run_part("forward", 60, tear)  # The libraries are imported before.
     started = time.monotonic()
-    result = run_script(FIGURE + child + "child.wait()", seconds=3)
+    result = run_part("forward", 3, partial(wait_for_a_child, marker))
     assert time.monotonic() - started < 60
     assert result.failure == "not finished in 3 s" and len(result.measures) == 1
     pid = int(marker.read_text())
@@ -117,7 +128,7 @@ def _is_running(pid):
 
 
 def test_no_part_starts_when_all_time_is_over():
-    results = run_parts(["device"], SMALL, GOLDEN, False, {}, minutes=9, started=time.monotonic() - 600)
+    results = run_parts(["device"], SMALL, GOLDEN, False, minutes=9, started=time.monotonic() - 600)
     assert [result.failure for result in results] == ["no time left"]
 
 
@@ -153,11 +164,11 @@ def test_missing_packages_come_from_wheels(monkeypatch, tmp_path):
         pass
     with zipfile.ZipFile(tmp_path / "some_package_of_a_wheel-1-py3-none-any.whl", "w") as wheel:
         wheel.writestr("some_package_of_a_wheel/__init__.py", "")
-    with packages(tmp_path) as environment:
-        assert any(
-            os.path.isfile(os.path.join(folder, "some_package_of_a_wheel", "__init__.py"))
-            for folder in environment["PYTHONPATH"].split(os.pathsep)
-        )
+    before = list(sys.path), dict(os.environ)
+    with packages(tmp_path):
+        __import__("some_package_of_a_wheel")
+        subprocess.run([sys.executable, "-c", "import some_package_of_a_wheel"], check=True)
+    assert (sys.path, dict(os.environ)) == before
 
 
 @pytest.mark.parametrize(
