@@ -552,7 +552,7 @@ def embedded_model(run: Run) -> None:
     from toyworld.scenes import load_truth
 
     device, part = run.setting.device, "toyworld"
-    num_frames, tuning_steps = (8, 100) if run.full else (2, 2)
+    num_frames, tuning_steps = (8, 40) if run.full else (2, 2)
     inversion_steps, sampling_steps = (INVERSION_STEPS, SAMPLING_STEPS) if run.full else (2, 2)
     truth = load_truth(ROOT / "data" / "scenes" / "ball.json")
     edits = truth.edits if run.full else dict(list(truth.edits.items())[:1])
@@ -582,15 +582,15 @@ def embedded_model(run: Run) -> None:
     lap("encode")
     config = TuningConfig(
         steps=tuning_steps,
-        learning_rate=3e-3,
+        learning_rate=6e-3,
         learning_rate_schedule="cosine",
         optimizer="muon",
         timestep_sampling="stratified",
     )
     history = Tuner(unet, pipe.scheduler, config).fit(mean, deviation, text)
     lap(f"tune, {tuning_steps} steps")
-    last = [record.loss for record in history[-100:]]
-    run.figure(part, "loss, mean of the last 100 steps", sum(last) / len(last))
+    last = [record.loss for record in history[-20:]]
+    run.figure(part, "loss, mean of the last 20 steps", sum(last) / len(last))
     trajectory = torch.stack([*ddim_inversion(unet, pipe.scheduler, mean, empty, num_steps=inversion_steps)])
     lap(f"invert, {inversion_steps} steps")
     videos = {

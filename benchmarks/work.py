@@ -62,6 +62,7 @@ VARIANTS: dict[str, Mapping[str, Any]] = {
     "tune 100, stratified": SHORT,
     "tune 100, cubic": {**SHORT, "tune.timestep_sampling": "cubic"},
     "tune 100, muon": {**SHORT, "tune.optimizer": "muon", "tune.learning_rate": 3e-3},
+    "tune 40, muon": {**SHORT, "tune.optimizer": "muon", "tune.steps": 40, "tune.learning_rate": 6e-3},
     "tune 100, motion": {**SHORT, "tune.motion_weight": 0.5},
     "LoRA of rank 16": {**FULL, "tune.lora_rank": 16},
     "early stopping": {**FULL, **STRATIFIED, "tune.early_stopping": 60},

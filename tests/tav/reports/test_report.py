@@ -113,7 +113,7 @@ def test_one_page_contains_everything(project: Path) -> None:
     assert len(videos) == 1 + 2 * len(PROMPTS)  # each with its truth
     for text in (
         f"{CLIP} {CAPTION}",
-        f"3 edits 8 frames, 128{X}128, 3.65 per second toyworld, tuned for 100 steps "
+        f"3 edits 8 frames, 128{X}128, 3.65 per second toyworld, tuned for 40 steps "
         "attention to first, former, temporal attention",
         "2 min 49 s in total",
         "a blue ball is bouncing on the grass",
@@ -278,7 +278,7 @@ def test_parameters_that_have_changed_since_the_tuning_are_named(project: Path) 
     assert "params.yaml has changed since the tuning" not in report(project).text
     change_params(project, {"attention": {"spatial": ["all"], "temporal": False}, "tune": {"steps": 10}})
     page = report(project)
-    assert "tune.steps : tuned with 100, now 10" in page.text
+    assert "tune.steps : tuned with 40, now 10" in page.text
     assert (
         "attention : tuned with spatial: first, former, temporal: true, now spatial: all, temporal: false" in page.text
     )
