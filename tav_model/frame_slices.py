@@ -13,18 +13,21 @@ FRAMES = 64
 """Frames of a slice."""
 
 
-def by_frames(function: Callable[..., torch.Tensor], first: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    """Return `function(first, *others)`, computed slice by slice for more than `FRAMES` frames.
+def by_frames(
+    function: Callable[..., torch.Tensor], *tensors: torch.Tensor, out: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return `function(*tensors)`, computed slice by slice for more than `FRAMES` frames.
 
     Args:
-        function: computes each element of its result, of the shape of `first`, from those at the same place.
-        first: `b c f h w`. The result of a long clip takes its place: its values are lost.
-        others: tensors of as many frames.
+        function: computes each element of its result, of the shape and type of the first tensor, from those at the same place.
+        tensors: `b c f h w`.
+        out: where the result of a long clip is written to; it may be one of the tensors, whose values are then lost.
     """
-    num_frames = first.shape[2]
+    num_frames = tensors[0].shape[2]
     if num_frames <= FRAMES:
-        return function(first, *others)
+        return function(*tensors)
+    result = torch.empty_like(tensors[0]) if out is None else out
     for start in range(0, num_frames, FRAMES):
         part = slice(start, start + FRAMES)
-        first[:, :, part] = function(first[:, :, part], *(one[:, :, part] for one in others))
-    return first
+        result[:, :, part] = function(*(one[:, :, part] for one in tensors))
+    return result

@@ -20,13 +20,13 @@ def guided_prediction(
 
     Args:
         negative: prediction under the negative prompt, `b c f h w`.
-        text: prediction under the prompt; its values are lost, see `by_frames`.
+        text: prediction under the prompt.
         guidance_scale: g.
         proximal_quantile: q, from 0 to 1; None: plain guidance.
     """
     if proximal_quantile is not None:
         return negative + guidance_scale * soft_threshold(text - negative, proximal_quantile)
-    return by_frames(lambda text, negative: negative + guidance_scale * (text - negative), text, negative)
+    return by_frames(lambda negative, text: negative + guidance_scale * (text - negative), negative, text)
 
 
 def guided_steps(start: float, end: float, num_steps: int) -> range:

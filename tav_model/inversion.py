@@ -184,6 +184,7 @@ class _InverseStep:
             lambda output, sample: self.inverse.step(output, self.timestep, sample).prev_sample,
             prediction,
             self.latents,
+            out=prediction,
         )
 
     def __call__(self, following: torch.Tensor) -> torch.Tensor:

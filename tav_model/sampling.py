@@ -81,7 +81,7 @@ class DDIMSampler:
             s = eta sqrt((1 - a_next) / (1 - a)) sqrt(1 - a / a_next)
 
         Args:
-            model_output: the guided prediction, of the shape of `sample`; its values are lost, see `by_frames`.
+            model_output: the guided prediction, of the shape of `sample`; that of a long clip is overwritten.
             step: number of the step, from 0.
             sample: the latents at `timesteps[step]`.
             eta: 0 is deterministic, and `noise` is not needed.
@@ -96,7 +96,8 @@ class DDIMSampler:
             result = alpha_next**0.5 * clean + (1 - alpha_next - deviation**2) ** 0.5 * epsilon
             return result + deviation * noise[0] if noise else result
 
-        return by_frames(following, model_output, sample, *([] if eta == 0 or noise is None else [noise]))
+        noises = [] if eta == 0 or noise is None else [noise]
+        return by_frames(following, model_output, sample, *noises, out=model_output)
 
 
 class DPMSolverSampler(DDIMSampler):
@@ -146,7 +147,7 @@ class DPMSolverSampler(DDIMSampler):
             return shrink.to(sample.dtype) * sample + growth.to(sample.dtype) * direction
 
         self._last_h = h
-        return by_frames(following, model_output, sample, self._last_clean)
+        return by_frames(following, model_output, sample, self._last_clean, out=model_output)
 
 
 SAMPLERS = {"ddim": DDIMSampler, "dpm-solver++": DPMSolverSampler}

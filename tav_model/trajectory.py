@@ -108,7 +108,7 @@ class Trajectory:
         if deviation_match:
             expected = (alpha * clean_deviation.square() + 1 - alpha) ** 0.5
             spread = spread ** (1 - deviation_match) * expected**deviation_match
-        return by_frames(lambda centred: mean + spread * centred, centred)
+        return by_frames(lambda centred: mean + spread * centred, centred, out=centred)
 
     def at(self, timestep: int) -> torch.Tensor:
         """Return the source's latents at a timestep, `1 c f h w` in float32.
@@ -131,7 +131,7 @@ class Trajectory:
         sigmas = [(1 - root**2) ** 0.5 / root for root in roots]
         share = ((sigmas[1] - sigmas[0]) / (sigmas[2] - sigmas[0])).clamp(0, 1)
         low, high = self.latents[above - 1].float() / roots[0], self.latents[above].float() / roots[2]
-        return by_frames(lambda low, high: roots[1] * torch.lerp(low, high, share.to(low)), low, high)
+        return by_frames(lambda low, high: roots[1] * torch.lerp(low, high, share.to(low)), low, high, out=low)
 
 
 def channel_mean(latents: torch.Tensor) -> torch.Tensor:

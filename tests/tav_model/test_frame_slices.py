@@ -53,8 +53,8 @@ def test_slices_have_the_same_bits(name, size, monkeypatch):
     assert torch.equal(COMPUTATIONS[name](), expected)
 
 
-@given(frames=st.integers(1, 200))
-def test_a_short_clip_is_left_alone_and_a_long_one_replaced(frames):
+@given(frames=st.integers(1, 200), in_place=st.booleans())
+def test_by_frames(frames, in_place):
     first, second = clip(0, frames=frames), clip(1, frames=frames)
     before = first.clone()
     lengths = []
@@ -63,8 +63,9 @@ def test_a_short_clip_is_left_alone_and_a_long_one_replaced(frames):
         lengths.append(a.shape[2])
         return a - 2 * b
 
-    result = by_frames(function, first, second)
+    result = by_frames(function, first, second, out=first if in_place else None)
     assert torch.equal(result, before - 2 * second)
     assert max(lengths) <= frame_slices.FRAMES and sum(lengths) == frames
-    assert (result is first) == (frames > frame_slices.FRAMES)
-    assert torch.equal(first, result if frames > frame_slices.FRAMES else before)
+    replaced = in_place and frames > frame_slices.FRAMES
+    assert (result is first) == replaced
+    assert torch.equal(first, result if replaced else before)
