@@ -99,7 +99,7 @@ DEFAULT_ARGUMENTS: dict[str, dict[str, Any]] = {
         **DIFFERENCE_MASK,
         **MOMENTS,
         "source_negative": 0.7,
-        "source_negative_weight": 0.75,
+        "source_negative_weight": 0.5,
         "attention_propagation": 1.0,
     },
     "multiple": {

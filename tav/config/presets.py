@@ -106,7 +106,7 @@ PRESETS = {
     "background": Preset(
         "other surroundings; objects stay",
         source_negative=0.7,
-        source_negative_weight=0.75,
+        source_negative_weight=0.5,
         attention_propagation=1.0,
         mean_match=1.0,
         deviation_match=0.25,
