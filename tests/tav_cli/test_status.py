@@ -50,13 +50,13 @@ def test_status_says_why(tav: Tav, done: Path) -> None:
     assert ball["prompts"] == {"done": ["blue", "cube"], "todo": ["star"], "problem": None}
     assert not (done / ".tav/rows/ball/x").exists()
 
-    change(done / "params.yaml", "  learning_rate: 0.003", "  learning_rate: 0.002")
+    change(done / "params.yaml", "  learning_rate: 0.006", "  learning_rate: 0.002")
     (ball,) = statuses(tav, "ball").values()
-    assert states(ball)["tune"] == ("stale", ["tune.learning_rate 0.003 → 0.002"])
+    assert states(ball)["tune"] == ("stale", ["tune.learning_rate 0.006 → 0.002"])
     assert states(ball)["edit"] == ("stale", ["data/ball.csv changed", "after tune"])
     assert ball["prompts"]["todo"] == ["blue", "cube", "star"]
     lines = tav("status", "ball").out.splitlines()
-    assert lines[4].split("  ")[1:] and re.fullmatch(r"  tune +stale +tune.learning_rate 0.003 → 0.002 *", lines[4])
+    assert lines[4].split("  ")[1:] and re.fullmatch(r"  tune +stale +tune.learning_rate 0.006 → 0.002 *", lines[4])
     assert lines[8].strip() == "prompts: 0 of 3 done; to render: blue, cube, star"
 
 
@@ -85,7 +85,7 @@ def test_status_of_what_is_lost_but_cached(tav: Tav, done: Path) -> None:
 
 
 def test_status_while_a_stage_runs(tav: Tav, done: Path) -> None:
-    change(done / "params.yaml", "  learning_rate: 0.003", "  learning_rate: 0.002")
+    change(done / "params.yaml", "  learning_rate: 0.006", "  learning_rate: 0.002")
     with ClipStages(done, "ball").session("tune"):
         (ball,) = statuses(tav, "ball").values()
         # Who only looks is in nobody's way.
