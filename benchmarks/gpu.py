@@ -122,12 +122,9 @@ def _in_own_session(work: Callable[[Path], int], record: Path) -> None:
 
 
 def _measure(name: str, setting: Setting, golden: Path, full: bool, record: Path) -> int:
-    from benchmarks import gpu_parts
+    from benchmarks.gpu_parts import Run, measure_part
 
-    arguments = [name, "--record", str(record), "--golden", str(golden)]
-    return gpu_parts.main(
-        [*arguments, "--setting", json.dumps(dataclasses.asdict(setting)), *(["--full"] if full else [])]
-    )
+    return measure_part(name, Run(setting, golden, full, record))
 
 
 def _read(record: Path, result: PartResult) -> None:

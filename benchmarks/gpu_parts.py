@@ -1,18 +1,13 @@
-"""The parts of `python -m benchmarks.gpu`. Each runs in a process of its own, and records figures as it goes along.
-
-python -m benchmarks.gpu_parts NAME --record FILE --setting JSON
-"""
+"""The parts of `python -m benchmarks.gpu`. Each runs in a process of its own, and records figures as it goes along."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
 import math
 import os
 import statistics
-import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -27,6 +22,7 @@ from benchmarks.speed import (
     Timing,
     build_unet,
     count_flop,
+    embedded_pipeline,
     machine,
     make_edit,
     make_part,
@@ -301,6 +297,14 @@ def inputs(setting: Setting, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Te
     return latents, text
 
 
+def guided_inputs(latents: torch.Tensor, text: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the inputs of a forward pass of two videos, as guidance needs it: the sample, the timestep and the texts."""
+    import torch
+
+    sample = latents.to(text.dtype).expand(2, -1, -1, -1, -1).clone()
+    return sample, torch.tensor(500, device=latents.device), text.expand(2, -1, -1).clone()
+
+
 def random_unet(setting: Setting) -> tuple[UNet3DConditionModel, torch.dtype]:
     """Return the UNet with random weights, and its precision."""
     import torch
@@ -373,7 +377,6 @@ def default_edits(run: Run) -> None:
     import torch
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    from tav_model import TuneAVideoPipeline
     from tav_model.base_models import load_part
     from toyworld import WEIGHTS
 
@@ -383,14 +386,8 @@ def default_edits(run: Run) -> None:
     tokenizer = load_part(str(WEIGHTS), "tokenizer")
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=TEXT_SHAPES[setting.config][1], **ends)
-    pipe = TuneAVideoPipeline(
-        vae=load_part(str(WEIGHTS), "vae").to(setting.device),
-        text_encoder=CLIPTextModel(config).to(setting.device, dtype),
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=load_part(str(WEIGHTS), "scheduler"),
-    )
-    pipe.set_progress_bar_config(disable=True)
+    text_encoder = CLIPTextModel(config).to(dtype)  # As wide as the UNet expects.
+    pipe = embedded_pipeline(unet, setting.device, text_encoder=text_encoder, tokenizer=tokenizer)
     trajectory = torch.randn(INVERSION_STEPS + 1, *latents.shape, generator=torch.Generator().manual_seed(1))
     steps = SAMPLING_STEPS if run.full else 2
     for category, arguments in DEFAULT_ARGUMENTS.items():
@@ -438,8 +435,7 @@ def cuda_graph(run: Run) -> None:
     setting = run.setting
     unet, dtype = random_unet(setting)
     latents, text = inputs(setting, dtype)
-    pair, texts = latents.to(dtype).expand(2, -1, -1, -1, -1).clone(), text.expand(2, -1, -1).clone()
-    timestep = torch.tensor(500, device=setting.device)
+    pair, timestep, texts = guided_inputs(latents, text)
     eager = torch.no_grad()(lambda: unet(pair, timestep, texts).sample)
     expected = eager()
     flop = count_flop(eager)
@@ -492,8 +488,7 @@ def compiled_forward(run: Run) -> None:
     setting, name = run.setting, "forward of 2 videos, compiled"
     unet, dtype = random_unet(setting)
     latents, text = inputs(setting, dtype)
-    pair, texts = latents.to(dtype).expand(2, -1, -1, -1, -1).clone(), text.expand(2, -1, -1).clone()
-    timestep = torch.tensor(500, device=setting.device)
+    pair, timestep, texts = guided_inputs(latents, text)
     call = torch.no_grad()(lambda: unet(pair, timestep, texts).sample)
     expected = call()
     flop = count_flop(call)
@@ -534,7 +529,6 @@ def embedded_model(run: Run) -> None:
     import torch
 
     from tav_model import (
-        TuneAVideoPipeline,
         Tuner,
         TuningConfig,
         UNet3DConditionModel,
@@ -542,7 +536,6 @@ def embedded_model(run: Run) -> None:
         encode_frames,
         encode_prompts,
     )
-    from tav_model.base_models import load_part
     from tav_model.latents import to_frames
     from tav_model.metrics.clip import ClipScorer
     from toyworld import WEIGHTS
@@ -558,16 +551,8 @@ def embedded_model(run: Run) -> None:
     edits = truth.edits if run.full else dict(list(truth.edits.items())[:1])
     frames = render_clip(truth.scene, num_frames)
     torch.manual_seed(33)  # For the first weights of the temporal attention.
-    base = str(WEIGHTS)
-    unet = UNet3DConditionModel.from_pretrained_2d(base).to(device)
-    pipe = TuneAVideoPipeline(
-        vae=load_part(base, "vae").to(device),
-        text_encoder=load_part(base, "text_encoder").to(device),
-        tokenizer=load_part(base, "tokenizer"),
-        unet=unet,
-        scheduler=load_part(base, "scheduler"),
-    )
-    pipe.set_progress_bar_config(disable=True)
+    unet = UNet3DConditionModel.from_pretrained_2d(str(WEIGHTS)).to(device)
+    pipe = embedded_pipeline(unet, device)
     started = time.perf_counter()
 
     def lap(name: str) -> None:
@@ -591,7 +576,7 @@ def embedded_model(run: Run) -> None:
     lap(f"tune, {tuning_steps} steps")
     last = [record.loss for record in history[-20:]]
     run.figure(part, "loss, mean of the last 20 steps", sum(last) / len(last))
-    trajectory = torch.stack([*ddim_inversion(unet, pipe.scheduler, mean, empty, num_steps=inversion_steps)])
+    trajectory = ddim_inversion(unet, pipe.scheduler, mean, empty, num_steps=inversion_steps)
     lap(f"invert, {inversion_steps} steps")
     videos = {
         name: to_frames(
@@ -655,33 +640,20 @@ PARTS: dict[str, Callable[[Run], None]] = {
 }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one part; 0 if it has completed, 1 if not. Its failure is the last line of the record."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_parts")
-    parser.add_argument("part", choices=list(PARTS))
-    parser.add_argument("--record", type=Path, required=True)
-    parser.add_argument("--golden", type=Path, required=True)
-    parser.add_argument("--setting", type=json.loads, required=True)
-    parser.add_argument("--full", action="store_true")
-    chosen = parser.parse_args(arguments)
-    setting = Setting(**chosen.setting | {"attention": tuple(chosen.setting["attention"])})
-    run = Run(setting, chosen.golden, chosen.full, chosen.record)
+def measure_part(name: str, run: Run) -> int:
+    """Measure a part; 0 if it has completed, 1 if not. Its failure is the last line of the record."""
     try:
         from diffusers.utils import logging
 
         from tav.runtime.devices import choose_device
 
         logging.set_verbosity_error()
-        choose_device(setting.device)
-        if chosen.part == "device":
+        choose_device(run.setting.device)
+        if name == "device":
             run.write({"machine": machine()})
-        PARTS[chosen.part](run)
+        PARTS[name](run)
     except Exception as error:
         traceback.print_exc()
         run.write({"failure": f"{type(error).__name__}: {first_line(error)}"})
         return 1
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -36,7 +36,7 @@ from tav_model.files import read_json, write_json
 if TYPE_CHECKING:
     import torch
 
-    from tav_model import UNet3DConditionModel
+    from tav_model import TuneAVideoPipeline, UNet3DConditionModel
 
 VAE_FACTOR = 8  # pixels per latent, in all three configurations
 DEFAULT_SIZES = {"sd15": 256, "sd21": 256, "toyworld": 128}
@@ -201,6 +201,19 @@ def make_part(part: str, setting: Setting, backend: str = "inductor") -> Callabl
     return make_edit(unet, latents, text.expand(prompts, -1, -1), setting.device, steps=1)
 
 
+def embedded_pipeline(unet: UNet3DConditionModel, device: str, **parts: Any) -> TuneAVideoPipeline:
+    """Return a pipeline without a progress bar: a UNet with the other parts of the embedded base model, or with `parts`."""
+    from tav_model import TuneAVideoPipeline
+    from tav_model.base_models import load_part
+
+    base = str(ROOT / "toyworld" / "weights")
+    for name in {"vae", "text_encoder", "tokenizer", "scheduler"} - parts.keys():
+        parts[name] = load_part(base, name)
+    pipeline = TuneAVideoPipeline(unet=unet, **parts).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def make_edit(
     unet: UNet3DConditionModel,
     latents: torch.Tensor,
@@ -212,18 +225,7 @@ def make_edit(
     scheduler_config: dict[str, Any] | None = None,
 ) -> Callable[[], Any]:
     """Return the pipeline's sampling with guidance; the VAE and the text encoder are loaded but not used."""
-    from tav_model import TuneAVideoPipeline
-    from tav_model.base_models import load_part
-
-    base = str(ROOT / "toyworld" / "weights")
-    pipeline = TuneAVideoPipeline(
-        vae=load_part(base, "vae").to(device),
-        text_encoder=load_part(base, "text_encoder").to(device),
-        tokenizer=load_part(base, "tokenizer"),
-        unet=unet,
-        scheduler=scheduler(scheduler_config),
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = embedded_pipeline(unet, device, scheduler=scheduler(scheduler_config))
     return lambda: pipeline(
         prompt_embeds=text,
         negative_prompt_embeds=text if negative is None else negative,

@@ -432,7 +432,7 @@ class TuneAVideoPipeline(DiffusionPipeline):
                 *others_pred, noise_pred = noise_pred.split([len(one) for one in rows])
                 if step in guided:
                     noise_pred = guided_prediction(others_pred[-1], noise_pred, guidance_scale, proximal_quantile)
-                del others_pred
+                del others_pred  # Those of a long clip are large.
 
                 variance_noise = None
                 if eta > 0:

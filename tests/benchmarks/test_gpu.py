@@ -11,9 +11,17 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import gpu, gpu_parts
+from benchmarks import gpu
 from benchmarks.gpu import GOLDEN, PartResult, main, packages, report, run_part, run_parts
-from benchmarks.gpu_parts import DEFAULT_ARGUMENTS, GUIDANCE_SCALE, INVERSION_STEPS, PARTS, SAMPLING_STEPS, Run
+from benchmarks.gpu_parts import (
+    DEFAULT_ARGUMENTS,
+    GUIDANCE_SCALE,
+    INVERSION_STEPS,
+    PARTS,
+    SAMPLING_STEPS,
+    Run,
+    measure_part,
+)
 from benchmarks.measures import ROOT, Measure
 from benchmarks.speed import Setting
 from tasks.source_settings import source_arguments
@@ -55,8 +63,7 @@ def wait_for_a_child(marker, record):
 )
 def test_a_part_at_small_size(part, tmp_path):
     record = tmp_path / "record"
-    arguments = [part, "--record", str(record), "--golden", str(GOLDEN)]
-    code = gpu_parts.main([*arguments, "--setting", json.dumps(vars(SMALL))])
+    code = measure_part(part, Run(SMALL, GOLDEN, False, record))
     result = PartResult(part)
     gpu._read(record, result)
     assert (code, result.failure) == (0, None)

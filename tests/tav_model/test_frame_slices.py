@@ -1,4 +1,4 @@
-"""Long clips are computed slice by slice, with the same bits as in one piece."""
+"""Long clips that are computed slice by slice are bit-identical to those computed in one piece."""
 
 import pytest
 import torch
@@ -6,22 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tav_model import frame_slices
-from tav_model.base_models import load_part
 from tav_model.frame_slices import by_frames
 from tav_model.guidance import guided_prediction
 from tav_model.sampling import SAMPLERS
 from tav_model.trajectory import Trajectory
-from toyworld import WEIGHTS
+from tests.support.models import noise, scheduler
 
 FRAMES = 7
 
 
-def clip(seed, *before, frames=FRAMES):
-    return torch.randn(*before, 2, 4, frames, 3, 5, generator=torch.Generator().manual_seed(seed))
-
-
-def scheduler():
-    return load_part(str(WEIGHTS), "scheduler")
+def clip(seed, frames=FRAMES):
+    return noise(2, 4, frames, 3, 5, seed=seed)
 
 
 def sampled(name):
@@ -34,8 +29,7 @@ def sampled(name):
 
 
 def first_latents():
-    trajectory = clip(0, 21, frames=FRAMES)[:, :1]
-    return Trajectory(trajectory, scheduler()).start(0.5, 777, mean_match=0.7, deviation_match=0.3)
+    return Trajectory(noise(21, 1, 4, FRAMES, 3, 5), scheduler()).start(0.5, 777, mean_match=0.7, deviation_match=0.3)
 
 
 COMPUTATIONS = {
@@ -47,7 +41,7 @@ COMPUTATIONS = {
 
 @pytest.mark.parametrize("name", COMPUTATIONS)
 @pytest.mark.parametrize("size", [1, 3, 6])
-def test_slices_have_the_same_bits(name, size, monkeypatch):
+def test_slices_are_bit_identical(name, size, monkeypatch):
     expected = COMPUTATIONS[name]()
     monkeypatch.setattr(frame_slices, "FRAMES", size)
     assert torch.equal(COMPUTATIONS[name](), expected)
